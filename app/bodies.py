@@ -1,0 +1,102 @@
+"""Request bodies, read within bounds of bytes and of time."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from app import errors
+
+__all__ = ["Bodies"]
+
+BODY_SECONDS = 30.0
+DISCARD_BYTES = 16 * 1_048_576
+PIECE_BYTES = 65_536
+
+READ = "chatwait.body_read"
+
+
+class Bodies:
+    """Reads the bodies of requests, and ends those that take too long."""
+
+    def __init__(self, *, seconds: float = BODY_SECONDS) -> None:
+        self._seconds = seconds
+        self._due: dict[socket.socket, float] = {}
+
+    def read(self, environ: dict[str, Any], *, at_most: int) -> bytes:
+        """Return the whole body.
+
+        Raises: BodyTooLarge, RequestTimeout, InvalidJson (it broke off). What is too large is read to its end
+        within bounds all the same: bytes left unread would reset the connection under the answer.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        for piece in self._pieces(environ):
+            size += len(piece)
+            if size <= at_most:
+                pieces.append(piece)
+        if size > at_most:
+            raise errors.BodyTooLarge(f"It is larger than {at_most} bytes, the most this server takes.")
+        declared = environ.get("CONTENT_LENGTH")
+        if declared and size < int(declared):
+            raise errors.InvalidJson("The body ended before its announced length.")
+        return b"".join(pieces)
+
+    def discard(self, environ: dict[str, Any]) -> bool:
+        """Read a body that nobody wants to its end; False when it could not be, and the connection must end."""
+        if environ.get(READ):
+            return bool(environ[READ] == "whole")
+        if not has_body(environ):
+            return True
+        try:
+            for _ in self._pieces(environ):
+                pass
+        except errors.ChatError:
+            return False
+        return bool(environ[READ] == "whole")
+
+    def _pieces(self, environ: dict[str, Any]) -> Iterator[bytes]:
+        source = environ["wsgi.input"]
+        environ[READ] = "part"
+        left = DISCARD_BYTES
+        with self._timed(environ) as overdue:
+            while left > 0:
+                try:
+                    piece = source.read(PIECE_BYTES)
+                except Exception:  # noqa: BLE001 - the server's parser has exceptions of its own for bad chunks
+                    raise errors.InvalidJson("The body could not be read.") from None
+                if overdue():
+                    raise errors.RequestTimeout(f"It was not complete after {self._seconds:g} seconds.")
+                if not piece:
+                    environ[READ] = "whole"
+                    return
+                left -= len(piece)
+                yield piece
+
+    @contextmanager
+    def _timed(self, environ: dict[str, Any]) -> Iterator[Any]:
+        connection = environ.get("gunicorn.socket")
+        deadline = time.monotonic() + self._seconds
+        if connection is not None:
+            self._due[connection] = deadline
+        try:
+            yield lambda: time.monotonic() >= deadline
+        finally:
+            if connection is not None:
+                self._due.pop(connection, None)
+
+    def check(self, now: float) -> None:
+        """End the reading of what is overdue: whoever waits for more of it gets nothing."""
+        for connection, deadline in list(self._due.items()):
+            if now >= deadline:
+                try:
+                    connection.shutdown(socket.SHUT_RD)
+                except OSError:
+                    pass  # gone meanwhile
+
+
+def has_body(environ: dict[str, Any]) -> bool:
+    return environ.get("CONTENT_LENGTH", "0") not in ("", "0") or "HTTP_TRANSFER_ENCODING" in environ

@@ -1,0 +1,383 @@
+"""Settings: one table of name, type, default, range and help; the environment is read in one function.
+
+Standard library only, and importable before gevent has patched anything: gunicorn.conf.py reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from app.local_model import CONTEXT_TOKENS_PER_SLOT, MODEL_ID
+
+__all__ = ["BadSettings", "Settings", "needs_local_model", "read_settings", "table"]
+
+
+class BadSettings(ValueError):
+    """A setting cannot be used; the text names the variable, the value and what is allowed."""
+
+
+def _text(raw: str) -> str:
+    return raw.strip()
+
+
+def _names(raw: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in raw.split(",") if part.strip())
+
+
+def _whole(raw: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", raw.strip()):
+        raise ValueError("a whole number")
+    return int(raw)
+
+
+def _seconds(raw: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", raw.strip()):
+        raise ValueError("a number of seconds")
+    return float(raw)
+
+
+def _level(raw: str) -> str:
+    level = raw.strip().upper()
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+        raise ValueError("one of DEBUG, INFO, WARNING, ERROR, CRITICAL")
+    return level
+
+
+def _url(raw: str) -> str:
+    url = raw.strip()
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("an http:// or https:// URL such as https://api.openai.com/v1")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a URL without a user name or password; the key goes into OPENAI_API_KEY")
+    _ = parts.port  # urllib raises ValueError for a port that is no port
+    return url.rstrip("/")
+
+
+def _host(raw: str) -> str:
+    host = raw.strip()
+    if not re.fullmatch(r"[A-Za-z0-9.:_\-\[\]]+", host):
+        raise ValueError("a host name or address such as 127.0.0.1")
+    return host
+
+
+def _hosts(raw: str) -> tuple[str, ...]:
+    hosts = _names(raw.lower())
+    if any(not re.fullmatch(r"[a-z0-9._\-]+(:[0-9]{1,5})?|\[[0-9a-f:]+\](:[0-9]{1,5})?", host) for host in hosts):
+        raise ValueError("host names separated by commas, such as chat.example.org,localhost")
+    return hosts
+
+
+def _origins(raw: str) -> tuple[str, ...]:
+    origins = _names(raw.lower())
+    if any(not re.fullmatch(r"https?://(\[[0-9a-f:]+\]|[a-z0-9._\-]+)(:[0-9]{1,5})?", origin) for origin in origins):
+        raise ValueError("origins separated by commas, such as https://chat.example.org; never *")
+    return origins
+
+
+def _key(raw: str) -> str:
+    key = raw.strip()
+    if not re.fullmatch(r"[\x21-\x7e]*", key):
+        raise ValueError("visible ASCII characters")
+    return key
+
+
+def _setting(
+    default: Any,
+    read: Callable[[str], Any],
+    text: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    return field(default=default, metadata={"read": read, "help": text, "min": at_least, "max": at_most})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What one process was told. Every field is the environment variable of its upper-case name."""
+
+    openai_api_key: str = _setting(
+        "", _key, "The upstream's key. Without it and OPENAI_BASE_URL the embedded model answers."
+    )
+    openai_base_url: str = _setting("", _url, "Any OpenAI-compatible server, such as http://localhost:11434/v1.")
+    openai_model: str = _setting("gpt-4o-mini", _text, "The model that answers when a request names none.")
+    allowed_models: tuple[str, ...] = _setting(
+        (), _names, "Models a request may name, comma-separated; OPENAI_MODEL when empty."
+    )
+    system_prompt: str = _setting("", _text, "Put before every conversation when not empty.")
+    max_tokens: int = _setting(
+        16384, _whole, "Largest max_tokens a request may ask for.", at_least=1, at_most=1_000_000
+    )
+    default_max_tokens: int = _setting(
+        4096,
+        _whole,
+        "max_tokens of a request that names none; never more than MAX_TOKENS.",
+        at_least=1,
+        at_most=1_000_000,
+    )
+    max_message_chars: int = _setting(8000, _whole, "Longest message, in characters.", at_least=1, at_most=10_000_000)
+    max_context_messages: int = _setting(100, _whole, "Most messages a context may hold.", at_least=0, at_most=10_000)
+    max_input_tokens: int = _setting(
+        32000,
+        _whole,
+        "Most prompt tokens of system prompt, context and message together.",
+        at_least=1,
+        at_most=10_000_000,
+    )
+    max_answer_chars: int = _setting(
+        1_000_000, _whole, "Longest answer, in characters.", at_least=1, at_most=100_000_000
+    )
+    max_body_bytes: int = _setting(
+        1_048_576, _whole, "Largest request body, in bytes.", at_least=1024, at_most=104_857_600
+    )
+    timeout_seconds: float = _setting(
+        30.0,
+        _seconds,
+        "Longest silence of the upstream: before its first sign of life, and between two.",
+        at_least=1,
+        at_most=3600,
+    )
+    max_generation_seconds: float = _setting(
+        600.0, _seconds, "Longest duration of one generation.", at_least=1, at_most=86_400
+    )
+    max_active_streams: int = _setting(
+        1000, _whole, "Most generations at a time in one worker.", at_least=1, at_most=20_000
+    )
+    max_readers: int = _setting(
+        2000,
+        _whole,
+        "Most connections reading or waiting at a time in one worker.",
+        at_least=1,
+        at_most=40_000,
+    )
+    stream_memory_mb: int = _setting(
+        256,
+        _whole,
+        "Memory for the logs of one worker, in MiB; finished ones are evicted, oldest use first.",
+        at_least=1,
+        at_most=1_048_576,
+    )
+    retention_seconds: float = _setting(
+        3600.0,
+        _seconds,
+        "How long a finished answer stays readable after its end and its last reader.",
+        at_least=1,
+        at_most=2_592_000,
+    )
+    abandoned_seconds: float = _setting(
+        300.0,
+        _seconds,
+        "A generation without any reader for this long is cancelled.",
+        at_least=1,
+        at_most=86_400,
+    )
+    heartbeat_seconds: float = _setting(
+        10.0,
+        _seconds,
+        "Longest time without a frame on a stream; a ping is sent then.",
+        at_least=1,
+        at_most=300,
+    )
+    drain_seconds: float = _setting(
+        25.0, _seconds, "At a stop, how long live generations may still run.", at_least=1, at_most=3600
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        (), _origins, "Foreign origins whose pages may use this server, comma-separated; never *."
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        (),
+        _hosts,
+        "Host names that requests may carry; required when HOST is 0.0.0.0 or ::. "
+        "When empty: localhost, 127.0.0.1, [::1] and HOST.",
+    )
+    host: str = _setting("127.0.0.1", _host, "Address to listen on.")
+    port: int = _setting(8000, _whole, "Port to listen on.", at_least=1, at_most=65_535)
+    workers: int = _setting(1, _whole, "Worker processes; more than one needs REDIS_URL.", at_least=1, at_most=64)
+    redis_url: str = _setting(
+        "", _text, "A shared store for several workers. Not available in this version: leave it empty."
+    )
+    log_level: str = _setting(
+        "INFO", _level, "DEBUG, INFO, WARNING, ERROR or CRITICAL. DEBUG logs a line for every chunk."
+    )
+
+    @property
+    def local_model(self) -> bool:
+        """The embedded model answers: there is neither a key nor a base URL."""
+        return not self.openai_api_key and not self.openai_base_url
+
+    @property
+    def listens_publicly(self) -> bool:
+        return self.host not in ("127.0.0.1", "localhost", "::1", "[::1]") and not self.host.startswith("127.")
+
+    @property
+    def limits(self) -> dict[str, int | float]:
+        """What a client should know before it sends: GET /models shows it."""
+        names = (
+            "max_message_chars",
+            "max_context_messages",
+            "max_input_tokens",
+            "max_tokens",
+            "default_max_tokens",
+            "max_answer_chars",
+            "max_body_bytes",
+            "timeout_seconds",
+            "max_generation_seconds",
+            "retention_seconds",
+            "abandoned_seconds",
+            "heartbeat_seconds",
+        )
+        return {name: plain(getattr(self, name)) for name in names}
+
+
+def plain(number: float) -> int | float:
+    """Write whole numbers without a fraction: 30, not 30.0."""
+    return int(number) if number == int(number) else number
+
+
+# What the embedded model's context allows; a smaller value of the operator's stands.
+LOCAL_LIMITS = {"max_tokens": 2048, "default_max_tokens": 1024, "max_input_tokens": 1600}
+assert LOCAL_LIMITS["max_tokens"] + LOCAL_LIMITS["max_input_tokens"] < CONTEXT_TOKENS_PER_SLOT
+
+
+def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the environment, and `.env` (or the file that ENV_FILE names) for what it leaves out.
+
+    Raises: BadSettings with every variable that cannot be used, its value and what is allowed.
+    """
+    environ = os.environ if environ is None else environ
+    known = {**_read_env_file(Path(environ.get("ENV_FILE", ".env"))), **environ}
+    values: dict[str, Any] = {}
+    wrong: list[str] = []
+    for setting in fields(Settings):
+        variable = setting.name.upper()
+        raw = known.get(variable, "")
+        if not raw.strip():
+            continue
+        try:
+            values[setting.name] = _in_range(setting.metadata["read"](raw), setting.metadata)
+        except ValueError as error:
+            # What may hold a secret is not repeated: the text goes to terminals and logs.
+            shown = "the value" if variable in _MAY_HOLD_SECRETS else repr(raw)
+            wrong.append(f"{variable}: {shown} cannot be used; it takes {error}.")
+    settings = Settings(**values)
+    wrong += _contradictions(settings)
+    if wrong:
+        raise BadSettings("\n".join(wrong))
+    return _completed(settings, named=set(values))
+
+
+_MAY_HOLD_SECRETS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "REDIS_URL")
+
+
+def _in_range(value: Any, metadata: Mapping[str, Any]) -> Any:
+    low, high = metadata["min"], metadata["max"]
+    if low is not None and not low <= value <= high:
+        raise ValueError(f"{low} to {high}")
+    return value
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    wrong = []
+    if settings.redis_url:
+        wrong.append("REDIS_URL: this version keeps streams in memory and cannot use a shared store; remove REDIS_URL.")
+    if settings.workers > 1:
+        wrong.append(
+            f"WORKERS: {settings.workers} cannot be used; streams are kept in one process's memory, so a resume "
+            "would reach the wrong worker. Use WORKERS=1."
+        )
+    if settings.host in ("0.0.0.0", "::", "[::]") and not settings.allowed_hosts:
+        wrong.append(
+            f"ALLOWED_HOSTS: must be set when HOST is {settings.host}: the host names that clients use, "
+            "such as chat.example.org,localhost."
+        )
+    return wrong
+
+
+def _completed(settings: Settings, *, named: set[str]) -> Settings:
+    """Fill in the defaults that depend on other settings."""
+    changes: dict[str, Any] = {}
+    if settings.local_model:
+        changes["openai_model"] = MODEL_ID
+        changes["allowed_models"] = (MODEL_ID,)
+        for name, limit in LOCAL_LIMITS.items():
+            changes[name] = min(getattr(settings, name), limit)
+    elif not settings.allowed_models:
+        changes["allowed_models"] = (settings.openai_model,)
+    elif "openai_model" not in named:
+        changes["openai_model"] = settings.allowed_models[0]
+    elif settings.openai_model not in settings.allowed_models:
+        changes["allowed_models"] = (settings.openai_model, *settings.allowed_models)
+    if not settings.allowed_hosts:
+        host = settings.host.lower()
+        own = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        changes["allowed_hosts"] = tuple(dict.fromkeys(("localhost", "127.0.0.1", "[::1]", own)))
+    settings = replace(settings, **changes)
+    return replace(settings, default_max_tokens=min(settings.default_max_tokens, settings.max_tokens))
+
+
+def _read_env_file(path: Path) -> dict[str, str]:
+    """Read NAME=value lines; quotes around a value are taken off, a missing file is an empty one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{path}: cannot be read ({type(error).__name__}); it holds NAME=value lines.") from error
+    values = {}
+    for number, line in enumerate(lines, 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.removeprefix("export ").partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
+            raise BadSettings(f"{path}, line {number}: not a NAME=value line.")
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        else:
+            value = re.sub(r"(^|\s)#.*$", "", value).strip()
+        values[name.strip()] = value
+    return values
+
+
+def needs_local_model(environ: Mapping[str, str] | None = None) -> bool:
+    """Tell whether the embedded model would answer; the Makefile asks before it installs it."""
+    environ = os.environ if environ is None else environ
+    known = {**_read_env_file(Path(environ.get("ENV_FILE", ".env"))), **environ}
+    return not known.get("OPENAI_API_KEY", "").strip() and not known.get("OPENAI_BASE_URL", "").strip()
+
+
+def table() -> list[tuple[str, str, str, str]]:
+    """List (variable, default, range, help) for the README and `.env.example`."""
+    rows = []
+    for setting in fields(Settings):
+        low, high = setting.metadata["min"], setting.metadata["max"]
+        default: Any = setting.default
+        shown = ",".join(default) if isinstance(default, tuple) else str(default if low is None else plain(default))
+        span = "" if low is None else f"{low} to {high}"
+        rows.append((setting.name.upper(), shown, span, setting.metadata["help"]))
+    return rows
+
+
+def main(arguments: list[str]) -> int:
+    """Answer the Makefile (`needs-local-model`) or print the table of settings (`table`)."""
+    if arguments == ["needs-local-model"]:
+        return 0 if needs_local_model() else 1
+    if arguments == ["table"]:
+        for row in table():
+            print("| `{}` | {} | {} | {} |".format(*(cell.replace("|", "\\|") for cell in row)))
+        return 0
+    print("usage: python -m app.config needs-local-model | table", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,352 @@
+"""Runs one generation: the upstream's answer into a log, whatever happens to its readers.
+
+Owns the deadlines, the retries, the one terminal event, and the one broad `except` on an answer's way. A
+generation ends exactly once: `StreamLog.finish` lets the first reason win, from whichever thread it comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+from app import errors, tokens
+from app.logs import ChunkLog, event
+from app.streams.store import StreamLog, Terminal, Totals, log_name
+from app.upstream import Answer, Call, Question, Upstream
+
+__all__ = ["Bounds", "Generation", "Generations"]
+
+ATTEMPTS = 3
+BACKOFF_SECONDS = 0.5
+TAIL_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long and how much. Units: seconds, characters."""
+
+    silence_seconds: float
+    generation_seconds: float
+    abandoned_seconds: float
+    answer_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Why a generation ends: completed, cancelled for a reason, or failed with an error."""
+
+    reason: str | None = None
+    error: errors.ChatError | None = None
+    cause: BaseException | None = None
+
+
+class _Stopped(Exception):
+    """The log has ended; nothing more is wanted of the upstream."""
+
+
+class Generation:
+    """One generation, in a thread of its own from `run` to its terminal event."""
+
+    def __init__(
+        self, log: StreamLog, question: Question, *, prompt_tokens: int, upstream: Upstream, bounds: Bounds
+    ) -> None:
+        self.log = log
+        self.question = question
+        self.started = time.monotonic()
+        self.last_life = self.started
+        self._prompt_tokens = prompt_tokens
+        self._upstream = upstream
+        self._bounds = bounds
+        self._call = Call()
+        self._stopped = threading.Event()
+        self._answer: Answer | None = None
+        self._finish_reason: str | None = None
+        self._usage: tokens.Usage | None = None
+        self._first_token_ms: int | None = None
+        self._name = log_name(log.stream_id)
+        self._chunks = ChunkLog(stream=self._name, correlation_id=log.origin.correlation_id, started=self.started)
+
+    # The way of the answer
+
+    def run(self) -> None:
+        """Ask, read the answer into the log, and end it; returns when nothing of it is left running."""
+        try:
+            self._answer = self._ask()
+            self._read(self._answer)
+            self.end()
+        except _Stopped:
+            pass
+        except errors.ChatError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, its readers get their terminal event
+            self._fail(errors.InternalError(), error)
+        finally:
+            if self._answer is not None:
+                self._answer.close()
+
+    def _ask(self) -> Answer:
+        """Ask, and again after what may pass: only here, where not a token has come yet."""
+        attempt = 1
+        while True:
+            if self._stopped.is_set():
+                raise _Stopped
+            try:
+                return self._upstream.ask(self.question, self._call)
+            except (errors.UpstreamUnavailable, errors.UpstreamRateLimited) as error:
+                delay = self._delay(error, attempt)
+                if delay is None:
+                    raise
+                event(
+                    "upstream_retry",
+                    level=logging.WARNING,
+                    stream=self._name,
+                    correlation_id=self.log.origin.correlation_id,
+                    attempt=attempt,
+                    error_code=error.error_code,
+                    delay_ms=int(delay * 1000),
+                    cause=_cause(error),
+                )
+            self._stopped.wait(delay)
+            attempt += 1
+
+    def _delay(self, error: errors.UpstreamError, attempt: int) -> float | None:
+        """Choose how long to wait before the next attempt; None when there is none. Units: seconds."""
+        if attempt >= ATTEMPTS or self._stopped.is_set():
+            return None
+        left = self.started + self._bounds.silence_seconds - time.monotonic()
+        delay = random.uniform(0, BACKOFF_SECONDS * 2 ** (attempt - 1))
+        if error.retry_after_seconds is not None:
+            delay = max(delay, float(error.retry_after_seconds))
+        return delay if delay < left else None
+
+    def _read(self, answer: Answer) -> None:
+        append = self.log.append
+        note = self._chunks.add
+        room = self._bounds.answer_chars
+        for text, finish_reason, usage, done in answer.parts():
+            self.last_life = now = time.monotonic()
+            if text:
+                room -= len(text)
+                if room < 0:
+                    raise errors.UpstreamError("The answer is longer than this server takes.")
+                if self._first_token_ms is None:
+                    self._first_token_ms = int((now - self.started) * 1000)
+                if not append(text):
+                    raise _Stopped
+                note(len(text.encode()), now)
+            if finish_reason:
+                self._finish_reason = finish_reason
+            if usage is not None:
+                self._usage = tokens.provider_usage(usage) or self._usage
+            if done:
+                self.end()
+        if self._stopped.is_set():
+            raise _Stopped
+        if self._finish_reason is None and self.log.terminal is None:
+            raise errors.UpstreamError("The model's server broke off in the middle of its answer.")
+
+    # The ends
+
+    def end(self) -> bool:
+        """End as complete."""
+        return self._end(_End())
+
+    def cancel(self, reason: str) -> bool:
+        """End as cancelled by `client`, `abandoned` or `shutdown`; False when it had ended already."""
+        return self._end(_End(reason=reason))
+
+    def fail(self, error: errors.ChatError) -> bool:
+        return self._end(_End(error=error))
+
+    def _fail(self, error: errors.ChatError, cause: BaseException | None = None) -> None:
+        self._end(_End(error=error, cause=cause or error))
+
+    def check(self, now: float) -> None:
+        """End what has outlived one of its deadlines. Units: monotonic seconds."""
+        bounds = self._bounds
+        if now - self.last_life > bounds.silence_seconds:
+            if self._finish_reason is not None:
+                self.end()  # the answer is whole, only its end is missing
+            else:
+                self.fail(errors.UpstreamTimeout(f"It was silent for {bounds.silence_seconds:g} seconds."))
+        elif now - self.started > bounds.generation_seconds:
+            self.fail(
+                errors.UpstreamTimeout(
+                    f"The answer was not complete after {bounds.generation_seconds:g} seconds, the longest allowed."
+                )
+            )
+        elif (unread_since := self.log.unread_since) and now - unread_since > bounds.abandoned_seconds:
+            self.cancel("abandoned")
+
+    def check_tail(self, now: float) -> None:
+        """Let go of an upstream that does not end its stream after the answer's end."""
+        if now - self.last_life > TAIL_SECONDS:
+            self._call.cancel()
+
+    def _end(self, end: _End) -> bool:
+        self._append_half()
+        terminal: Terminal | None = None
+
+        def write(totals: Totals) -> Terminal:
+            nonlocal terminal
+            terminal = self._terminal(end, totals)
+            return terminal
+
+        if not self.log.finish(write):
+            return False
+        self._stopped.set()
+        if end.reason or end.error:
+            self._call.cancel()
+        assert terminal is not None
+        self._report(end, terminal)
+        return True
+
+    def _append_half(self) -> None:
+        """Show half a character that nothing will complete any more as what it is."""
+        half = self._answer.pending() if self._answer is not None else ""
+        if half:
+            with contextlib.suppress(errors.Overloaded):
+                if self.log.append(half):
+                    self._chunks.add(len(half.encode()), time.monotonic())
+
+    def _terminal(self, end: _End, totals: Totals) -> Terminal:
+        status = "cancelled" if end.reason else "failed" if end.error else "complete"
+        origin = self.log.origin
+        content = {
+            "sequence": totals.tokens + 1,
+            "is_final": True,
+            "status": status,
+            "finish_reason": self._finish_reason,
+            "model": origin.model,
+            "tokens": totals.tokens,
+            "usage": self._final_usage(status, totals),
+            "first_token_ms": self._first_token_ms,
+            "duration_ms": int((time.monotonic() - self.started) * 1000),
+            "characters": totals.characters,
+            "sha256": totals.sha256,
+            "correlation_id": origin.correlation_id,
+        }
+        if end.reason:
+            content["reason"] = end.reason
+        if end.error:
+            content["error"] = end.error.body(origin.correlation_id)
+        name = {"complete": "done"}.get(status, status)
+        frees_key = end.error is not None and end.error.retryable and totals.tokens == 0
+        return Terminal(name, content, frees_key)
+
+    def _final_usage(self, status: str, totals: Totals) -> tokens.Usage:
+        usage = self._usage
+        # Figures that came before the end are of the part until then: good only for a whole answer, and not
+        # when they deny the text that is there.
+        if status == "complete" and usage is not None and (usage["completion_tokens"] or not totals.tokens):
+            return usage
+        return tokens.estimated_usage(self._prompt_tokens, totals.text, self.question.model)
+
+    def _report(self, end: _End, terminal: Terminal) -> None:
+        """Book the generation: called by the one `_end` that won, so once."""
+        self._chunks.flush(time.monotonic())
+        content = terminal.content
+        about = {"stream": self._name, "correlation_id": content["correlation_id"]}
+        if end.error is not None:
+            event(
+                "error_occurred",
+                level=logging.ERROR if end.error.origin == "service" else logging.WARNING,
+                failure=end.cause,
+                error_type=end.error.error_code,
+                error_message=end.error.message,
+                detail=end.error.detail,
+                recovery_action=end.error.action,
+                **about,
+            )
+        event(
+            "response_complete",
+            status=content["status"],
+            reason=end.reason,
+            model=content["model"],
+            finish_reason=content["finish_reason"] if content["finish_reason"] in _FINISH_REASONS else None,
+            tokens=content["tokens"],
+            duration_ms=content["duration_ms"],
+            first_token_ms=content["first_token_ms"],
+            usage=content["usage"],
+            resumes=self.log.resumes,
+            rate_limits=dict(self._answer.rate_limits) if self._answer is not None else {},
+            **about,
+        )
+
+
+_FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "function_call")
+
+
+def _cause(error: BaseException) -> list[str]:
+    """Name the types behind an error, for the log."""
+    names: list[str] = []
+    cause = error.__cause__
+    while cause is not None and len(names) < 4:
+        names.append(type(cause).__name__)
+        cause = cause.__cause__
+    return names
+
+
+class Generations:
+    """The live generations of this worker: starts them, finds them, holds them to their deadlines."""
+
+    def __init__(self, *, upstream: Upstream, bounds: Bounds) -> None:
+        self._upstream = upstream
+        self._bounds = bounds
+        self._live: dict[str, Generation] = {}
+
+    @property
+    def live(self) -> int:
+        """How many have not ended."""
+        return sum(generation.log.terminal is None for generation in list(self._live.values()))
+
+    def start(self, log: StreamLog, question: Question, *, prompt_tokens: int) -> None:
+        """Begin to generate into a new log."""
+        generation = Generation(
+            log, question, prompt_tokens=prompt_tokens, upstream=self._upstream, bounds=self._bounds
+        )
+        self._live[log.stream_id] = generation
+        event(
+            "stream_started",
+            stream=log_name(log.stream_id),
+            correlation_id=log.origin.correlation_id,
+            model=question.model,
+            max_tokens=question.max_tokens,
+            messages=len(question.messages),
+            prompt_tokens=prompt_tokens,
+        )
+        try:
+            threading.Thread(target=self._run, args=(generation,), name="generation", daemon=True).start()
+        except RuntimeError:  # no more threads: never with gevent's, which are objects
+            generation.fail(errors.Overloaded(retry_after_seconds=5))
+            self._live.pop(log.stream_id, None)
+
+    def _run(self, generation: Generation) -> None:
+        try:
+            generation.run()
+        finally:
+            self._live.pop(generation.log.stream_id, None)
+
+    def logs(self) -> list[StreamLog]:
+        """List the logs of those that have not ended."""
+        return [live.log for live in list(self._live.values()) if live.log.terminal is None]
+
+    def cancel(self, stream_id: str, reason: str) -> bool:
+        """Stop one; False when it has ended already."""
+        generation = self._live.get(stream_id)
+        return generation is not None and generation.cancel(reason)
+
+    def cancel_all(self, reason: str) -> None:
+        for generation in list(self._live.values()):
+            generation.cancel(reason)
+
+    def check(self, now: float) -> None:
+        for generation in list(self._live.values()):
+            if generation.log.terminal is None:
+                generation.check(now)
+            else:
+                generation.check_tail(now)

@@ -1,0 +1,224 @@
+"""JSON lines on stdout: one event a line, UTC, never the text of a conversation, a key or a stream id.
+
+Every library's lines go the same way. A line that cannot be formatted is replaced by one that says so: left to
+itself, logging would print the raw record to stderr, past every rule here.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import errno
+import json
+import logging
+import re
+import sys
+import time
+import traceback
+from array import array
+from datetime import UTC, datetime
+from typing import Any
+
+from pythonjsonlogger.json import JsonFormatter
+
+from app.config import Settings
+
+__all__ = ["ChunkLog", "configure", "correlation", "event", "utc_now"]
+
+LONGEST_LINE_BYTES = 16_384
+LONGEST_TEXT_CHARS = 2_000
+
+correlation: contextvars.ContextVar[str | None] = contextvars.ContextVar("correlation", default=None)
+
+_log = logging.getLogger("app")
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+# Secrets and capabilities, wherever a library puts them: replaced in every string of every line.
+_SECRETS = re.compile(
+    r"\bcw_[A-Za-z0-9_-]{16,64}"
+    r"|\bsk-[A-Za-z0-9_-]{8,256}"
+    r"|(?i:\bbearer)\s+[A-Za-z0-9._~+/=-]{6,512}"
+    r"|\beyJ[A-Za-z0-9_-]{8,1024}\.[A-Za-z0-9_-]{4,2048}(?:\.[A-Za-z0-9_-]{0,1024})?"
+)
+
+
+def utc_now(at: float | None = None) -> str:
+    """Format a time (now by default; Units: seconds since 1970) as UTC ISO 8601 with milliseconds and Z."""
+    moment = datetime.fromtimestamp(time.time() if at is None else at, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class _Formatter(JsonFormatter):
+    def __init__(self, key: str) -> None:
+        super().__init__(json_ensure_ascii=True)
+        self._key = key if len(key) >= 6 else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        try:
+            line = super().format(record)
+        except Exception as error:  # noqa: BLE001 - nothing may reach logging's own handling
+            line = self._unformatted(record, type(error).__name__)
+        return line if len(line) <= LONGEST_LINE_BYTES else self._unformatted(record, "too long")
+
+    def _unformatted(self, record: logging.LogRecord, why: str) -> str:
+        return json.dumps(
+            {
+                "timestamp": utc_now(record.created),
+                "level": record.levelname,
+                "event": "log_line_dropped",
+                "logger": record.name[:100],
+                "correlation_id": None,
+                "why": why,
+                "line": record.lineno,
+            }
+        )
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        return {name: self._clean(value) for name, value in log_data.items()}
+
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+        extra = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+        log_data["timestamp"] = utc_now(record.created)
+        log_data["level"] = record.levelname
+        if "event" in extra:
+            log_data["event"] = extra.pop("event")
+            log_data["correlation_id"] = extra.pop("correlation_id", None) or correlation.get()
+        else:
+            log_data["event"] = "log"
+            log_data["correlation_id"] = correlation.get()
+            log_data["message"] = self._cut(record.getMessage())
+            extra = {}  # a library's own fields may hold anything
+        log_data["logger"] = record.name
+        log_data.update(extra)
+        if record.exc_info and record.exc_info[0] is not None:
+            log_data["exception"] = _describe(record.exc_info[1])
+
+    def _clean(self, value: Any) -> Any:
+        if isinstance(value, str):
+            if self._key and self._key in value:
+                value = value.replace(self._key, "[redacted]")
+            return _SECRETS.sub("[redacted]", value)
+        if isinstance(value, dict):
+            return {str(name): self._clean(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple) and any(isinstance(inner, str) for inner in value):
+            return [self._clean(inner) for inner in value]
+        return value
+
+    @staticmethod
+    def _cut(text: str) -> str:
+        return text if len(text) <= LONGEST_TEXT_CHARS else text[:LONGEST_TEXT_CHARS] + "…"
+
+
+def _describe(error: BaseException | None) -> dict[str, Any]:
+    """Tell an exception's type and where it came from; its text may quote a conversation, so it stays out."""
+    places = [
+        f"{frame.filename.rsplit('/site-packages/', 1)[-1].rsplit('/app/', 1)[-1]}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__ if error else None)[-12:]
+    ]
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(chain) < 5:
+        chain.append(type(cause).__name__)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return {"types": chain, "places": places}
+
+
+def _gunicorn_line(record: logging.LogRecord) -> bool:
+    """Drop or shorten what gunicorn says of its clients: addresses, and headers that it could not read."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, OSError) and error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return False  # a reader that vanished; `reader_left` tells of it
+    if str(record.msg).startswith("Invalid request from ip="):
+        record.msg, record.args = "a request was refused before it could be read", ()
+    return True
+
+
+def configure(settings: Settings) -> None:
+    """Send every logger's lines to stdout as JSON. May be called again."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter(settings.openai_api_key))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level)
+    # A stream that is gone (a closed pipe) must not make logging print records to stderr.
+    logging.raiseExceptions = False
+    logging.captureWarnings(True)
+    for name in ("gunicorn", "gunicorn.error", "gunicorn.access", "gunicorn.http", "werkzeug", "flask.app"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = []
+        logger.propagate = True
+    logging.getLogger("gunicorn.error").addFilter(_gunicorn_line)
+    # At DEBUG these write whole requests, conversations included.
+    for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "asyncio"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def event(name: str, *, level: int = logging.INFO, failure: BaseException | None = None, **fields: Any) -> None:
+    """Write one line: the event's name and its fields. `failure` adds an exception's types and places."""
+    if _log.isEnabledFor(level):
+        _log.log(level, name, extra={"event": name, **fields}, exc_info=failure)
+
+
+class ChunkLog:
+    """Every chunk's sequence, size and time, many chunks a line: at most a line a second and one at the end,
+    more only where a line would grow over its limit.
+
+    Units: `bytes` of UTF-8; `ms` since the generation began.
+    """
+
+    LINE_CHUNKS = 800
+
+    __slots__ = ("_correlation_id", "_first", "_flushed", "_sizes", "_started", "_stream", "_times", "debug")
+
+    def __init__(self, *, stream: str, correlation_id: str, started: float) -> None:
+        self._stream = stream
+        self._correlation_id = correlation_id
+        self._started = started
+        self._flushed = started
+        self._first = 1
+        self._sizes = array("I")
+        self._times = array("I")
+        self.debug = _log.isEnabledFor(logging.DEBUG)
+
+    def add(self, size: int, at: float) -> None:
+        """Note one chunk. Units: bytes, and monotonic seconds."""
+        self._sizes.append(size)
+        self._times.append(int((at - self._started) * 1000))
+        if self.debug:
+            sequence = self._first + len(self._sizes) - 1
+            event(
+                "chunk_sent",
+                level=logging.DEBUG,
+                stream=self._stream,
+                correlation_id=self._correlation_id,
+                sequence=sequence,
+                bytes=size,
+                ms=self._times[-1],
+            )
+        if at - self._flushed >= 1.0 or len(self._sizes) >= self.LINE_CHUNKS:
+            self.flush(at)
+
+    def flush(self, at: float) -> None:
+        """Write what has been noted since the last line, if anything."""
+        sizes, times = self._sizes, self._times
+        if not sizes:
+            return
+        self._sizes, self._times = array("I"), array("I")
+        first, self._first = self._first, self._first + len(sizes)
+        self._flushed = at
+        event(
+            "chunks_sent",
+            stream=self._stream,
+            correlation_id=self._correlation_id,
+            first=first,
+            last=self._first - 1,
+            bytes=sizes.tolist(),
+            ms=times.tolist(),
+        )
+
+
+def early_formatter() -> logging.Formatter:
+    """Build the formatter for gunicorn's own configuration, before the application's logging stands."""
+    import os
+
+    return _Formatter(os.environ.get("OPENAI_API_KEY", ""))

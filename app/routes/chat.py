@@ -1,0 +1,72 @@
+"""POST: start a generation, or attach to the one that the same key started, or resume at a cursor."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from flask import Blueprint, Response, current_app, g, request
+
+from app import errors, schemas
+from app.logs import utc_now
+from app.routes import reading
+from app.runtime import Runtime
+from app.streams.store import Binding, Origin, StreamLog
+from app.upstream import Question
+
+__all__ = ["blueprint"]
+
+blueprint = Blueprint("chat", __name__)
+
+_KEY = re.compile(r"[\x21-\x7e]{16,255}")
+
+
+@blueprint.post("/chat/streaming")
+def create_streaming() -> Response:
+    """The answer as events."""
+    runtime: Runtime = current_app.extensions["chatwait"]
+    log, cursor = _log(runtime)
+    return reading.event_stream(runtime, log, cursor)
+
+
+@blueprint.post("/chat/wait")
+def create_wait() -> Response:
+    """The answer as one JSON object, when it is complete."""
+    runtime: Runtime = current_app.extensions["chatwait"]
+    log, cursor = _log(runtime)
+    return reading.waited(runtime, log, cursor)
+
+
+@blueprint.post("/chat")
+def create() -> Response:
+    """Events, or JSON where the client prefers it."""
+    accepted = request.accept_mimetypes
+    prefers_json = accepted.quality("application/json") > accepted.quality("text/event-stream")
+    response = create_wait() if prefers_json else create_streaming()
+    response.vary.add("Accept")
+    return response
+
+
+def _log(runtime: Runtime) -> tuple[StreamLog, reading.Cursor | None]:
+    """Find the log to read: of the cursor if there is one (which never starts anything), else a new one's."""
+    cursor = reading.cursor_of_request()
+    if cursor is not None:
+        runtime.bodies.read(request.environ, at_most=runtime.settings.max_body_bytes)
+        return runtime.store.find(cursor[0]), cursor
+    if request.mimetype != "application/json":
+        raise errors.UnsupportedMediaType
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise errors.InvalidRequest(
+            "The idempotency key is not usable.",
+            fields={"Idempotency-Key": ["Must be 16 to 255 visible ASCII characters."]},
+        )
+    body = runtime.bodies.read(request.environ, at_most=runtime.settings.max_body_bytes)
+    asked = schemas.read_request(body, runtime.settings)
+    runtime.readers.admit()
+    binding = Binding(hashlib.sha256(key.encode()).hexdigest(), asked.fingerprint) if key else None
+    log, created = runtime.store.create(Origin(g.correlation_id, asked.model, utc_now()), binding)
+    if created:
+        question = Question(asked.messages, asked.model, asked.max_tokens, asked.temperature)
+        runtime.generations.start(log, question, prompt_tokens=asked.prompt_tokens)
+    return log, None

@@ -1,0 +1,60 @@
+"""Every failure → the one error shape."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from app import errors
+from app.logs import event
+from app.routes.gate import allowed_methods
+
+__all__ = ["register", "respond"]
+
+
+def register(app: Flask) -> None:
+    app.register_error_handler(errors.ChatError, lambda error: _answer(error))
+    app.register_error_handler(HTTPException, lambda error: _answer(_from_http(error)))
+    app.register_error_handler(Exception, lambda error: _answer(errors.InternalError(), error))
+
+
+def _from_http(error: HTTPException) -> errors.ChatError:
+    """Map what werkzeug raises: it refuses paths, methods and little else here."""
+    if error.code == 405:
+        return errors.MethodNotAllowed(allow=tuple(sorted(allowed_methods())))
+    if error.code in (404, 308):
+        return errors.NotFound()
+    if error.code == 413:
+        return errors.BodyTooLarge()
+    if error.code == 415:
+        return errors.UnsupportedMediaType()
+    if error.code is not None and error.code < 500:
+        return errors.InvalidRequest("The request could not be read.")
+    return errors.InternalError()
+
+
+def _answer(error: errors.ChatError, cause: BaseException | None = None) -> Response:
+    event(
+        "error_occurred",
+        level=logging.ERROR if error.status == 500 else logging.INFO if error.origin == "client" else logging.WARNING,
+        failure=cause,
+        correlation_id=g.correlation_id,
+        error_type=error.error_code,
+        error_message=error.message,
+        recovery_action=error.action,
+        status=error.status,
+    )
+    return respond(error.status, error.body(g.correlation_id), allow=error.allow)
+
+
+def respond(status: int, body: dict[str, object], *, allow: tuple[str, ...] = ()) -> Response:
+    """Write an error body as an answer, with the headers that go with it."""
+    response = Response(b"" if request.method == "HEAD" else json.dumps(body), status, mimetype="application/json")
+    if body.get("retry_after_seconds") is not None:
+        response.headers["Retry-After"] = str(body["retry_after_seconds"])
+    if allow:
+        response.headers["Allow"] = ", ".join(allow)
+    return response

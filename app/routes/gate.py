@@ -1,0 +1,152 @@
+"""What happens to every request before its view and after it: correlation, who may ask, bodies, CORS."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from app import errors
+from app.logs import correlation, event
+from app.runtime import Runtime
+
+__all__ = ["close_connection", "register"]
+
+ALLOWED_METHODS = "GET, POST, DELETE"
+ALLOWED_HEADERS = "Content-Type, Last-Event-ID, Idempotency-Key, Prefer, X-Request-ID"
+EXPOSED_HEADERS = "X-Stream-Id, Location, X-Correlation-Id, Retry-After, Preference-Applied"
+
+CLOSE = "chatwait.close"
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+
+
+def register(app: Flask, runtime: Runtime) -> None:
+    settings = runtime.settings
+    app.wsgi_app = _closable(app.wsgi_app)  # type: ignore[method-assign]
+
+    @app.before_request
+    def admit() -> Response | None:
+        g.correlation_id = str(uuid.uuid4())
+        correlation.set(g.correlation_id)
+        request_id = request.headers.get("X-Request-ID", "")
+        event(
+            "request_received",
+            correlation_id=g.correlation_id,
+            method=request.method if request.method in _METHODS else "other",
+            route=request.url_rule.rule if request.url_rule is not None else None,
+            request_id=request_id if _REQUEST_ID.fullmatch(request_id) else None,
+        )
+        _check_host(settings.allowed_hosts)
+        _check_origin(settings.cors_origins)
+        if request.method == "OPTIONS":
+            return _options()
+        return None
+
+    @app.after_request
+    def complete(response: Response) -> Response:
+        if not runtime.bodies.discard(request.environ):
+            close_connection()
+        if runtime.drain.begun:
+            close_connection()  # the client's next request belongs to another worker
+        response.headers["X-Correlation-Id"] = g.get("correlation_id") or str(uuid.uuid4())
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        if "Content-Security-Policy" not in response.headers:
+            response.headers["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
+        _add_cors(response, settings.cors_origins)
+        return response
+
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
+
+
+def _closable(wsgi_app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Give views a way to end the connection after their answer.
+
+    gunicorn drops an application's `Connection: close`; its response object, whose method `start_response` is,
+    has a public one that does it.
+    """
+
+    def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        environ[CLOSE] = getattr(getattr(start_response, "__self__", None), "force_close", None)
+        return wsgi_app(environ, start_response)
+
+    return call
+
+
+def close_connection() -> None:
+    """End the connection after this answer."""
+    if close := request.environ.get(CLOSE):
+        close()
+
+
+def _check_host(allowed: tuple[str, ...]) -> None:
+    host = request.environ.get("HTTP_HOST", "").lower()
+    name = re.sub(r":[0-9]*$", "", host)
+    if host not in allowed and name not in allowed:
+        raise errors.HostNotAllowed
+
+
+def _own_origin(origin: str) -> bool:
+    """Compare hosts only: in front of us a proxy may speak https."""
+    try:
+        there = urlsplit(origin)
+        here = urlsplit(f"//{request.environ.get('HTTP_HOST', '')}".lower())
+        default = {"http": 80, "https": 443}.get(there.scheme)
+        return (
+            default is not None
+            and there.hostname == here.hostname
+            and (there.port or default) == (here.port or default)
+        )
+    except ValueError:
+        return False
+
+
+def _check_origin(listed: tuple[str, ...]) -> None:
+    """Pages of others must not start or stop anything; reading needs a stream id, which they have not."""
+    if request.method not in ("POST", "DELETE"):
+        return
+    origin = request.headers.get("Origin", "").lower()
+    if origin:
+        if origin not in listed and not _own_origin(origin):
+            raise errors.OriginNotAllowed
+    elif request.headers.get("Sec-Fetch-Site", "").lower() == "cross-site":
+        raise errors.OriginNotAllowed
+
+
+def _options() -> Response:
+    """Answer OPTIONS, a browser's preflight among them, for paths that exist."""
+    adapter = request.routing_exception
+    if isinstance(adapter, HTTPException) and not isinstance(adapter, MethodNotAllowed):
+        raise adapter
+    response = Response(status=204)
+    response.headers["Allow"] = ", ".join(sorted(allowed_methods()))
+    return response
+
+
+def allowed_methods() -> set[str]:
+    from flask import current_app
+
+    adapter = current_app.create_url_adapter(request)
+    return set(adapter.allowed_methods()) if adapter is not None else set()
+
+
+def _add_cors(response: Response, listed: tuple[str, ...]) -> None:
+    if not listed:
+        return
+    response.vary.add("Origin")
+    origin = request.headers.get("Origin", "").lower()
+    if origin not in listed:
+        return
+    response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
+    response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+    if request.method == "OPTIONS":
+        response.headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
+        response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+        response.headers["Access-Control-Max-Age"] = "600"

@@ -1,0 +1,35 @@
+"""What people see in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flask import Blueprint, Response
+
+__all__ = ["blueprint"]
+
+blueprint = Blueprint("pages", __name__)
+
+STATIC = Path(__file__).parent.parent / "static"
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+@blueprint.get("/")
+def show_home() -> Response:
+    """What this is, and how to talk to it."""
+    return _page("index.html", "text/html; charset=utf-8")
+
+
+@blueprint.get("/style.css")
+def show_style() -> Response:
+    return _page("style.css", "text/css; charset=utf-8")
+
+
+def _page(name: str, content_type: str) -> Response:
+    response = Response((STATIC / name).read_bytes(), content_type=content_type)
+    response.headers["Cache-Control"] = "no-cache"
+    response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+    return response

@@ -1,0 +1,158 @@
+"""Answers that read a log: the event stream and the waited-for JSON, whoever started the generation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+from collections.abc import Iterator
+
+from flask import Response, g, request
+
+from app import errors, schemas, sse
+from app.logs import event
+from app.routes import failures
+from app.routes.gate import close_connection
+from app.runtime import Runtime
+from app.sockets import is_connected
+from app.streams.store import StreamLog, Terminal, log_name
+
+__all__ = ["Cursor", "after", "cursor_of_request", "event_stream", "waited"]
+
+LONGEST_CURSOR_BYTES = 128
+LARGEST_SEQUENCE = 2**53
+
+_CURSOR = re.compile(r"([A-Za-z0-9_-]+)\.(0|[1-9][0-9]{0,15})")
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
+
+STREAM_HEADERS = {
+    "Cache-Control": "no-cache, no-store, no-transform",
+    "X-Accel-Buffering": "no",
+}
+
+Cursor = tuple[str, int]
+"""A stream id and the sequence number of the last event received."""
+
+
+def cursor_of_request() -> Cursor | None:
+    """Read the cursor: the header before the query, which is older on a reconnect; empty is absent.
+
+    Raises: CursorMalformed.
+    """
+    raw = request.headers.get("Last-Event-ID") or request.args.get("last_event_id") or request.args.get("lastEventId")
+    if not raw:
+        return None
+    found = _CURSOR.fullmatch(raw) if len(raw) <= LONGEST_CURSOR_BYTES else None
+    if found is None or int(found[2]) > LARGEST_SEQUENCE:
+        raise errors.CursorMalformed
+    return found[1], int(found[2])
+
+
+def after(log: StreamLog, cursor: Cursor | None) -> int | None:
+    """Judge a cursor against its log: the sequence number to go on after, or None when all has been seen.
+
+    Raises: CursorAhead.
+    """
+    if cursor is None:
+        return 0
+    _, sequence = cursor
+    terminal = log.terminal  # before the head: a log that ends in between only grows
+    if sequence <= log.head:
+        return sequence
+    if terminal is not None and sequence == log.head + 1:
+        return None
+    raise errors.CursorAhead
+
+
+def event_stream(runtime: Runtime, log: StreamLog, cursor: Cursor | None) -> Response:
+    """Answer with the log from the cursor on, live to its end; 204 when all of it has been seen."""
+    begin = after(log, cursor)
+    if begin is None:
+        response = Response(status=204)
+    else:
+        if request.method != "HEAD":
+            runtime.readers.admit()
+        response = Response(_frames(runtime, log, begin), content_type="text/event-stream; charset=utf-8")
+        close_connection()
+    response.headers.update(STREAM_HEADERS)
+    response.headers["X-Stream-Id"] = log.stream_id
+    response.headers["Location"] = f"/v1/chat/streaming/{log.stream_id}"
+    return response
+
+
+def _frames(runtime: Runtime, log: StreamLog, begin: int) -> Iterator[bytes]:
+    name, correlation_id = log_name(log.stream_id), g.correlation_id
+    connection: socket.socket | None = request.environ.get("gunicorn.socket")
+
+    def drop() -> None:
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def left(sequence: int) -> None:
+        event("reader_left", stream=name, correlation_id=correlation_id, mode="streaming", sequence=sequence)
+
+    def begun() -> Iterator[bytes]:
+        event("reader_attached", stream=name, correlation_id=correlation_id, mode="streaming", after=begin)
+        yield from sse.frames(log, begin, runtime.readers, left=left, drop=drop)
+
+    return begun()
+
+
+def waited(runtime: Runtime, log: StreamLog, cursor: Cursor | None = None) -> Response:
+    """Answer with the whole of a log as JSON when it has ended, or with 202 after `Prefer: wait=N`."""
+    after(log, cursor)
+    terminal = log.terminal
+    prefer = _WAIT.search(request.headers.get("Prefer", ""))
+    if terminal is None and request.method != "HEAD":
+        runtime.readers.admit()
+        terminal = _wait(runtime, log, seconds=float(prefer[1]) if prefer else None)
+    if terminal is None:
+        response = _running(log)
+    else:
+        response = _ended(log, terminal)
+    if prefer and terminal is None:
+        response.headers["Preference-Applied"] = f"wait={prefer[1]}"
+    response.headers["X-Stream-Id"] = log.stream_id
+    return response
+
+
+def _wait(runtime: Runtime, log: StreamLog, *, seconds: float | None) -> Terminal | None:
+    name, correlation_id = log_name(log.stream_id), g.correlation_id
+    connection: socket.socket | None = request.environ.get("gunicorn.socket")
+    event("reader_attached", stream=name, correlation_id=correlation_id, mode="wait", after=0)
+    try:
+        return sse.wait(
+            log,
+            runtime.readers,
+            seconds=seconds,
+            gone=lambda: connection is not None and not is_connected(connection),
+        )
+    finally:
+        event("reader_left", stream=name, correlation_id=correlation_id, mode="wait", sequence=log.head)
+
+
+def _running(log: StreamLog) -> Response:
+    body = {"stream_id": log.stream_id, "status": "running", "tokens": log.head}
+    response = Response(json.dumps(body), 202, mimetype="application/json")
+    response.headers["Location"] = f"/v1/chat/wait/{log.stream_id}"
+    return response
+
+
+def _ended(log: StreamLog, terminal: Terminal) -> Response:
+    end = terminal.content
+    error: dict[str, object] | None = end.get("error")
+    if end.get("reason") == "shutdown":
+        error = errors.ShuttingDown(retry_after_seconds=5).body("")
+    if error is None:
+        body = json.dumps(schemas.answer(log, terminal, g.correlation_id))
+        response = Response(body, 200, mimetype="application/json")
+    else:
+        partial = {"content": log.text(), "tokens": end["tokens"]}
+        response = failures.respond(
+            errors.status_of(str(error["error_code"])),
+            {**error, "correlation_id": g.correlation_id, "partial": partial},
+        )
+    response.headers["Location"] = f"/v1/chat/streaming/{log.stream_id}"
+    return response

@@ -1,0 +1,53 @@
+"""A generation by its id, which is the capability to read it and to stop it."""
+
+from __future__ import annotations
+
+import json
+
+from flask import Blueprint, Response, current_app
+
+from app import errors
+from app.routes import reading
+from app.runtime import Runtime
+from app.streams.store import StreamLog
+
+__all__ = ["blueprint"]
+
+blueprint = Blueprint("streams", __name__)
+
+
+@blueprint.get("/chat/streaming/<stream_id>")
+def show_streaming(stream_id: str) -> Response:
+    """(Re)attach to the event stream."""
+    runtime: Runtime = current_app.extensions["chatwait"]
+    log, cursor = _find(runtime, stream_id)
+    return reading.event_stream(runtime, log, cursor)
+
+
+@blueprint.get("/chat/wait/<stream_id>")
+def show_wait(stream_id: str) -> Response:
+    """Wait for the whole answer."""
+    runtime: Runtime = current_app.extensions["chatwait"]
+    log, cursor = _find(runtime, stream_id)
+    return reading.waited(runtime, log, cursor)
+
+
+@blueprint.delete("/chat/streaming/<stream_id>")
+@blueprint.delete("/chat/wait/<stream_id>")
+def cancel(stream_id: str) -> Response:
+    """Stop it; once it has ended, say how."""
+    runtime: Runtime = current_app.extensions["chatwait"]
+    log = runtime.store.find(stream_id)
+    runtime.generations.cancel(stream_id, "client")
+    terminal = log.terminal
+    status = terminal.content["status"] if terminal is not None else "running"
+    body = {"stream_id": stream_id, "status": status, "tokens": log.head}
+    return Response(json.dumps(body), 200, mimetype="application/json")
+
+
+def _find(runtime: Runtime, stream_id: str) -> tuple[StreamLog, reading.Cursor | None]:
+    """Judge the cursor in the contract's order: malformed, foreign, then whether the stream is there."""
+    cursor = reading.cursor_of_request()
+    if cursor is not None and cursor[0] != stream_id:
+        raise errors.CursorForeign
+    return runtime.store.find(stream_id), cursor

@@ -1,0 +1,148 @@
+"""What one worker runs with, built once and kept in `app.extensions["chatwait"]`; and its orderly end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from app import local_model, tokens
+from app.bodies import Bodies
+from app.clock import Clock
+from app.config import Settings
+from app.generation import Bounds, Generations
+from app.logs import event
+from app.sse import Readers
+from app.streams.memory import MemoryStore
+from app.streams.store import Store, StreamLog
+from app.upstream import OpenAIUpstream, Upstream
+
+__all__ = ["Runtime"]
+
+LOCAL_MODEL_URL = "CHATWAIT_LOCAL_MODEL_URL"
+"""The environment variable by which gunicorn.conf.py tells its workers where the embedded model listens."""
+
+LAST_FRAMES_SECONDS = 5.0
+"""How long readers have, after the last generation ended, to come and take what they have not read."""
+
+
+@dataclass(kw_only=True)
+class Runtime:
+    """The parts of one worker, each with one job."""
+
+    settings: Settings
+    store: Store
+    upstream: Upstream
+    generations: Generations
+    readers: Readers
+    bodies: Bodies
+    clock: Clock
+    drain: Drain = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.drain = Drain(self)
+
+    @classmethod
+    def build(cls, settings: Settings, *, upstream: Upstream | None, store: Store | None) -> Runtime:
+        clock = Clock()
+        if upstream is None:
+            upstream = own = _upstream(settings)
+            clock.add(own.sweep)
+        store = store or MemoryStore(
+            max_active=settings.max_active_streams,
+            budget_bytes=settings.stream_memory_mb * 1_048_576,
+            retention_seconds=settings.retention_seconds,
+        )
+        bounds = Bounds(
+            silence_seconds=settings.timeout_seconds,
+            generation_seconds=settings.max_generation_seconds,
+            abandoned_seconds=settings.abandoned_seconds,
+            answer_chars=settings.max_answer_chars,
+        )
+        runtime = cls(
+            settings=settings,
+            store=store,
+            upstream=upstream,
+            generations=Generations(upstream=upstream, bounds=bounds),
+            readers=Readers(limit=settings.max_readers, heartbeat_seconds=settings.heartbeat_seconds),
+            bodies=Bodies(),
+            clock=clock,
+        )
+        for check in (
+            runtime.generations.check,
+            runtime.readers.check,
+            runtime.bodies.check,
+            runtime.store.sweep,
+            runtime.drain.check,
+        ):
+            clock.add(check)
+        tokens.warm(settings.openai_model)
+        return runtime
+
+    def close(self) -> None:
+        self.clock.stop()
+        self.generations.cancel_all("shutdown")
+        self.upstream.close()
+
+
+def _upstream(settings: Settings) -> OpenAIUpstream:
+    if not settings.local_model:
+        return OpenAIUpstream(base_url=settings.openai_base_url, api_key=settings.openai_api_key)
+    import os
+
+    url = os.environ.get(LOCAL_MODEL_URL, "")
+    upstream = OpenAIUpstream(base_url=f"{url}/v1", api_key="")
+    upstream.ready = lambda: local_model.ready(url, timeout=1.0)  # type: ignore[method-assign]
+    return upstream
+
+
+class Drain:
+    """The end of a worker: no new generations, live ones up to a deadline, then cancelled, then `finished`.
+
+    Resumes are answered until the end, and whoever has not come back yet for the end of an answer gets a
+    moment to do so: a reader whose connection broke just before a restart loses nothing either.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._finished: Callable[[], None] | None = None
+        self._deadline = 0.0
+        self._logs: list[StreamLog] | None = None
+        self._last_live = 0.0
+        self._cut = False
+
+    @property
+    def begun(self) -> bool:
+        return self._finished is not None
+
+    def begin(self, finished: Callable[[], None]) -> None:
+        """Note that the worker is to end. Safe in a signal handler: nothing here waits, locks or logs."""
+        if self._finished is None:
+            self._finished = finished
+
+    def check(self, now: float) -> None:
+        if self._finished is None or self._finished is _nothing:
+            return
+        generations, readers = self._runtime.generations, self._runtime.readers
+        if self._logs is None:
+            self._deadline = now + self._runtime.settings.drain_seconds
+            self._runtime.store.stop_admitting()
+            self._logs = generations.logs()
+            event("drain_started", generations=len(self._logs), readers=readers.count)
+        if generations.live:
+            self._last_live = now
+            if now < self._deadline:
+                return
+            self._cut = True
+            event("drain_cut", level=logging.WARNING, generations=generations.live)
+            generations.cancel_all("shutdown")
+        waited_for = readers.count or any(not log.end_read for log in self._logs)
+        if waited_for and now < self._last_live + LAST_FRAMES_SECONDS:
+            return
+        event("drain_finished", readers=readers.count, cut=self._cut)
+        finished, self._finished = self._finished, _nothing
+        finished()
+
+
+def _nothing() -> None:
+    """Stand for a drain that has finished: it has begun, and has nothing left to call."""

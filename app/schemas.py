@@ -1,0 +1,240 @@
+"""What requests may hold and answers do hold: marshmallow's schemas, their limits those of the contract."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from marshmallow import RAISE, Schema, ValidationError, fields, validate
+
+from app import errors, tokens
+from app.config import Settings
+from app.streams.store import StreamLog, Terminal
+
+__all__ = ["ChatRequest", "answer", "read_request"]
+
+ROLES = ("system", "user", "assistant")
+DEEPEST_FIELDS = 20
+LONGEST_NAME = 100
+LONGEST_MODEL = 200
+
+
+class _Integer(fields.Integer):
+    """A JSON integer: neither "5" nor 5.0 nor true."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(strict=True, **options)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **options: Any) -> Any:
+        if type(value) is not int:
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class _Number(fields.Float):
+    """A JSON number, and not a text that looks like one."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **options: Any) -> Any:
+        if type(value) not in (int, float):
+            raise self.make_error("invalid", input=value)
+        return super()._deserialize(value, attr, data, **options)
+
+
+class _Text(fields.String):
+    """A text that can be sent on: half a surrogate pair cannot."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **options: Any) -> Any:
+        text = super()._deserialize(value, attr, data, **options)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValidationError("Holds half a surrogate pair, which is no character.") from None
+        return text
+
+
+class ContextMessageSchema(Schema):
+    """One turn of the dialogue so far."""
+
+    class Meta:
+        unknown = RAISE
+
+    role = _Text(required=True, validate=validate.OneOf(ROLES))
+    content = _Text(required=True)
+    timestamp = _Text(validate=validate.Length(max=100))
+
+
+class ChatRequestSchema(Schema):
+    """What POST takes; limits that have an error code of their own are judged after it."""
+
+    class Meta:
+        unknown = RAISE
+
+    message = _Text(required=True)
+    context = fields.List(fields.Nested(ContextMessageSchema), load_default=list)
+    model = _Text(validate=validate.Length(min=1, max=LONGEST_MODEL))
+    max_tokens = _Integer()
+    temperature = _Number(validate=validate.Range(min=0, max=2))
+
+
+_schema = ChatRequestSchema()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A request that may be asked of the model as it stands."""
+
+    messages: list[dict[str, str]]
+    model: str
+    max_tokens: int
+    temperature: float | None
+    prompt_tokens: int
+    fingerprint: str
+    """SHA-256 of the canonical request with defaults filled in: what an idempotency key stands for."""
+
+
+def read_request(body: bytes, settings: Settings) -> ChatRequest:
+    """Turn a body into a request.
+
+    Raises: InvalidJson, InvalidRequest, MessageEmpty, MessageTooLong, ContextTooLong, ModelNotAllowed.
+    """
+    content = _parse(body)
+    if not isinstance(content, dict):
+        raise errors.InvalidRequest("The body must be one JSON object.", fields={"_schema": ["Not an object."]})
+    _check_context_length(content, settings)
+    try:
+        loaded = _schema.load(content)
+    except ValidationError as error:
+        raise errors.InvalidRequest(fields=_flatten(error.messages)) from None
+    _check_max_tokens(loaded, settings)
+    message = loaded["message"]
+    if not message.strip():
+        raise errors.MessageEmpty
+    if len(message) > settings.max_message_chars:
+        raise errors.MessageTooLong(
+            f"It has {len(message)} characters; this server takes at most {settings.max_message_chars}."
+        )
+    model = loaded.get("model", settings.openai_model)
+    if model not in settings.allowed_models:
+        raise errors.ModelNotAllowed
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in loaded["context"]]
+    if settings.system_prompt:
+        turns.insert(0, {"role": "system", "content": settings.system_prompt})
+    messages = [*turns, {"role": "user", "content": message}]
+    request = {
+        "messages": messages,
+        "model": model,
+        "max_tokens": loaded.get("max_tokens", settings.default_max_tokens),
+        "temperature": loaded.get("temperature", 0.0 if settings.local_model else None),
+    }
+    canonical = json.dumps(request, sort_keys=True, separators=(",", ":")).encode()
+    return ChatRequest(
+        **request,
+        prompt_tokens=_count_prompt(messages, model, settings),
+        fingerprint=hashlib.sha256(canonical).hexdigest(),
+    )
+
+
+class _Refused(ValueError):
+    pass
+
+
+def _parse(body: bytes) -> Any:
+    """Read JSON strictly: UTF-8, no NaN or Infinity, no name twice in one object, no bottomless nesting."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise _Refused("A name stands twice in one object.")
+        return found
+
+    def never(constant: str) -> Any:
+        raise _Refused(f"{constant} is not a JSON number.")
+
+    if not body.strip():
+        raise errors.InvalidJson("The body is empty.")
+    try:
+        return json.loads(body.decode(), object_pairs_hook=once, parse_constant=never)
+    except UnicodeDecodeError:
+        raise errors.InvalidJson("The body is not UTF-8.") from None
+    except RecursionError:
+        raise errors.InvalidJson("The body is nested too deep.") from None
+    except json.JSONDecodeError as error:
+        raise errors.InvalidJson(f"It stops being JSON at line {error.lineno}, column {error.colno}.") from None
+    except _Refused as error:
+        raise errors.InvalidJson(str(error)) from None
+    except ValueError:
+        raise errors.InvalidJson("A number in it is too long.") from None
+
+
+def _check_context_length(content: dict[str, Any], settings: Settings) -> None:
+    """Before its entries are looked at one by one."""
+    context = content.get("context")
+    if isinstance(context, list) and len(context) > settings.max_context_messages:
+        raise errors.InvalidRequest(
+            f"The context has {len(context)} messages; this server takes at most {settings.max_context_messages}.",
+            fields={"context": [f"Longer than {settings.max_context_messages}."]},
+        )
+
+
+def _check_max_tokens(loaded: Mapping[str, Any], settings: Settings) -> None:
+    asked = loaded.get("max_tokens")
+    if asked is not None and not 1 <= asked <= settings.max_tokens:
+        raise errors.InvalidRequest(
+            fields={
+                "max_tokens": [f"Must be greater than or equal to 1 and less than or equal to {settings.max_tokens}."]
+            }
+        )
+
+
+def _count_prompt(messages: list[dict[str, str]], model: str, settings: Settings) -> int:
+    limit = settings.max_input_tokens
+    about = "" if tokens.is_exact(model) else " (by our estimate)"
+    alone = tokens.count_prompt(messages[-1:], model, at_most=limit)
+    if alone > limit:
+        raise errors.MessageTooLong(f"It has more than {limit} tokens{about}, the most this server takes.")
+    total = tokens.count_prompt(messages, model, at_most=limit) if len(messages) > 1 else alone
+    if total > limit:
+        raise errors.ContextTooLong(
+            f"Message and context have more than {limit} tokens{about}, the most this server takes."
+        )
+    return total
+
+
+def _flatten(messages: Any, path: str = "") -> dict[str, list[str]]:
+    """Name each wrong field by its path (`context.0.role`), bounded, whatever a client sent as names."""
+    found: dict[str, list[str]] = {}
+    if isinstance(messages, dict):
+        for name, inner in messages.items():
+            if len(found) >= DEEPEST_FIELDS:
+                break
+            shown = str(name)[:LONGEST_NAME]
+            found.update(_flatten(inner, f"{path}.{shown}" if path else shown))
+    else:
+        found[path or "_schema"] = [str(message)[:200] for message in list(messages)[:5]]
+    return dict(list(found.items())[:DEEPEST_FIELDS])
+
+
+def answer(log: StreamLog, terminal: Terminal, correlation_id: str) -> dict[str, Any]:
+    """Fold a finished log into the wait-mode answer. Shape: section 4 of the contract, keys in its order."""
+    end = terminal.content
+    folded = {
+        "stream_id": log.stream_id,
+        "correlation_id": correlation_id,
+        "status": end["status"],
+        "model": end["model"],
+        "content": log.text(),
+        "finish_reason": end["finish_reason"],
+        "tokens": end["tokens"],
+        "usage": end["usage"],
+        "created": log.origin.created,
+        "first_token_ms": end["first_token_ms"],
+        "duration_ms": end["duration_ms"],
+        "characters": end["characters"],
+        "sha256": end["sha256"],
+    }
+    if "reason" in end:
+        folded["reason"] = end["reason"]
+    return folded

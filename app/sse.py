@@ -1,0 +1,181 @@
+"""Frames of an event stream, and the loop that reads a log into them.
+
+First reader, resume, second reader: this loop, whatever the cursor. `wait` is how wait mode reads
+the same log.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from json.encoder import encode_basestring_ascii
+
+from app import errors
+from app.config import plain
+from app.streams.store import Piece, Reader, StreamLog, Terminal
+
+__all__ = ["FRAME_BYTES", "Readers", "frame", "frames"]
+
+FRAME_BYTES = 8192
+"""The most data of a token frame that holds more than one chunk: line-limited clients live, bad links progress."""
+
+PIECE_BYTES = FRAME_BYTES - 128
+"""UTF-8 asked of a log for one frame; what grows over FRAME_BYTES when escaped is asked for again, smaller."""
+
+RETRY_MS = 1000
+
+STALLED_SECONDS = 30.0
+"""A connection that has taken nothing for so long is dropped; its reader can come back."""
+
+
+def frame(event: str, content: object, event_id: str | None = None) -> bytes:
+    """Write one frame. The id is its last line: a client that stores ids as they come, and is cut before the
+    blank line, must not skip the frame."""
+    text = f"event: {event}\ndata: {json.dumps(content, separators=(',', ':'))}\n"
+    return (text + (f"id: {event_id}\n\n" if event_id else "\n")).encode("ascii")
+
+
+def _token(stream_id: str, piece: Piece) -> tuple[str, int]:
+    """Write a token frame; also return the size of its data. ASCII, so characters are bytes."""
+    data = (
+        f'{{"sequence":{piece.sequence},"count":{piece.chunks},'
+        f'"content":{encode_basestring_ascii(piece.text)},"is_final":false}}'
+    )
+    return f"event: token\ndata: {data}\nid: {stream_id}.{piece.sequence}\n\n", len(data)
+
+
+def _start(log: StreamLog, heartbeat_seconds: float) -> bytes:
+    content = {
+        "stream_id": log.stream_id,
+        "correlation_id": log.origin.correlation_id,
+        "model": log.origin.model,
+        "created": log.origin.created,
+        "heartbeat_seconds": plain(heartbeat_seconds),
+    }
+    return f"retry: {RETRY_MS}\n".encode() + frame("start", content, f"{log.stream_id}.0")
+
+
+def _ping(log: StreamLog) -> bytes:
+    head = log.head
+    return frame("ping", {"phase": "generating" if head else "waiting", "tokens": head})
+
+
+def _terminal(log: StreamLog, terminal: Terminal) -> bytes:
+    return frame(terminal.event, terminal.content, f"{log.stream_id}.{terminal.content['sequence']}")
+
+
+def next_token_frame(log: StreamLog, reader: Reader) -> bytes | None:
+    """Write what follows the reader's place as one frame, and move it on; None at the head."""
+    piece = reader.read(PIECE_BYTES)
+    if piece is None:
+        return None
+    text, size = _token(log.stream_id, piece)
+    limit = PIECE_BYTES
+    while size > FRAME_BYTES and piece.chunks > 1:
+        limit = min(limit // 2, limit * FRAME_BYTES // size)
+        piece = reader.read(limit) or piece
+        text, size = _token(log.stream_id, piece)
+    reader.after = piece.sequence
+    return text.encode("ascii")
+
+
+class Readers:
+    """Who is reading right now: bounded, and woken for their heartbeats."""
+
+    def __init__(self, *, limit: int, heartbeat_seconds: float) -> None:
+        self.heartbeat_seconds = heartbeat_seconds
+        self._limit = limit
+        self._due: dict[Reader, float] = {}
+        self._drops: dict[Reader, Callable[[], None]] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self._due)
+
+    def admit(self) -> None:
+        """Raises: Overloaded when there are as many readers as there may be."""
+        if len(self._due) >= self._limit:
+            raise errors.Overloaded("Too many connections are reading.", retry_after_seconds=2)
+
+    def add(
+        self, reader: Reader, *, every_seconds: float | None = None, drop: Callable[[], None] | None = None
+    ) -> None:
+        """Wake a reader whenever it has had no frame for a heartbeat, or for `every_seconds` (0: each tick);
+        `drop` one that takes nothing for STALLED_SECONDS."""
+        if drop is not None:
+            self._drops[reader] = drop
+        self._due[reader] = self.heartbeat_seconds if every_seconds is None else every_seconds
+
+    def remove(self, reader: Reader) -> None:
+        self._due.pop(reader, None)
+        self._drops.pop(reader, None)
+
+    def check(self, now: float) -> None:
+        for reader, seconds in list(self._due.items()):
+            idle = now - reader.frame_at
+            if idle >= seconds:
+                reader.nudge()
+            # A frame that is still being written was begun then: its reader takes nothing.
+            if idle >= STALLED_SECONDS and reader.sending and (drop := self._drops.get(reader)):
+                drop()
+
+
+def frames(
+    log: StreamLog, after: int, readers: Readers, *, left: Callable[[int], None], drop: Callable[[], None]
+) -> Iterator[bytes]:
+    """Yield the frames that follow a sequence number, to the terminal one. `left` hears where the reader
+    left, and `drop` ends a connection that takes nothing. They and the counting stand in here, because the
+    `finally` of a generator that never began never runs.
+    """
+    with log.reader(after) as reader:
+        readers.add(reader, drop=drop)
+        reader.sending = True
+        try:
+            yield _ping(log) if after else _start(log, readers.heartbeat_seconds)
+            reader.sending = False
+            while True:
+                # Looked at before the log is read: once it is there, what is read next is the last.
+                terminal = log.terminal
+                sent = next_token_frame(log, reader)
+                if sent is None:
+                    if terminal is not None:
+                        yield _terminal(log, terminal)
+                        log.end_read = True
+                        return
+                    if time.monotonic() - reader.frame_at < readers.heartbeat_seconds:
+                        reader.wait()
+                        continue
+                    sent = _ping(log)
+                reader.frame_at = time.monotonic()
+                reader.sending = True
+                yield sent
+                reader.sending = False
+        finally:
+            readers.remove(reader)
+            left(reader.after)
+
+
+def wait(log: StreamLog, readers: Readers, *, seconds: float | None, gone: Callable[[], bool]) -> Terminal | None:
+    """Wait for the end of a log, for at most `seconds`; None when it has not come or the client is `gone`.
+
+    Units: `gone` is asked about once a second.
+    """
+    deadline = None if seconds is None else time.monotonic() + seconds
+    asked_at = time.monotonic()
+    with log.reader(log.head, only_end=True) as reader:
+        readers.add(reader, every_seconds=0.0)
+        try:
+            while log.terminal is None:
+                reader.wait()
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    break
+                if now - asked_at >= 1.0:
+                    asked_at = now
+                    if gone():
+                        break
+            log.end_read = log.end_read or log.terminal is not None
+            return log.terminal
+        finally:
+            readers.remove(reader)

@@ -1,0 +1,345 @@
+"""Logs in the memory of one process, the least recently used finished ones evicted under a budget of bytes.
+
+Live logs are never evicted. Text is kept as UTF-8 with an offset for each sequence number, so that any cursor
+is exact and a finished answer costs its text and four bytes a token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from app import errors
+from app.streams.store import Binding, Origin, Piece, Terminal, Totals, new_stream_id
+
+__all__ = ["MemoryLog", "MemoryReader", "MemoryStore"]
+
+LOG_OVERHEAD_BYTES = 2048
+"""What an empty log with its terminal event and its entries in the store is counted as."""
+
+RESERVED_BYTES = 4096
+"""Live logs are counted in steps of this size, so that the store is not asked at every token."""
+
+REMEMBERED = 100_000
+"""How many streams that are gone are still answered with 410 instead of 404."""
+
+
+class MemoryReader:
+    """A sequence number and a lock to sleep on; nothing is queued for a reader."""
+
+    __slots__ = ("_asleep", "_log", "_wake", "after", "frame_at", "only_end", "sending")
+
+    def __init__(self, log: MemoryLog, after: int, *, only_end: bool) -> None:
+        self.after = after
+        self.only_end = only_end
+        self.sending = False
+        self.frame_at = time.monotonic()
+        self._log = log
+        self._asleep = False
+        self._wake = threading.Lock()
+        self._wake.acquire()
+
+    def __enter__(self) -> Self:
+        self._log.attach(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log.detach(self)
+
+    def read(self, max_bytes: int) -> Piece | None:
+        return self._log.read(self.after, max_bytes)
+
+    def wait(self) -> None:
+        self._asleep = True
+        log = self._log
+        # Looked at after `_asleep` is set: what is appended from here on calls `nudge`, which then sees it.
+        # The other order would sleep through a chunk, or the terminal event, that came in between.
+        if log.terminal is not None or (log.head > self.after and not self.only_end):
+            self._asleep = False
+            return
+        self._wake.acquire()
+
+    def nudge(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            try:
+                self._wake.release()
+            except RuntimeError:
+                pass  # another thread nudged in the same moment
+
+
+class MemoryLog:
+    """One generation in memory. Built by `MemoryStore` alone."""
+
+    __slots__ = (
+        "_characters",
+        "_ends",
+        "_lock",
+        "_readers",
+        "_store",
+        "_text",
+        "attached",
+        "binding",
+        "cost",
+        "end_read",
+        "head",
+        "origin",
+        "stream_id",
+        "terminal",
+        "unread_since",
+        "used_at",
+    )
+
+    def __init__(self, store: MemoryStore, stream_id: str, origin: Origin, binding: Binding | None) -> None:
+        self.stream_id = stream_id
+        self.origin = origin
+        self.binding = binding
+        self.head = 0
+        self.terminal: Terminal | None = None
+        self.attached = 0
+        self.cost = LOG_OVERHEAD_BYTES
+        self.end_read = False
+        self.used_at = time.monotonic()
+        self.unread_since: float | None = self.used_at
+        self._store = store
+        self._text = bytearray()
+        self._ends = array("I")
+        self._characters = 0
+        self._readers: list[MemoryReader] = []
+        self._lock = threading.Lock()
+
+    @property
+    def readers(self) -> int:
+        return len(self._readers)
+
+    @property
+    def resumes(self) -> int:
+        return max(0, self.attached - 1)
+
+    def _size(self) -> int:
+        """Units: bytes."""
+        return len(self._text) + 4 * self.head + LOG_OVERHEAD_BYTES
+
+    def append(self, text: str) -> bool:
+        chunk = text.encode()
+        with self._lock:
+            if self.terminal is not None:
+                return False
+            missing = self._size() + len(chunk) + 4 - self.cost
+            if missing > 0:
+                self._store.grow(self, max(missing, RESERVED_BYTES))
+            self._text += chunk
+            self._ends.append(len(self._text))
+            self._characters += len(text)
+            self.head += 1
+        for reader in self._readers:
+            if not reader.only_end:
+                reader.nudge()
+        return True
+
+    def finish(self, end: Callable[[Totals], Terminal]) -> bool:
+        with self._lock:
+            if self.terminal is not None:
+                return False
+            digest = hashlib.sha256(self._text).hexdigest()
+            self.terminal = end(Totals(self.head, self._characters, digest, self._text.decode()))
+            # A growing buffer is up to an eighth larger than its text; a finished one is kept for an hour.
+            self._text = bytearray(bytes(self._text))
+            self._ends = array("I", self._ends.tobytes())
+            self.used_at = time.monotonic()
+            self._store.grow(self, self._size() - self.cost)
+        self._store.ended(self)
+        for reader in tuple(self._readers):
+            reader.nudge()
+        return True
+
+    def reader(self, after: int, *, only_end: bool = False) -> MemoryReader:
+        return MemoryReader(self, after, only_end=only_end)
+
+    def read(self, after: int, max_bytes: int) -> Piece | None:
+        # `head` is raised last by `append`, so whatever lies at or below it is complete.
+        head = self.head
+        if after >= head:
+            return None
+        ends = self._ends
+        start = ends[after - 1] if after else 0
+        last = head
+        if ends[last - 1] - start > max_bytes:
+            last = max(after + 1, bisect_right(ends, start + max_bytes, after, head))
+        return Piece(last, last - after, self._text[start : ends[last - 1]].decode())
+
+    def text(self) -> str:
+        head = self.head
+        return self._text[: self._ends[head - 1]].decode() if head else ""
+
+    def attach(self, reader: MemoryReader) -> None:
+        with self._lock:
+            # A new list, because `append` walks the old one without the lock.
+            self._readers = [*self._readers, reader]
+            self.attached += 1
+            self.unread_since = None
+
+    def detach(self, reader: MemoryReader) -> None:
+        with self._lock:
+            self._readers = [other for other in self._readers if other is not reader]
+            if not self._readers:
+                self.unread_since = self.used_at = time.monotonic()
+        self._store.used(self)
+
+
+class MemoryStore:
+    """Every log of this process by id, finished ones in the order of their last use."""
+
+    def __init__(self, *, max_active: int, budget_bytes: int, retention_seconds: float) -> None:
+        self._max_active = max_active
+        self._budget_bytes = budget_bytes
+        self._retention_seconds = retention_seconds
+        self._lock = threading.RLock()
+        self._live: dict[str, MemoryLog] = {}
+        self._finished: OrderedDict[str, MemoryLog] = OrderedDict()
+        self._keys: dict[str, tuple[str, str]] = {}
+        # What is gone, oldest first, as hashes: 100,000 ids would take ten times the memory.
+        self._gone: OrderedDict[int, int | None] = OrderedDict()
+        self._gone_keys: dict[int, int] = {}
+        self._bytes = 0
+        self._admitting = True
+
+    @property
+    def live(self) -> int:
+        return len(self._live)
+
+    @property
+    def used_bytes(self) -> int:
+        return self._bytes
+
+    def ready(self) -> bool:
+        return True
+
+    def stop_admitting(self) -> None:
+        self._admitting = False
+
+    def create(self, origin: Origin, binding: Binding | None = None) -> tuple[MemoryLog, bool]:
+        with self._lock:
+            if binding is not None:
+                bound = self._bound(binding)
+                if bound is not None:
+                    return bound, False
+            if not self._admitting:
+                raise errors.ShuttingDown(retry_after_seconds=5)
+            if len(self._live) >= self._max_active:
+                raise errors.Overloaded(retry_after_seconds=2)
+            self._make_room(LOG_OVERHEAD_BYTES)
+            log = MemoryLog(self, new_stream_id(), origin, binding)
+            self._bytes += log.cost
+            self._live[log.stream_id] = log
+            if binding is not None:
+                self._keys[binding.key] = (log.stream_id, binding.fingerprint)
+            return log, True
+
+    def _bound(self, binding: Binding) -> MemoryLog | None:
+        """Return the log that this key began, if it did."""
+        known = self._keys.get(binding.key)
+        if known is None:
+            gone = self._gone_keys.get(hash(binding.key))
+            if gone is None:
+                return None
+            if gone != hash(binding.fingerprint):
+                raise errors.IdempotencyKeyReused
+            raise errors.StreamExpired
+        stream_id, fingerprint = known
+        if fingerprint != binding.fingerprint:
+            raise errors.IdempotencyKeyReused
+        return self.find(stream_id)
+
+    def find(self, stream_id: str) -> MemoryLog:
+        with self._lock:
+            log = self._live.get(stream_id)
+            if log is not None:
+                return log
+            log = self._finished.get(stream_id)
+            if log is not None and not self._expired(log, time.monotonic()):
+                self._finished.move_to_end(stream_id)
+                return log
+            if log is not None:
+                self._forget(log)
+            if hash(stream_id) in self._gone:
+                raise errors.StreamExpired
+            raise errors.StreamUnknown
+
+    def grow(self, log: MemoryLog, size: int) -> None:
+        """Count `size` more bytes (or fewer, when negative) for a log, evicting finished ones for them.
+
+        Raises: Overloaded when there is nothing left to evict; nothing is counted then.
+        """
+        with self._lock:
+            if size > 0:
+                self._make_room(size)
+            log.cost += size
+            self._bytes += size
+
+    def ended(self, log: MemoryLog) -> None:
+        """Move a log from the live ones to those that may be evicted."""
+        with self._lock:
+            self._live.pop(log.stream_id, None)
+            self._finished[log.stream_id] = log
+            if log.binding is not None and log.terminal is not None and log.terminal.frees_key:
+                self._keys.pop(log.binding.key, None)
+
+    def used(self, log: MemoryLog) -> None:
+        with self._lock:
+            if log.stream_id in self._finished:
+                self._finished.move_to_end(log.stream_id)
+
+    def sweep(self, now: float) -> None:
+        with self._lock:
+            # In the order of last use, so the first that has not expired ends the walk; one that is being
+            # read has not expired, however long ago it was found, and steps aside to the young end.
+            for _ in range(len(self._finished)):
+                log = next(iter(self._finished.values()))
+                if log.readers:
+                    self._finished.move_to_end(log.stream_id)
+                elif self._expired(log, now):
+                    self._forget(log)
+                else:
+                    return
+
+    def _expired(self, log: MemoryLog, now: float) -> bool:
+        return not log.readers and now - log.used_at > self._retention_seconds
+
+    def _make_room(self, size: int) -> None:
+        """Drop finished logs, least recently used first. One that is being read stays: its reader would keep
+        its memory alive all the same, only uncounted."""
+        for _ in range(len(self._finished)):
+            if self._bytes + size <= self._budget_bytes:
+                return
+            log = next(iter(self._finished.values()))
+            if log.readers:
+                self._finished.move_to_end(log.stream_id)
+            else:
+                self._forget(log)
+        if self._bytes + size > self._budget_bytes:
+            raise errors.Overloaded("There is no memory left for another answer.", retry_after_seconds=5)
+
+    def _forget(self, log: MemoryLog) -> None:
+        del self._finished[log.stream_id]
+        self._bytes -= log.cost
+        key = log.binding.key if log.binding is not None else None
+        if key is not None and self._keys.get(key, ("", ""))[0] == log.stream_id:
+            _, fingerprint = self._keys.pop(key)
+            self._gone_keys[hash(key)] = hash(fingerprint)
+        else:
+            key = None
+        self._gone[hash(log.stream_id)] = None if key is None else hash(key)
+        while len(self._gone) > REMEMBERED:
+            _, old_key = self._gone.popitem(last=False)
+            if old_key is not None:
+                self._gone_keys.pop(old_key, None)

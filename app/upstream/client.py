@@ -1,0 +1,211 @@
+"""The one door to the model: asks through the openai SDK, reads the answer's raw bytes, yields its parts."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import httpx2
+import openai
+from openai._types import RequestOptions
+
+from app import errors
+from app.upstream import failures
+from app.upstream.decoder import BrokenStream, ChunkDecoder, ErrorReported, EventSplitter, Part
+from app.upstream.transport import Call, Transport, current_call
+
+__all__ = ["Answer", "OpenAIUpstream", "Question", "Upstream"]
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+_RATE_LIMIT = re.compile(r"x-ratelimit-[a-z0-9-]{1,40}")
+_HARMLESS = re.compile(r"[0-9A-Za-z.:]{1,32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of the model. `temperature` None leaves it to the model."""
+
+    messages: Sequence[Mapping[str, str]]
+    model: str
+    max_tokens: int
+    temperature: float | None
+
+
+class Answer(Protocol):
+    """A model's answer under way."""
+
+    @property
+    def rate_limits(self) -> Mapping[str, str]:
+        """The upstream's x-ratelimit-* headers, for the log."""
+
+    def parts(self) -> Iterator[Part]:
+        """Yield what comes, event by event; an empty part is a sign of life.
+
+        Ends with the stream, whether or not the answer was complete. Raises: errors.UpstreamError.
+        """
+
+    def pending(self) -> str:
+        """Return what stands for half a character that nothing completed, once; empty for none."""
+
+    def close(self) -> None:
+        """Give the connection back if the answer was read to its end, else close it."""
+
+
+class Upstream(Protocol):
+    """Where answers come from; tests pass one of their own."""
+
+    def ask(self, question: Question, call: Call) -> Answer:
+        """Ask once, without any retry. Raises: errors.UpstreamError."""
+
+    def ready(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Dialect:
+    """What a model's server was found to understand."""
+
+    limit: str = "max_tokens"
+    leaves_out: set[str] = field(default_factory=set)
+
+    def parameters(self, question: Question) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": question.model,
+            "messages": question.messages,
+            "stream": True,
+            self.limit: question.max_tokens,
+            "stream_options": {"include_usage": True},
+        }
+        if question.temperature is not None:
+            body["temperature"] = question.temperature
+        return {name: value for name, value in body.items() if name not in self.leaves_out}
+
+    def learn(self, refused: str) -> None:
+        """Send it no more; of the two names of the limit, the other one instead, unless that was refused too."""
+        if refused == self.limit:
+            other = "max_completion_tokens" if refused == "max_tokens" else "max_tokens"
+            if other not in self.leaves_out:
+                self.leaves_out.add(refused)
+                self.limit = other
+        elif refused == "stream_options":
+            self.leaves_out.add(refused)
+
+
+class OpenAIUpstream:
+    """Any server that speaks OpenAI's chat completions."""
+
+    def __init__(self, *, base_url: str, api_key: str, http_client: Any = None) -> None:
+        """`http_client`: tests pass a client that respx has mocked; ours otherwise."""
+        # A server that wants no key must not be sent one that is none.
+        self._options: RequestOptions = {} if api_key else {"headers": {"Authorization": openai.Omit()}}
+        self._to_openai = base_url in ("", OPENAI_URL)
+        self._dialects: dict[str, _Dialect] = {}
+        self._lock = threading.Lock()
+        self._transport = Transport()
+        self._sdk = openai.OpenAI(
+            base_url=base_url or OPENAI_URL,
+            api_key=api_key or "none",
+            max_retries=0,  # its policy would repeat what may have begun to cost; ours is in generation
+            http_client=http_client
+            or httpx2.Client(transport=self._transport, timeout=None, follow_redirects=False, trust_env=False),
+            default_headers={
+                "Accept": "text/event-stream",
+                "Accept-Encoding": "identity",  # the raw bytes are decoded here, so they must not be packed
+            },
+        )
+
+    def ask(self, question: Question, call: Call) -> _SdkAnswer:
+        token = current_call.set(call)
+        try:
+            response = self._post_learning(question)
+        finally:
+            current_call.reset(token)
+        if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+            response.close()
+            raise errors.UpstreamError("The model's server answered with something that is no event stream.")
+        return _SdkAnswer(response)
+
+    def _post_learning(self, question: Question) -> httpx2.Response:
+        """Post, and again in other words as long as the server names a parameter that it does not know."""
+        dialect = self._dialect(question.model)
+        while True:
+            sent = dialect.parameters(question)
+            try:
+                return self._post(sent)
+            except openai.OpenAIError as error:
+                if refused := failures.refused_parameter(error):
+                    dialect.learn(refused)
+                # Also where another question at the same moment learned it first.
+                if dialect.parameters(question) == sent:
+                    raise failures.from_sdk(error) from error
+
+    def _post(self, body: dict[str, Any]) -> httpx2.Response:
+        # The low-level call: `chat.completions.create` costs twice as much before it sends a byte.
+        return self._sdk.post(
+            "/chat/completions",
+            cast_to=httpx2.Response,
+            body=body,
+            options=self._options,
+            stream=True,
+            stream_cls=openai.Stream[Any],  # never built: a Response is what is asked for
+        )  # type: ignore[return-value]
+
+    def _dialect(self, model: str) -> _Dialect:
+        with self._lock:
+            if model not in self._dialects:
+                limit = "max_completion_tokens" if self._to_openai else "max_tokens"
+                self._dialects[model] = _Dialect(limit)
+            return self._dialects[model]
+
+    def ready(self) -> bool:
+        """A remote upstream's outage must not take resumes and the page down, so nothing is asked."""
+        return True
+
+    def sweep(self, now: float) -> None:
+        """Let go of connections that are of no more use."""
+        self._transport.sweep(now)
+
+    def close(self) -> None:
+        self._sdk.close()
+
+
+_SIGN_OF_LIFE = Part()
+
+
+class _SdkAnswer:
+    def __init__(self, response: httpx2.Response) -> None:
+        self._response = response
+        self._decoder = ChunkDecoder()
+        self.rate_limits = {
+            name: value
+            for name, value in response.headers.items()
+            if _RATE_LIMIT.fullmatch(name) and _HARMLESS.fullmatch(value)
+        }
+
+    def parts(self) -> Iterator[Part]:
+        split = EventSplitter().feed
+        decode = self._decoder.decode
+        try:
+            for received in self._response.iter_raw():
+                events = split(received)
+                if not events:
+                    yield _SIGN_OF_LIFE
+                for data in events:
+                    yield decode(data)
+        except BrokenStream as error:
+            raise errors.UpstreamError(f"The model's server sent what is no answer: {error}.") from None
+        except ErrorReported as report:
+            raise failures.from_report(report.error) from None
+        except httpx2.TransportError as error:
+            raise errors.UpstreamError("The connection to the model's server broke off.") from error
+
+    def pending(self) -> str:
+        return self._decoder.pending()
+
+    def close(self) -> None:
+        self._response.close()

@@ -1,0 +1,155 @@
+"""The upstream's bytes → events → parts, each step a small class. Pure: no network, no clock.
+
+Bytes are split before they are decoded: text has line breaks (U+2028, U+0085) that an event stream has not.
+Source: the WHATWG's "Server-sent events", 9.2.6, for events; OpenAI's chat completion chunks for parts.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import msgspec
+
+__all__ = ["BrokenStream", "ChunkDecoder", "ErrorReported", "EventSplitter", "Part"]
+
+LONGEST_EVENT_BYTES = 1_048_576
+REPLACEMENT = "\ufffd"
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class BrokenStream(ValueError):
+    """The bytes are no stream of chat completion chunks; the text says what is wrong, never what came."""
+
+
+class ErrorReported(Exception):
+    """The upstream reported an error inside its stream."""
+
+    def __init__(self, error: object) -> None:
+        super().__init__("the upstream reported an error in its stream")
+        self.error = error
+
+
+class EventSplitter:
+    """Bytes in any cuts → the `data` of each whole event; no other field matters here."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._first = True
+        self._after_cr = False
+
+    def feed(self, received: bytes) -> list[bytes]:
+        """Return the events that `received` completes.
+
+        Raises: BrokenStream when an event grows over LONGEST_EVENT_BYTES; those before it come first.
+        """
+        if self._first:
+            received, self._rest = self._rest + received, b""
+            if len(received) < len(_BOM) and _BOM.startswith(received):
+                self._rest = received
+                return []
+            self._first = False
+            received = received.removeprefix(_BOM)
+        if self._after_cr and received:
+            self._after_cr = False
+            received = received.removeprefix(b"\n")  # the second half of a CRLF that was cut in two
+        if b"\r" in received:
+            self._after_cr = received.endswith(b"\r")
+            received = received.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *blocks, self._rest = (self._rest + received).split(b"\n\n")
+        if len(self._rest) > LONGEST_EVENT_BYTES and not blocks:
+            raise BrokenStream("an event is larger than 1 MiB")
+        return [data for block in blocks if (data := _data(block)) is not None]
+
+
+def _data(block: bytes) -> bytes | None:
+    if block.startswith(b"data: ") and b"\n" not in block:
+        return block[6:]
+    values = [line[5:] for line in block.split(b"\n") if line.startswith(b"data:") or line == b"data"]
+    return b"\n".join(value.removeprefix(b" ") for value in values) if values else None
+
+
+class Part(NamedTuple):
+    """What one event adds. `text` may be empty; `usage` is as reported, unchecked; `done` is `[DONE]`."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    usage: Any = None
+    done: bool = False
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    index: int | None = 0
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    error: Any = None
+    object: str | None = None
+    message: Any = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+
+class ChunkDecoder:
+    """The data of one event → the part it adds; joins characters whose halves came in two events."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def decode(self, data: bytes) -> Part:
+        """Raises: BrokenStream for what is no chunk, ErrorReported for an error inside the stream."""
+        try:
+            chunk = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # ValidationError is one of the first
+            return self._decode_odd(data)
+        return self._part(chunk, joined=not self._half)
+
+    def pending(self) -> str:
+        """Return what a half character that nothing completed is shown as, once; empty for none."""
+        half, self._half = self._half, ""
+        return REPLACEMENT if half else ""
+
+    def _decode_odd(self, data: bytes) -> Part:
+        """Decode what the strict decoder refuses and readers of JSON accept: half surrogate pairs, bytes that
+        are not UTF-8. And `[DONE]`, which is no JSON."""
+        if data.strip() == b"[DONE]":
+            return Part(done=True)
+        try:
+            chunk = msgspec.convert(json.loads(data.decode("utf-8", "replace")), _Chunk)
+        except (ValueError, RecursionError):
+            raise BrokenStream("an event is not a chat completion chunk") from None
+        return self._part(chunk, joined=False)
+
+    def _part(self, chunk: _Chunk, *, joined: bool) -> Part:
+        if chunk.error or (chunk.object == "error" and chunk.choices is None):
+            raise ErrorReported(chunk.error or chunk.message)
+        text = ""
+        finish_reason = None
+        for choice in chunk.choices or ():
+            if choice.index:
+                continue  # one answer was asked for
+            delta = choice.delta
+            if delta is not None:
+                text += delta.content or delta.refusal or ""
+            finish_reason = choice.finish_reason or finish_reason
+        if text and not joined:
+            text = self._join(text)
+        return Part(text, finish_reason, chunk.usage)
+
+    def _join(self, text: str) -> str:
+        """Hold back a first half at the end; whole pairs become their character, other halves U+FFFD."""
+        text, self._half = self._half + text, ""
+        if "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

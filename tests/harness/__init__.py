@@ -1,0 +1,1 @@
+"""Test ChatWait from the outside, over real sockets."""

@@ -1,0 +1,379 @@
+"""Run the real service as its users do: gunicorn in a process of its own, judged by its ports, signals and output.
+
+Must never import the service's code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
+
+from tests.harness.http1 import get
+from tests.harness.net import HOST, Watch, reserve_port
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"]
+PASSED_ON = ("PATH", "HOME", "LANG", "VIRTUAL_ENV")
+START_SECONDS = 20.0
+EXIT_SECONDS = 5.0
+POLL_SECONDS = 0.02
+MAX_LINE_BYTES = 16 << 10
+MAX_LINES = 500_000
+READ_BYTES = 1 << 20
+
+
+class StartFailed(AssertionError):
+    """State that the service did not start; `exit_code` is None when it ran without answering."""
+
+    def __init__(self, exit_code: int | None, output: str) -> None:
+        ending = "did not answer /health" if exit_code is None else f"exited with {exit_code}"
+        super().__init__(f"the service {ending}; its output:\n{output}")
+        self.exit_code = exit_code
+        self.output = output
+
+
+class _Pipe:
+    """Collect the lines of one output, in a thread, and judge each of them as it comes."""
+
+    def __init__(self, watch: Watch, *, is_log: bool) -> None:
+        self.lines: list[str] = []
+        self.log: list[dict[str, Any]] = []
+        self.faults: list[str] = []
+        self._watch = watch
+        self._is_log = is_log
+        self._thread: threading.Thread | None = None
+
+    def follow(self, pipe: IO[bytes]) -> None:
+        """Read the pipe of the process that was just started."""
+        self._thread = threading.Thread(target=self._read, args=(pipe,), name="output", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout: float = EXIT_SECONDS) -> None:
+        """Wait for the pipe's end, which comes when the last process that holds it has ended."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _read(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            while raw := pipe.readline(READ_BYTES):
+                self._take(raw)
+                self._watch.changed()
+
+    def _take(self, raw: bytes) -> None:
+        if len(self.lines) >= MAX_LINES:
+            self._fault(f"more than {MAX_LINES} lines", raw)
+            return
+        self.lines.append(raw.decode("utf-8", "backslashreplace").rstrip("\n"))
+        if self._is_log:
+            self._judge(raw)
+
+    def _judge(self, raw: bytes) -> None:
+        if len(raw.rstrip(b"\n")) > MAX_LINE_BYTES:
+            self._fault(f"a line of {len(raw)} bytes, {MAX_LINE_BYTES} are allowed", raw)
+        try:
+            parsed = json.loads(raw, parse_constant=_refuse_constant)
+        except ValueError as problem:
+            self._fault(f"not JSON ({problem})", raw)
+            return
+        if isinstance(parsed, dict):
+            self.log.append(parsed)
+        else:
+            self._fault("not a JSON object", raw)
+
+    def _fault(self, problem: str, raw: bytes) -> None:
+        if len(self.faults) < 20:
+            self.faults.append(f"stdout, line {len(self.lines)}: {problem}: {raw[:1000]!r}")
+
+
+class ChatWait:
+    """Run the service on a port of its own, with these settings and nothing else in its environment.
+
+    As a context manager it starts on entry; on exit it always ends the process group, and then raises AssertionError
+    if a line of stdout was not one JSON object of at most 16 KiB, or stderr not empty, unless `check_output` is False.
+    It can be started again after it ended, on the same port and with its log growing on.
+    """
+
+    def __init__(self, *, check_output: bool = True, root: Path = ROOT, **settings: Any) -> None:
+        self.check_output = check_output
+        self.settings = settings
+        self._root = root
+        self._watch = Watch()
+        self._out = _Pipe(self._watch, is_log=True)
+        self._err = _Pipe(self._watch, is_log=False)
+        self._process: subprocess.Popen[bytes] | None = None
+        # On Linux a second socket may hold the port while gunicorn listens, and keeps it ours between two starts.
+        self._reservation = reserve_port(shared=False)
+        self.port: int = self._reservation.getsockname()[1]
+        if sys.platform != "linux":
+            self._reservation.close()
+
+    # Life
+
+    def start(self, timeout: float = START_SECONDS) -> Self:
+        """Start the service, and wait until it is healthy. Raises: StartFailed, with the output."""
+        if self.is_running:
+            raise RuntimeError("the service is running already")
+        process = subprocess.Popen(
+            COMMAND,
+            cwd=self._root,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._process = process
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._out.follow(process.stdout)
+        self._err.follow(process.stderr)
+        ends_at = time.monotonic() + timeout
+        while not self._is_healthy():
+            if process.poll() is not None or time.monotonic() > ends_at:
+                exit_code = process.poll()
+                self.kill()
+                raise StartFailed(exit_code, self.output)
+            time.sleep(POLL_SECONDS)  # nothing tells from outside when a port begins to answer
+        return self
+
+    def stop(self, timeout: float = 35.0) -> int:
+        """End the service gracefully (SIGTERM), and give its exit code. Raises: TimeoutError."""
+        self.signal(signal.SIGTERM)
+        return self.wait_exit(timeout)
+
+    def interrupt(self, timeout: float = 10.0) -> int:
+        """Press Ctrl-C: SIGINT to the whole group, as a terminal does. Give the exit code. Raises: TimeoutError."""
+        os.killpg(self._running.pid, signal.SIGINT)
+        return self.wait_exit(timeout)
+
+    def kill(self) -> None:
+        """Kill the whole group, and whatever the service had started outside it (SIGKILL)."""
+        if self._process is None:
+            return
+        family = self._family()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for member in family:
+            with contextlib.suppress(psutil.Error):
+                member.kill()
+        self._process.wait(EXIT_SECONDS)
+        psutil.wait_procs(family, timeout=EXIT_SECONDS)
+        self._join_output()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to gunicorn's master."""
+        self._running.send_signal(number)
+
+    def wait_exit(self, timeout: float) -> int:
+        """Wait until the master has ended, and give its exit code. Raises: TimeoutError."""
+        process = self._running
+        try:
+            exit_code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"the service still ran after {timeout:g} s; its output:\n{self.output}") from None
+        self._join_output()
+        return exit_code
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.end()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+        if error is not None:
+            error.add_note(f"the end of the service's output:\n{self.output[-4000:]}")
+        elif self.check_output:
+            self.check()
+
+    def end(self) -> None:
+        """End the service quickly, by force if it must be, and give the port back."""
+        if self.is_running:
+            with contextlib.suppress(TimeoutError, ProcessLookupError):
+                self.signal(signal.SIGINT)
+                self.wait_exit(EXIT_SECONDS)
+        self.kill()
+        self._reservation.close()
+
+    # What it says
+
+    @property
+    def base_url(self) -> str:
+        """Tell the URL of the service, without a slash at its end."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def is_running(self) -> bool:
+        """Tell whether the master lives."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def lines(self) -> list[str]:
+        """List the lines of stdout as they came."""
+        return list(self._out.lines)
+
+    @property
+    def stderr_lines(self) -> list[str]:
+        """List the lines of stderr."""
+        return list(self._err.lines)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """List the lines of stdout, parsed; those that are no JSON object are left out."""
+        return list(self._out.log)
+
+    @property
+    def output(self) -> str:
+        """Give all that was written, stderr last."""
+        return "\n".join([*self._out.lines, *self._err.lines])
+
+    def log_of(self, event: str | Callable[[dict[str, Any]], bool], **fields: Any) -> list[dict[str, Any]]:
+        """List the log's records of this event (its `event`, or else its `message`) with these fields."""
+        return [record for record in self.log if _matches(record, event, fields)]
+
+    def wait_for_log(
+        self, event: str | Callable[[dict[str, Any]], bool], timeout: float = 5.0, **fields: Any
+    ) -> dict[str, Any]:
+        """Wait for the first such record, one that is there already included. Raises: TimeoutError."""
+        found: list[dict[str, Any]] = []
+        searched = 0
+
+        def search() -> bool:
+            nonlocal searched
+            while searched < len(self._out.log) and not found:
+                record = self._out.log[searched]
+                searched += 1
+                if _matches(record, event, fields):
+                    found.append(record)
+            return bool(found)
+
+        def missing() -> str:
+            return f"the log line {event!r} {fields!r}; the last lines:\n" + "\n".join(self._out.lines[-10:])
+
+        self._watch.wait_until(search, timeout=timeout, what=missing)
+        return found[0]
+
+    def check(self) -> None:
+        """Raise AssertionError if any line of the output is not what it should be."""
+        problems = list(self._out.faults)
+        if self._err.lines:
+            problems.append("stderr is not empty:\n" + "\n".join(self._err.lines[:50]))
+        if problems:
+            raise AssertionError("\n".join(problems))
+
+    # What it uses
+
+    def worker_pids(self) -> list[int]:
+        """List the workers: the master's children that run its own command, not other programs."""
+        master = psutil.Process(self._running.pid)
+        pids = []
+        for child in master.children():
+            # A worker is a fork that executes nothing new; with setproctitle it says so.
+            with contextlib.suppress(psutil.Error):
+                command = child.cmdline()
+                if command == master.cmdline() or (command and command[0].startswith("gunicorn: worker")):
+                    pids.append(child.pid)
+        return pids
+
+    def wait_for_workers(self, count: int, timeout: float = 5.0) -> list[int]:
+        """Wait until so many workers run (the first one answers before the others are there). Raises: TimeoutError."""
+        ends_at = time.monotonic() + timeout
+        while len(pids := self.worker_pids()) != count:
+            if time.monotonic() > ends_at:
+                raise TimeoutError(f"waited {timeout:g} s for {count} workers, there are {len(pids)}")
+            time.sleep(POLL_SECONDS)  # nothing tells from outside when a process is born
+        return pids
+
+    def resources(self) -> dict[str, int]:
+        """Add up what the workers hold: `fds`, `threads`, `rss_bytes`, and `sockets` (internet ones, listeners too)."""
+        total = {"fds": 0, "threads": 0, "rss_bytes": 0, "sockets": 0}
+        for pid in self.worker_pids():
+            worker = psutil.Process(pid)
+            total["fds"] += worker.num_fds()
+            total["threads"] += worker.num_threads()
+            total["rss_bytes"] += worker.memory_info().rss
+            total["sockets"] += len(worker.net_connections(kind="inet"))
+        return total
+
+    # Its own
+
+    @property
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the service was not started")
+        return self._process
+
+    def _environment(self) -> dict[str, str]:
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        # A developer's own .env must not decide what a test sees.
+        environment |= {"HOST": HOST, "PORT": str(self.port), "ENV_FILE": os.devnull}
+        for name, value in self.settings.items():
+            if value is not None:
+                environment[name] = str(value).lower() if isinstance(value, bool) else str(value)
+        return environment
+
+    def _is_healthy(self) -> bool:
+        try:
+            return get(f"{self.base_url}/health", timeout=1.0).status == 200
+        except OSError:
+            return False
+
+    def _family(self) -> list[psutil.Process]:
+        """List all that descends from the master, while it lives."""
+        assert self._process is not None
+        if self._process.poll() is not None:
+            return []
+        try:
+            children: list[psutil.Process] = psutil.Process(self._process.pid).children(recursive=True)
+            return children
+        except psutil.Error:
+            return []
+
+    def _join_output(self) -> None:
+        self._out.join()
+        self._err.join()
+
+
+def failed_start(*, root: Path = ROOT, **settings: Any) -> tuple[int, str]:
+    """Start the service with settings it must refuse, and give its exit code and output.
+
+    Raises: AssertionError when it starts, or neither answers nor ends.
+    """
+    service = ChatWait(root=root, **settings)
+    try:
+        service.start()
+    except StartFailed as failure:
+        if failure.exit_code is None:
+            raise
+        return failure.exit_code, failure.output
+    finally:
+        service.end()
+    raise AssertionError(f"the service started with {settings!r}")
+
+
+def _matches(record: dict[str, Any], event: str | Callable[[dict[str, Any]], bool], fields: dict[str, Any]) -> bool:
+    if callable(event):
+        is_wanted = event(record)
+    else:
+        is_wanted = record.get("event", record.get("message")) == event
+    return is_wanted and all(record.get(name) == value for name, value in fields.items())
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

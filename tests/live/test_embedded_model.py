@@ -1,0 +1,76 @@
+"""The embedded model, for real: what a new user has after `make run`, with neither key nor base URL."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from app import local_model
+from tests.harness.chaos import ChaosProxy, CutAfter
+from tests.harness.http1 import get, post
+from tests.harness.reader import read_answer, read_resuming
+from tests.harness.server import ChatWait
+from tests.requirements import require_or_skip
+
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[ChatWait]:
+    require_or_skip("the embedded model (requirements-local.txt)", local_model.installed())
+    with ChatWait() as chatwait:
+        until = time.monotonic() + 60  # 15 s on a machine of its own; here others may be at work
+        while get(f"{chatwait.base_url}/ready").status != 200:
+            assert time.monotonic() < until, chatwait.output
+            time.sleep(0.2)
+        yield chatwait
+
+
+def test_wait_mode_answers_a_dialogue_of_two_turns(embedded: ChatWait) -> None:
+    first = post(f"{embedded.base_url}/chat/wait", json={"message": QUESTION}).json
+    assert "Paris" in first["content"]
+    assert first["model"] == local_model.MODEL_ID
+    assert first["usage"]["source"] == "provider"
+
+    context = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": first["content"]}]
+    second = post(f"{embedded.base_url}/chat/wait", json={"message": "And of Italy?", "context": context}).json
+    assert second["status"] == "complete"
+    assert "Rome" in second["content"]
+    assert second["sha256"] == hashlib.sha256(second["content"].encode()).hexdigest()
+
+
+def test_streaming_answers_a_dialogue_of_two_turns_with_the_same_text(embedded: ChatWait) -> None:
+    first = read_answer(f"{embedded.base_url}/chat/streaming", json={"message": QUESTION})
+    assert "Paris" in first.text
+    assert first.text == post(f"{embedded.base_url}/chat/wait", json={"message": QUESTION}).json["content"]
+
+    context = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": first.text}]
+    second = read_answer(f"{embedded.base_url}/chat/streaming", json={"message": "And of Italy?", "context": context})
+    assert "Rome" in second.text
+
+
+def test_streaming_survives_cuts_of_a_real_answer(embedded: ChatWait) -> None:
+    request = {"message": "Write three sentences about the sea.", "max_tokens": 120}
+    with ChaosProxy("127.0.0.1", embedded.port) as proxy:
+        proxy.plan(CutAfter(900), CutAfter(1400), CutAfter(700))
+        answer = read_resuming(proxy.base_url, json=request)
+        assert proxy.connections >= 4
+
+    assert answer.text == post(f"{embedded.base_url}/chat/wait", json=request).json["content"]
+
+
+def test_models_names_the_embedded_model_and_limits_that_fit_it(embedded: ChatWait) -> None:
+    models = get(f"{embedded.base_url}/models").json
+
+    assert models["default"] == local_model.MODEL_ID
+    limits = models["limits"]
+    assert limits["max_tokens"] + limits["max_input_tokens"] < local_model.CONTEXT_TOKENS_PER_SLOT
+
+
+def test_conversation_too_long_for_the_model_is_refused_in_words(embedded: ChatWait) -> None:
+    reply = post(f"{embedded.base_url}/chat/wait", json={"message": "word " * 1590 + "\u4e2d" * 40})
+    assert reply.status == 400
+    assert reply.json["error_code"] in ("message_too_long", "context_too_long")

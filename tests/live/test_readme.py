@@ -1,0 +1,63 @@
+"""The README's commands, as pasted: only the port differs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from tests.harness.server import ChatWait
+from tests.harness.upstream import ScriptedUpstream, answer
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def run(script: str, chatwait: ChatWait) -> str:
+    ours = script.replace("localhost:8000", f"localhost:{chatwait.port}")
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", ours], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def block(*words: str) -> str:
+    (found,) = [text for text in BLOCKS if all(word in text for word in words)]
+    return found
+
+
+def test_readme_has_the_examples_that_are_tried_here() -> None:
+    assert len(BLOCKS) == 5
+
+
+def test_readme_wait_example_answers(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
+    upstream.always(answer(["Par", "is."]))
+
+    answered = json.loads(run(block("/chat/wait", '-d \'{"message": "What is the capital of France?"}\''), chatwait))
+    assert answered["content"] == "Paris."
+
+
+def test_readme_streaming_example_streams(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
+    upstream.always(answer(["Par", "is."], gap=0.05))
+    printed = run(block("curl -sN http://localhost:8000/chat/streaming"), chatwait)
+
+    assert printed.startswith("retry: 1000\nevent: start\n")
+    assert '"content":"Par' in printed
+    assert "event: done" in printed
+
+
+def test_readme_resume_and_stop_examples_work(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
+    upstream.always(answer(["1 ", "2 ", "3 "], gap=0.05))
+    printed = run(block("Last-Event-ID") + block("-X DELETE"), chatwait)
+
+    assert '"content":"1 "' not in printed
+    assert '"content":"2 ' in printed
+    assert '"status": "complete"' in printed
+
+
+def test_readme_context_example_answers(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
+    upstream.always(answer(["Rome."]))
+    answered = json.loads(run(block("And of Italy"), chatwait))
+
+    assert answered["content"] == "Rome."
+    assert [turn["role"] for turn in upstream.requests[0].json["messages"]] == ["user", "assistant", "user"]

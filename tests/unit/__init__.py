@@ -1,0 +1,1 @@
+"""Test each module of ChatWait by itself, without a server."""

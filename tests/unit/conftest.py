@@ -1,0 +1,63 @@
+"""Fixtures of the unit tests: the log's records, no network where none is wanted, nothing left behind."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Put back what `logs.configure` changes for the whole process."""
+    names = ("", "app", "openai", "httpx", "httpx2", "gunicorn.error", "werkzeug")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+    raises = logging.raiseExceptions
+    yield
+    logging.captureWarnings(False)
+    logging.raiseExceptions = raises
+    for logger, level, handlers, propagate in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+        logger.propagate = propagate
+
+
+class Events:
+    """Keep the records that `app.logs.event` wrote."""
+
+    def __init__(self) -> None:
+        self.records: list[logging.LogRecord] = []
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        return [record.__dict__ for record in list(self.records) if record.__dict__.get("event") == name]
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    """Record the events of a test, those of DEBUG left out."""
+    kept = Events()
+    handler = logging.Handler()
+    handler.emit = kept.records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("app")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield kept
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every connection fail loudly: a mock that does not bite must not reach the world."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a test that must not use the network connects")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

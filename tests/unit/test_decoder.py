@@ -1,0 +1,341 @@
+"""Test the way from the upstream's bytes to parts: cut anywhere, and whatever stands in them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.upstream.decoder import (
+    LONGEST_EVENT_BYTES,
+    BrokenStream,
+    ChunkDecoder,
+    ErrorReported,
+    EventSplitter,
+    Part,
+)
+
+
+def split(data: bytes) -> list[bytes]:
+    return EventSplitter().feed(data)
+
+
+def split_at(data: bytes, cuts: list[int]) -> list[bytes]:
+    splitter = EventSplitter()
+    places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
+    found: list[bytes] = []
+    for start, end in zip(places, places[1:], strict=False):
+        found += splitter.feed(data[start:end])
+    return found
+
+
+def chunk(**delta: Any) -> bytes:
+    return json.dumps({"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}]}).encode()
+
+
+def decode(*events: bytes) -> tuple[list[Part], str]:
+    decoder = ChunkDecoder()
+    return [decoder.decode(event) for event in events], decoder.pending()
+
+
+def text_of(*events: bytes) -> str:
+    parts, pending = decode(*events)
+    return "".join(part.text for part in parts) + pending
+
+
+# Bytes into events
+
+LINES = st.sampled_from(
+    ["data: a", "data:b", "data:  c", "data", "data:", ": a comment", "event: x", "id: 7", "retry: 1", "", ""]
+    + ["data: \u2028\u0085\x0b\x0c\x1c é 😀", "datax: no", " data: no", "data : no"]
+)
+STREAMS = st.lists(st.tuples(LINES, st.sampled_from(["\n", "\r\n", "\r"])), max_size=25)
+
+
+@given(STREAMS, st.booleans(), st.lists(st.integers(0, 1000), max_size=30))
+def test_splitter_given_any_cuts_finds_the_same_events(
+    lines: list[tuple[str, str]], bom: bool, cuts: list[int]
+) -> None:
+    data = ("\ufeff" * bom + "".join(line + end for line, end in lines)).encode()
+
+    assert split_at(data, cuts) == split(data) == split_at(data, list(range(len(data))))
+
+
+@given(STREAMS)
+def test_splitter_given_any_stream_finds_what_a_line_by_line_reading_of_the_standard_finds(
+    lines: list[tuple[str, str]],
+) -> None:
+    data = "".join(line + end for line, end in lines).encode()
+    expected: list[bytes] = []
+    values: list[bytes] = []
+    for line in data.splitlines():  # of bytes: at CR, LF and CRLF only
+        if not line:
+            expected += [b"\n".join(values)] if values else []
+            values = []
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            values.append(value.removeprefix(b" "))
+    assert split(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "events"),
+    [
+        (b"data: YHOO\ndata: +2\ndata: 10\n\n", [b"YHOO\n+2\n10"]),
+        (b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\n", [b"first event", b"second event"]),
+        (b"data\n\ndata\ndata\n\ndata:", [b"", b"\n"]),
+        (b"data:test\n\ndata: test\n\n", [b"test", b"test"]),
+        (b"data:  two spaces\n\n", [b" two spaces"]),
+        (b"data: a\r\rdata: b\r\n\r\ndata: c\n\n", [b"a", b"b", b"c"]),
+        (b"\xef\xbb\xbfdata: a\n\n\xef\xbb\xbfdata: b\n\n", [b"a"]),
+        (b"\n\n\n\ndata: a\n\n\n\n\ndata: b\n\n", [b"a", b"b"]),
+        (b"event: x\nid: 1\n\n: comment\n\n", []),
+        (b"data: never ended\n", []),
+        (
+            "data: a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg\n\n".encode(),
+            ["a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg".encode()],
+        ),
+        (b"data: a\0b\n\n", [b"a\0b"]),
+    ],
+)
+def test_splitter_given_an_example_finds_its_events(data: bytes, events: list[bytes]) -> None:
+    assert split(data) == events
+    assert split_at(data, list(range(len(data)))) == events
+
+
+def test_splitter_given_a_bare_cr_dispatches_without_waiting_for_more() -> None:
+    splitter = EventSplitter()
+
+    assert splitter.feed(b"data: a\r\n\r") == [b"a"]
+    assert splitter.feed(b"\ndata: b\n\n") == [b"b"]
+
+
+def test_splitter_given_a_line_of_ten_mebibytes_delivers_what_came_before_and_refuses_it() -> None:
+    splitter = EventSplitter()
+    data = b"data: before\n\ndata: " + b"x" * 10 * 1_048_576
+    found: list[bytes] = []
+    fed = 0
+
+    def feed_all() -> None:
+        nonlocal fed
+        for start in range(0, len(data), 65_536):
+            fed += 65_536
+            found.extend(splitter.feed(data[start : start + 65_536]))
+
+    with pytest.raises(BrokenStream):
+        feed_all()
+    assert found == [b"before"]
+    assert fed <= LONGEST_EVENT_BYTES + 3 * 65_536
+
+
+def test_splitter_given_an_event_at_the_limit_delivers_it() -> None:
+    splitter = EventSplitter()
+    value = b"x" * (LONGEST_EVENT_BYTES - len(b"data: "))
+
+    assert splitter.feed(b"data: " + value) == []
+    assert splitter.feed(b"\n\n") == [value]
+
+
+# Events into parts
+
+
+@pytest.mark.parametrize(
+    "text", ["a\u2028b\u2029c\u0085d\x0be\x0cf", "\0", "data: x\r\n\r\n", "é", "😀", "\u202e", "[DONE]", " "]
+)
+def test_decoder_given_any_text_escaped_or_not_keeps_it(text: str) -> None:
+    content = {"choices": [{"index": 0, "delta": {"content": text}}]}
+
+    for ensure_ascii in (True, False):
+        event = json.dumps(content, ensure_ascii=ensure_ascii).encode()
+        assert text_of(event) == text
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=8))
+def test_decoder_given_any_chunks_joins_their_texts(texts: list[str]) -> None:
+    parts, pending = decode(*(chunk(content=text) for text in texts))
+
+    assert [part.text for part in parts] == texts
+    assert pending == ""
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.data())
+def test_decoder_given_utf16_halves_in_any_cuts_joins_them(text: str, data: st.DataObject) -> None:
+    units = text.encode("utf-16-be").decode("utf-16-be")
+    halves = "".join(
+        chr(code)
+        for char in units
+        for code in (
+            (ord(char),)
+            if ord(char) < 0x10000
+            else (0xD800 + ((ord(char) - 0x10000) >> 10), 0xDC00 + ((ord(char) - 0x10000) & 0x3FF))
+        )
+    )
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(halves)), max_size=6)))
+    pieces = [halves[a:b] for a, b in zip([0, *cuts], [*cuts, len(halves)], strict=True)]
+
+    assert text_of(*(chunk(content=piece) for piece in pieces)) == text
+
+
+@given(st.lists(st.text(st.sampled_from("a😀\ud83d\ude00\udc00\ud800"), max_size=4), max_size=6))
+def test_decoder_given_halves_without_their_other_half_never_yields_one(texts: list[str]) -> None:
+    parts, pending = decode(*(chunk(content=text) for text in texts))
+
+    ("".join(part.text for part in parts) + pending).encode()  # raises for half a pair
+
+
+def test_decoder_given_halves_in_two_deltas_gives_the_first_one_no_text() -> None:
+    parts, pending = decode(chunk(content="a\ud83d"), chunk(), chunk(content="\ude00b"))
+
+    assert [part.text for part in parts] == ["a", "", "😀b"]
+    assert pending == ""
+
+
+def test_decoder_at_its_end_shows_a_pending_half_once() -> None:
+    decoder = ChunkDecoder()
+    assert decoder.decode(chunk(content="\ud83d")).text == ""
+
+    assert decoder.pending() == "\ufffd"
+    assert decoder.pending() == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [(b"\xff\xfe", "\ufffd\ufffd"), (b"a\xc3", "a\ufffd"), (b"\xed\xa0\xbd", "\ufffd\ufffd\ufffd")],
+)
+def test_decoder_given_invalid_utf8_shows_replacement_characters(content: bytes, shown: str) -> None:
+    assert text_of(b'{"choices":[{"index":0,"delta":{"content":"' + content + b'"}}]}') == shown
+
+
+def test_decoder_given_invalid_utf8_outside_of_the_text_keeps_the_text() -> None:
+    assert text_of(b'{"id":"\xff","choices":[{"index":0,"delta":{"content":"a"}}]}') == "a"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"choices": []}',
+        b'{"choices": null}',
+        b"{}",
+        b'{"choices": [{}]}',
+        b'{"choices": [{"delta": {}}]}',
+        b'{"choices": [{"delta": null}]}',
+        b'{"choices": [{"delta": {"content": null}}]}',
+        b'{"choices": [{"delta": {"content": ""}}]}',
+        b'{"choices": [{"delta": {"role": "assistant"}}]}',
+        b'{"choices": [{"delta": {"role": "assistant", "content": "", "refusal": null}}]}',
+        b'{"choices": [{"delta": {"reasoning_content": "hm"}}]}',
+        b'{"choices": [{"delta": {"reasoning": "hm", "content": null}}]}',
+        b'{"choices": [{"index": 1, "delta": {"content": "another answer"}}]}',
+        b'{"choices": [], "usage": null, "error": null}',
+        b'{"choices": [{"delta": {"tool_calls": [{"index": 0}]}}]}',
+    ],
+)
+def test_decoder_given_a_chunk_without_text_yields_an_empty_part(event: bytes) -> None:
+    assert decode(event) == ([Part()], "")
+
+
+def test_decoder_given_a_refusal_takes_it_for_text() -> None:
+    assert text_of(chunk(content=None, refusal="I cannot."), chunk(refusal=" Sorry.")) == "I cannot. Sorry."
+
+
+def test_decoder_given_finish_reason_and_last_text_in_one_chunk_yields_both() -> None:
+    (part,), _ = decode(b'{"choices": [{"delta": {"content": "a"}, "finish_reason": "length"}]}')
+
+    assert part == Part("a", "length")
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": 1}, {"prompt_tokens": -1}, "many", 5, [1]])
+def test_decoder_given_any_usage_reports_it_unchecked(usage: Any) -> None:
+    with_text = {"choices": [{"delta": {"content": "a"}}], "usage": usage}
+    alone = {"choices": [], "usage": usage}
+
+    parts, _ = decode(json.dumps(with_text).encode(), json.dumps(alone).encode(), chunk(content="b"))
+
+    assert [part.usage for part in parts] == [usage, usage, None]
+    assert [part.text for part in parts] == ["a", "", "b"]
+
+
+@pytest.mark.parametrize("data", [b"[DONE]", b" [DONE]", b"[DONE] \t"])
+def test_decoder_given_done_says_so(data: bytes) -> None:
+    assert decode(data) == ([Part(done=True)], "")
+
+
+@pytest.mark.parametrize(
+    ("event", "reported"),
+    [
+        (b'{"error": {"message": "m", "code": 500}}', {"message": "m", "code": 500}),
+        (b'{"error": "text"}', "text"),
+        (b'{"object": "error", "message": "m", "code": 1}', "m"),
+        (b'{"choices": [{"delta": {"content": "a"}}], "error": {"message": "m"}}', {"message": "m"}),
+        (b'{"error": {"message": "\\ud83d"}}', {"message": "\ud83d"}),
+    ],
+)
+def test_decoder_given_an_error_in_the_stream_raises_it(event: bytes, reported: Any) -> None:
+    with pytest.raises(ErrorReported) as raised:
+        decode(event)
+
+    assert raised.value.error == reported
+    assert "m" == reported or str(reported) not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"",
+        b"no JSON",
+        b"<html>",
+        b"[1]",
+        b'"text"',
+        b"5",
+        b"null",
+        b"NaN",
+        b'{"choices": "x"}',
+        b'{"choices": [5]}',
+        b'{"choices": [{"delta": "x"}]}',
+        b'{"choices": [{"delta": {"content": 5}}]}',
+        b'{"choices": [{"delta": {"content": {}}}]}',
+        b'{"choices": [{"delta": {"content": "cut',
+        b'{"usage": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        b'{"choices": [], "a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        b"\xff\xfe",
+        b'{"usage": {"a": "\xff"}, "choices": 5}',
+    ],
+)
+def test_decoder_given_no_chunk_says_that_the_stream_is_broken(event: bytes) -> None:
+    with pytest.raises(BrokenStream) as raised:
+        decode(event)
+
+    assert len(str(raised.value)) < 100
+
+
+@given(st.binary(max_size=60))
+def test_decoder_given_any_bytes_raises_nothing_else(data: bytes) -> None:
+    try:
+        ChunkDecoder().decode(data)
+    except (BrokenStream, ErrorReported):
+        pass
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(["choices", "delta", "content", "usage", "index", "error", "finish_reason", "message"]),
+                inner,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_decoder_given_any_json_raises_nothing_else(value: Any) -> None:
+    try:
+        ChunkDecoder().decode(json.dumps(value).encode())
+    except (BrokenStream, ErrorReported):
+        pass

@@ -1,0 +1,44 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from app.config import Settings, read_settings, table
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_readme_settings_are_the_codes_table() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*?) \| (.*) \|$", readme, re.MULTILINE)
+
+    assert [tuple(cell.replace("\\|", "|") for cell in row) for row in rows] == table()
+
+
+def test_env_example_names_every_setting_with_its_default(tmp_path: Path) -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    lines = dict(re.findall(r"^#([A-Z_]+)=(.*)$", example, re.MULTILINE))
+
+    assert lines == {variable: default for variable, default, _, _ in table()}
+    uncommented = tmp_path / "env"
+    uncommented.write_text(re.sub(r"^#([A-Z_]+=)", r"\1", example, flags=re.MULTILINE), encoding="utf-8")
+    assert read_settings({"ENV_FILE": str(uncommented)}) == read_settings({"ENV_FILE": str(tmp_path / "none")})
+
+
+def test_decisions_cited_in_comments_exist() -> None:
+    numbers = set(re.findall(r"^(\d+)\. \*\*", (ROOT / "DESIGN.md").read_text(encoding="utf-8"), re.MULTILINE))
+    cited = {
+        number
+        for path in [*ROOT.glob("app/**/*.py"), ROOT / "gunicorn.conf.py"]
+        for number in re.findall(r"DESIGN\.md, (\d+)", path.read_text(encoding="utf-8"))
+    }
+
+    assert cited
+    assert cited <= numbers
+
+
+def test_settings_are_all_documented_with_help() -> None:
+    assert len(table()) == len(Settings.__dataclass_fields__)
+    assert all(help_text.endswith(".") for _, _, _, help_text in table())

@@ -1,0 +1,154 @@
+"""Test that the folded answer accepts what the contract promises, and really fails on everything else."""
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from tests.harness.answer import Answer
+from tests.harness.events import Event
+from tests.harness.http1 import Headers
+
+SID = "abc-123"
+
+
+def event(name: str, number: int | None, /, **data: Any) -> Event:
+    return Event(name, json.dumps(data), None if number is None else f"{SID}.{number}")
+
+
+def start() -> Event:
+    return event("start", 0, stream_id=SID)
+
+
+def token(sequence: int, content: str, count: int = 1) -> Event:
+    return event("token", sequence, sequence=sequence, count=count, content=content, is_final=False)
+
+
+def ping(tokens: int) -> Event:
+    return event("ping", None, phase="generating", tokens=tokens)
+
+
+def terminal(text: str, tokens: int, name: str = "done", /, **changes: Any) -> Event:
+    data = {
+        "sequence": tokens + 1,
+        "is_final": True,
+        "status": {"done": "complete"}.get(name, name),
+        "tokens": tokens,
+        "characters": len(text),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    return event(name, tokens + 1, **{**data, **changes})
+
+
+def fold(*events: Event, **options: Any) -> Answer:
+    answer = Answer(**options)
+    answer.begin_connection(Headers([("X-Stream-Id", SID)]))
+    for item in events:
+        answer.add(item)
+    return answer.verify()
+
+
+WHOLE = [start(), token(1, "H\u00e9"), ping(1), token(3, "l\U0001f600o", 2)]
+
+
+def test_answer_given_a_whole_stream_puts_it_together() -> None:
+    answer = fold(*WHOLE, terminal("H\u00e9l\U0001f600o", 3))
+
+    assert (answer.text, answer.tokens, answer.last_event_id) == ("H\u00e9l\U0001f600o", 3, f"{SID}.4")
+    assert answer.terminal is not None
+    assert answer.terminal.event == "done"
+
+
+@pytest.mark.parametrize("name", ["cancelled", "failed"])
+def test_answer_takes_every_terminal(name: str) -> None:
+    assert fold(start(), token(1, "a"), terminal("a", 1, name)).is_complete
+
+
+def test_answer_ignores_an_event_that_it_does_not_know() -> None:
+    assert fold(start(), Event("weather", "rain"), terminal("", 0)).text == ""
+
+
+def test_answer_over_two_connections_goes_on_where_it_was() -> None:
+    answer = Answer()
+    answer.begin_connection(Headers([("X-Stream-Id", SID)]))
+    for item in (start(), token(1, "a")):
+        answer.add(item)
+    answer.begin_connection(Headers([]))
+    for item in (ping(2), token(2, "b"), terminal("ab", 2)):
+        answer.add(item)
+
+    assert (answer.verify().text, answer.connections) == ("ab", 2)
+
+
+def test_answer_that_had_only_start_takes_a_second_start_on_the_next_connection() -> None:
+    answer = Answer()
+    for _ in range(2):
+        answer.begin_connection(Headers([]))
+        answer.add(start())
+    answer.add(terminal("", 0))
+
+    assert answer.verify().connections == 2
+
+
+def test_answer_from_the_middle_judges_the_hash_only_with_the_prefix() -> None:
+    tail = [token(2, "b"), terminal("ab", 2)]
+
+    assert fold(*tail, after=1).text == "b"
+    assert fold(*tail, after=1, prefix="a").text == "ab"
+    with pytest.raises(AssertionError, match="sha256"):
+        fold(*tail, after=1, prefix="x")
+
+
+BROKEN: dict[str, tuple[list[Event], str]] = {
+    "a hole": ([start(), token(1, "a"), token(3, "c"), terminal("ac", 2)], r"last one \+ count"),
+    "a duplicate": ([start(), token(1, "a"), token(1, "a")], "does not rise"),
+    "a step back": ([start(), token(2, "ab", 2), token(1, "a")], "does not rise"),
+    "a wrong count": ([start(), token(1, "ab", 2)], r"last one \+ count"),
+    "a count of zero": ([start(), token(0, "a", 0)], "does not rise|count"),
+    "an empty token": ([start(), token(1, "")], "without count or content"),
+    "a token that is final": (
+        [start(), event("token", 1, sequence=1, count=1, content="a", is_final=True)],
+        "is_final",
+    ),
+    "a token without an id": (
+        [start(), event("token", None, sequence=1, count=1, content="a", is_final=False)],
+        "sequence of the id",
+    ),
+    "a wrong hash": ([start(), token(1, "a"), terminal("b", 1)], "sha256"),
+    "wrong characters": ([start(), token(1, "a"), terminal("a", 1, characters=2)], "characters"),
+    "wrong tokens": ([start(), token(1, "a"), terminal("a", 1, tokens=2)], "tokens"),
+    "a lost last token": ([start(), token(1, "a"), terminal("ab", 2)], "tokens: got 2, wanted 1"),
+    "a wrong terminal sequence": ([start(), terminal("", 0, sequence=2)], "sequence of the terminal"),
+    "a wrong status": ([start(), terminal("", 0, status="failed")], "status"),
+    "a true for a one": ([start(), token(1, "a"), terminal("a", 1, tokens=True)], "tokens"),
+    "two terminals": ([start(), terminal("", 0), terminal("", 0)], "after the terminal"),
+    "a ping after the end": ([start(), terminal("", 0), ping(0)], "after the terminal"),
+    "no terminal": ([start(), token(1, "a")], "without a terminal"),
+    "nothing at all": ([], "without a terminal"),
+    "a foreign id": ([start(), Event("token", token(1, "a").data, "other.1")], "stream id"),
+    "an id without a number": ([Event("token", token(1, "a").data, f"{SID}.x")], "is not <stream_id>"),
+    "a ping with an id": ([start(), Event("ping", ping(0).data, f"{SID}.1")], "id of a ping"),
+    "a ping behind the log": ([start(), token(1, "a"), ping(0)], "a ping says"),
+    "a late start": ([ping(0), start()], "not the first"),
+    "an unknown event with an id": ([start(), Event("weather", "rain", f"{SID}.1")], "not known"),
+    "data that is no JSON": ([start(), Event("token", "{", f"{SID}.1")], "not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_answer_given_a_broken_stream_says_what_differs(name: str) -> None:
+    events, problem = BROKEN[name]
+    with pytest.raises(AssertionError, match=problem):
+        fold(*events)
+
+
+def test_answer_resumed_in_the_middle_refuses_a_start() -> None:
+    answer = Answer()
+    answer.begin_connection(Headers([]))
+    answer.add(start())
+    answer.add(token(1, "a"))
+    answer.begin_connection(Headers([]))
+
+    with pytest.raises(AssertionError, match="does not rise"):
+        answer.add(start())
