@@ -47,7 +47,7 @@ clean: ## Remove .venv and everything that the tools left
 
 $(VENV):
 	@if [ -z "$(PYTHON)" ]; then \
-		echo "ChatWait needs Python 3.11 or later; here is: $$(python3 -V 2>&1 || echo none)." >&2; \
+		echo "ChatWait needs Python 3.11 or later; here is: $$(python3 -V 2>/dev/null || echo none)." >&2; \
 		echo "Install one, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; fi
 	@if ! "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null; then \
 		echo "The venv module of $(PYTHON) is missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; fi

@@ -108,17 +108,17 @@ def post_worker_init(worker):
     runtime = worker.wsgi.extensions["chatwait"]
 
     def finished():
-        worker.handle_quit(signal.SIGQUIT, None)
+        import gevent
 
-    def stop(_signal, _frame):
-        runtime.drain.begin(finished)
+        # In a greenlet of its own, SystemExit ends the worker's main one, which is asleep in its loop. Not
+        # gunicorn's handle_quit: it lets that loop end by itself at the same time, and then prints a traceback.
+        gevent.spawn(sys.exit, 0)
 
-    signal.signal(signal.SIGTERM, stop)
+    def stop(number, _frame):
+        runtime.drain.begin(finished, quick=number != signal.SIGTERM)
 
-
-def worker_int(worker):
-    """A quick stop (Ctrl-C): whoever is reading is told that it was cut off."""
-    worker.wsgi.extensions["chatwait"].generations.cancel_all("shutdown")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, stop)
 
 
 def on_exit(server):

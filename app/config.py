@@ -243,7 +243,7 @@ def plain(number: float) -> int | float:
 
 
 # What the embedded model's context allows; a smaller value of the operator's stands.
-LOCAL_LIMITS = {"max_tokens": 2048, "default_max_tokens": 1024, "max_input_tokens": 1600}
+LOCAL_LIMITS = {"max_tokens": 2048, "default_max_tokens": 1024, "max_input_tokens": 1600, "max_active_streams": 200}
 assert LOCAL_LIMITS["max_tokens"] + LOCAL_LIMITS["max_input_tokens"] < CONTEXT_TOKENS_PER_SLOT
 
 
@@ -370,7 +370,10 @@ def table() -> list[tuple[str, str, str, str]]:
 def main(arguments: list[str]) -> int:
     """Answer the Makefile (`needs-local-model`) or print the table of settings (`table`)."""
     if arguments == ["needs-local-model"]:
-        return 0 if needs_local_model() else 1
+        try:
+            return 0 if needs_local_model() else 1
+        except BadSettings:
+            return 1  # the start itself says what is wrong
     if arguments == ["table"]:
         for row in table():
             print("| `{}` | {} | {} | {} |".format(*(cell.replace("|", "\\|") for cell in row)))

@@ -57,7 +57,7 @@ CHAT_TEMPLATE = (
 
 PROMPT_STEP_TOKENS = 128
 PING_SECONDS = 5  # a comment line on a stream whose prompt is still being read
-HTTP_THREADS = 1100  # one per open connection, or /health waits behind a thousand queued streams
+HTTP_THREADS = 300  # one per open connection, or /health waits behind a thousand queued streams
 
 LOOK_SECONDS = 0.25
 HEALTH_TIMEOUT_SECONDS = 1.0

@@ -22,6 +22,8 @@ __all__ = ["Runtime"]
 LOCAL_MODEL_URL = "CHATWAIT_LOCAL_MODEL_URL"
 """The environment variable by which gunicorn.conf.py tells its workers where the embedded model listens."""
 
+QUICK_SECONDS = 0.5
+
 LAST_FRAMES_SECONDS = 5.0
 """How long readers have, after the last generation ended, to come and take what they have not read."""
 
@@ -110,13 +112,18 @@ class Drain:
         self._logs: list[StreamLog] | None = None
         self._last_live = 0.0
         self._cut = False
+        self._quick = False
 
     @property
     def begun(self) -> bool:
         return self._finished is not None
 
-    def begin(self, finished: Callable[[], None]) -> None:
-        """Note that the worker is to end. Safe in a signal handler: nothing here waits, locks or logs."""
+    def begin(self, finished: Callable[[], None], *, quick: bool = False) -> None:
+        """Note that the worker is to end; `quick` waits for no generation, only for its readers' last frames.
+
+        Safe in a signal handler: nothing here waits, locks or logs. May be called again, to make it quick.
+        """
+        self._quick = self._quick or quick
         if self._finished is None:
             self._finished = finished
 
@@ -131,13 +138,13 @@ class Drain:
             event("drain_started", generations=len(self._logs), readers=readers.count)
         if generations.live:
             self._last_live = now
-            if now < self._deadline:
+            if now < self._deadline and not self._quick:
                 return
             self._cut = True
             event("drain_cut", level=logging.WARNING, generations=generations.live)
             generations.cancel_all("shutdown")
         waited_for = readers.count or any(not log.end_read for log in self._logs)
-        if waited_for and now < self._last_live + LAST_FRAMES_SECONDS:
+        if waited_for and now < self._last_live + (QUICK_SECONDS if self._quick else LAST_FRAMES_SECONDS):
             return
         event("drain_finished", readers=readers.count, cut=self._cut)
         finished, self._finished = self._finished, _nothing

@@ -28,6 +28,8 @@ __all__ = ["Call", "Transport", "current_call"]
 RECEIVE_BYTES = 65_536
 IDLE_SECONDS = 55.0  # below the 60 s after which many servers close an idle connection
 IDLE_CONNECTIONS = 256
+HOT_CONNECTIONS = 8
+SURPLUS_SECONDS = 5.0  # what a burst left behind
 ERROR_BODY_BYTES = 65_536
 NEXT_ADDRESS_SECONDS = 5.0
 STALE_SECONDS = 1.0
@@ -116,9 +118,9 @@ class _Connection(http.client.HTTPConnection):
                     break
         raise failure or OSError("the host name has no address")
 
-    def is_stale(self, now: float) -> bool:
+    def is_stale(self, now: float, idle_seconds: float) -> bool:
         """Tell whether the other side has closed meanwhile, or may be about to."""
-        if now - self.idle_since > IDLE_SECONDS or self.sock is None:
+        if now - self.idle_since > idle_seconds or self.sock is None:
             return True
         return not is_connected(self.sock)
 
@@ -188,7 +190,7 @@ class Transport(httpx2.BaseTransport):
                 connection = kept.pop() if kept else None
             if connection is None:
                 return self._new(*origin)
-            if not connection.is_stale(now):
+            if not connection.is_stale(now, IDLE_SECONDS):
                 return connection
             connection.close()
 
@@ -225,8 +227,11 @@ class Transport(httpx2.BaseTransport):
         stale: list[_Connection] = []
         with self._lock:
             for origin, kept in self._idle.items():
-                stale += [connection for connection in kept if connection.is_stale(now)]
-                self._idle[origin] = [connection for connection in kept if connection not in stale]
+                fresh: list[_Connection] = []
+                for number, connection in enumerate(reversed(kept)):  # the last used first
+                    seconds = IDLE_SECONDS if number < HOT_CONNECTIONS else SURPLUS_SECONDS
+                    (stale if connection.is_stale(now, seconds) else fresh).append(connection)
+                self._idle[origin] = fresh[::-1]
         for connection in stale:
             connection.close()
 

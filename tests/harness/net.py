@@ -125,6 +125,8 @@ class Listener:
         """Accept connections; do nothing when they are accepted already."""
         if self._server is None:
             listening = reserve_port(port=self.port)
+            # asyncio sets it only on sockets whose protocol number is not 0; ours are made without one.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listening.listen(1024)
             loop = asyncio.get_running_loop()
             self._server = await loop.create_server(self._factory, sock=listening, ssl=self._tls, backlog=1024)

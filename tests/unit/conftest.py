@@ -55,7 +55,7 @@ def events() -> Iterator[Events]:
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every connection fail loudly: a mock that does not bite must not reach the world."""
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a test that must not use the network connects")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)

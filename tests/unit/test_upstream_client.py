@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import openai
 import pytest
 import respx
 
@@ -96,13 +95,10 @@ def parts_of(upstream: OpenAIUpstream, question: Question = QUESTION) -> list[Pa
 
 def test_the_network_is_blocked_where_a_mock_does_not_bite() -> None:
     upstream = OpenAIUpstream(base_url=URL, api_key="")
-    try:
-        with pytest.raises(AssertionError, match="must not use the network"):
-            upstream.ask(QUESTION, Call())
-    except errors.UpstreamUnavailable as error:
-        assert isinstance(error.__cause__, openai.APIConnectionError)
-    finally:
-        upstream.close()
+
+    with pytest.raises(AssertionError, match="must not use the network"):
+        upstream.ask(QUESTION, Call())
+    upstream.close()
 
 
 # What is sent

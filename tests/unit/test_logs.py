@@ -1,0 +1,407 @@
+"""Test the log: one JSON object a line, whole whatever stands in it, and silent about what it must not tell."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import logs
+from app.config import Settings
+from app.logs import LONGEST_LINE_BYTES, ChunkLog, configure, correlation, event, utc_now
+from app.streams.store import new_stream_id
+
+API_KEY = "configured-key-of-the-operator"
+
+
+class Output:
+    """What was written since it was last looked at."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+        self._out = io.StringIO()
+        # pytest has a stdout for each phase of a test; a handler keeps the one it was made with.
+        monkeypatch.setattr(sys, "stdout", self._out)
+
+    def text(self) -> str:
+        assert self._capfd.readouterr().err == "", "stderr is past every rule"
+        out = self._out.getvalue()
+        self._out.seek(0)
+        self._out.truncate()
+        return out
+
+    def lines(self) -> list[dict[str, Any]]:
+        parsed = []
+        for line in self.text().splitlines():
+            assert len(line.encode()) <= LONGEST_LINE_BYTES
+            assert line.isascii()
+            parsed.append(json.loads(line))
+            assert isinstance(parsed[-1], dict)
+        return parsed
+
+    def line(self) -> dict[str, Any]:
+        (line,) = self.lines()
+        return line
+
+
+@pytest.fixture
+def unconfigured(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Output:
+    return Output(monkeypatch, capfd)
+
+
+@pytest.fixture
+def output(unconfigured: Output) -> Iterator[Output]:
+    configure(Settings(openai_api_key=API_KEY, log_level="INFO"))
+    logging.getLogger("app").setLevel(logging.NOTSET)
+    token = correlation.set(None)
+    yield unconfigured
+    correlation.reset(token)
+
+
+def test_event_is_one_line_with_time_level_name_and_fields(output: Output) -> None:
+    event("stream_started", correlation_id="c-1", tokens=5, ratio=0.5, nothing=None, sizes=[1, 2], usage={"a": 1})
+    line = output.line()
+
+    assert list(line)[:4] == ["timestamp", "level", "event", "correlation_id"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["timestamp"])
+    assert (line["level"], line["event"], line["correlation_id"]) == ("INFO", "stream_started", "c-1")
+    assert (line["tokens"], line["ratio"], line["nothing"]) == (5, 0.5, None)
+    assert (line["sizes"], line["usage"]) == ([1, 2], {"a": 1})
+
+
+def test_event_without_a_correlation_id_takes_the_requests(output: Output) -> None:
+    correlation.set("c-of-the-request")
+    event("x")
+
+    assert output.line()["correlation_id"] == "c-of-the-request"
+
+
+def test_timestamps_are_utc_whatever_the_zone_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        assert utc_now(0.0) == "1970-01-01T00:00:00.000Z"
+        assert utc_now(1_700_000_000.9996) in ("2023-11-14T22:13:20.999Z", "2023-11-14T22:13:21.000Z")
+        assert utc_now(1_700_000_000) == "2023-11-14T22:13:20.000Z"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_line_of_a_library_is_of_the_same_form_without_its_own_fields(output: Output) -> None:
+    logging.getLogger("some.library").warning("said %s", "this\nand that", extra={"private": "words"})
+    line = output.line()
+
+    assert (line["event"], line["message"], line["logger"]) == ("log", "said this\nand that", "some.library")
+    assert "private" not in line
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\r\n", "\u2028\u0085\x0b\x0c\0", "é😀", '"\\', "x" * 100_000])
+def test_line_of_any_text_stays_one_line(output: Output, text: str) -> None:
+    logging.getLogger("x").info(text)
+    event("y", text=text[:5000])
+
+    assert [line["event"] for line in output.lines()] == ["log", "y"]
+
+
+# Secrets
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c"
+SECRETS = [
+    API_KEY,
+    "sk-abcdefghijklmnop",
+    "sk-proj-abc_def-0123456789",
+    "Bearer abcdefgh.ijk-lmn_op~q+r/s=",
+    "bearer  abcdefghij",
+    "BEARER abcdefghij",
+    JWT,
+    JWT.rsplit(".", 1)[0] + ".",
+    new_stream_id(),
+    new_stream_id() + ".17",
+]
+PLACES: dict[str, Callable[[str], None]] = {
+    "a message": lambda secret: logging.getLogger("x").error("before %s after", secret),
+    "a message's text": lambda secret: logging.getLogger("x").error(f"before ({secret}), after"),  # noqa: G004
+    "a field": lambda secret: event("x", field=secret),
+    "a field's text": lambda secret: event("x", field=f"https://host/path?key={secret}&b=1"),
+    "a list": lambda secret: event("x", field=["a", secret]),
+    "a tuple": lambda secret: event("x", field=("a", f"={secret}")),
+    "an object": lambda secret: event("x", field={"a": secret}),
+    "an object in an object": lambda secret: event("x", field={"a": {"b": secret}}),
+    "a name": lambda secret: event("x", field={secret: 1}),
+    "a list in a list": lambda secret: event("x", field=[[secret]]),
+    "an object in a list": lambda secret: event("x", field=[{"a": secret}]),
+    "a set": lambda secret: event("x", field={secret}),
+    "bytes": lambda secret: event("x", field=secret.encode()),
+    "an exception": lambda secret: event("x", field=ValueError(secret)),
+    "an exception's text": lambda secret: event("x", failure=ValueError(secret)),
+    "the event's name": lambda secret: event(secret),
+    "the logger's name": lambda secret: logging.getLogger(secret.replace(".", "_")).error("x"),
+}
+
+
+def secret_part(secret: str) -> str:
+    return re.sub(r"(?i)^bearer\s+", "", secret).removesuffix(".17")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("secret", SECRETS)
+def test_secret_anywhere_in_a_line_is_redacted(output: Output, place: str, secret: str) -> None:
+    PLACES[place](secret)
+    text = output.text()
+
+    assert len(text.splitlines()) == 1, "the premise: a line was written"
+    assert secret_part(secret) not in text
+    assert json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["cw_short", "task-1", "a sketch", "eyJ", "bearer", "0123456789ab", "risk-management-plan"]
+)
+def test_text_that_only_looks_like_a_secret_stays(output: Output, text: str) -> None:
+    event("x", field=text)
+
+    assert output.line()["field"] == text
+
+
+def test_key_that_is_short_is_not_taken_out_of_every_word(unconfigured: Output) -> None:
+    configure(Settings(openai_api_key="a"))
+    logging.getLogger("app").setLevel(logging.NOTSET)
+    event("banana")
+
+    assert unconfigured.line()["event"] == "banana"
+
+
+# Exceptions
+
+
+def test_exception_tells_types_and_places_and_never_its_text(output: Output) -> None:
+    def fail() -> None:
+        try:
+            raise KeyError("words of a conversation")
+        except KeyError as error:
+            raise ValueError("more words") from error
+
+    try:
+        fail()
+    except ValueError as error:
+        event("error_occurred", failure=error)
+        logging.getLogger("lib").exception("it failed")
+
+    for line in output.lines():
+        assert line["exception"]["types"] == ["ValueError", "KeyError"]
+        assert any(place.endswith(" fail") for place in line["exception"]["places"])
+        assert "words" not in json.dumps(line)
+
+
+def test_exception_of_any_depth_is_described_within_bounds(output: Output) -> None:
+    error: Exception = ValueError("x")
+    for _ in range(1000):
+        outer = RuntimeError("x")
+        outer.__cause__ = error
+        error = outer
+
+    def deep(left: int) -> None:
+        if left:
+            deep(left - 1)
+        raise error
+
+    try:
+        deep(200)
+    except RuntimeError as raised:
+        event("x", failure=raised)
+    assert len(output.line()["exception"]["places"]) <= 12
+
+
+# What cannot be formatted
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("words")
+
+    __repr__ = __str__
+
+
+HOSTILE: dict[str, Any] = {
+    "half a surrogate pair": "\ud800",
+    "an object without text": Unprintable(),
+    "a huge integer": 10**5000,
+    "a huge text": "é" * 1_000_000,
+    "a huge list": list(range(100_000)),
+    "not a number": float("nan"),
+    "bytes": b"\xff",
+    "a loop": [],
+    "bottomless": {},
+}
+HOSTILE["a loop"].append(HOSTILE["a loop"])
+_inner = HOSTILE["bottomless"]
+for _ in range(5000):
+    _inner["a"] = {}
+    _inner = _inner["a"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_line_that_cannot_be_formatted_is_replaced_by_one_that_says_so(output: Output, name: str) -> None:
+    value = HOSTILE[name]
+    event("before", field="a")
+    event("hostile", field=value)
+    logging.getLogger("x").info("%s", value)
+    logging.getLogger("x").info("%d %d", "not as many as wanted")
+    event("after", field="b")
+
+    events = [line["event"] for line in output.lines()]
+    assert events[0] == "before"
+    assert events[-1] == "after"
+    assert len(events) == 5, "nothing is lost"
+    assert set(events) <= {"before", "hostile", "log", "log_line_dropped", "after"}
+
+
+def test_line_that_cannot_be_written_prints_nothing_on_stderr(output: Output) -> None:
+
+    class Gone:
+        def write(self, text: str) -> None:
+            raise BrokenPipeError
+
+        def flush(self) -> None: ...
+
+    handler = logging.getLogger().handlers[0]
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(Gone())  # type: ignore[arg-type]
+    logging.getLogger("x").error("words")
+
+    assert output.text() == ""
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(), max_size=5), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+def test_formatter_given_any_fields_writes_one_json_object_of_bounded_size(value: Any) -> None:
+    record = logging.LogRecord("app", logging.INFO, "x.py", 1, "x", None, None)
+    record.event = "x"
+    record.field = value
+
+    line = logs._Formatter(API_KEY).format(record)
+
+    assert "\n" not in line
+    assert len(line.encode()) <= LONGEST_LINE_BYTES
+    assert json.loads(line)["event"] == "x"
+
+
+# What is set up
+
+
+def test_configuration_may_be_repeated_and_writes_each_line_once(output: Output) -> None:
+    configure(Settings())
+    configure(Settings())
+    logging.getLogger("app").setLevel(logging.NOTSET)
+    logging.getLogger("gunicorn.error").warning("x")
+
+    assert output.line()["logger"] == "gunicorn.error"
+
+
+@pytest.mark.parametrize("name", ["openai", "httpx2", "httpcore2", "httpx", "urllib3"])
+def test_libraries_that_write_requests_are_quiet_even_at_debug(unconfigured: Output, name: str) -> None:
+    configure(Settings(log_level="DEBUG"))
+    logging.getLogger(name).debug("words of a conversation")
+    logging.getLogger(f"{name}.sub").info("words of a conversation")
+
+    assert unconfigured.text() == ""
+
+
+# Chunks
+
+
+class Lines:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self._formatter = logs._Formatter("")
+        monkeypatch.setattr(logs, "event", self._take)
+
+    def _take(self, name: str, **fields: Any) -> None:
+        self.events.append((name, fields))
+        record = logging.LogRecord("app", logging.INFO, "x.py", 1, name, None, None)
+        record.__dict__.update(fields, event=name)
+        line = json.loads(self._formatter.format(record))
+        assert line["event"] == name, "the line was too long"
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        return [fields for event, fields in self.events if event == name]
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    return Lines(monkeypatch)
+
+
+def chunk_log() -> ChunkLog:
+    return ChunkLog(stream="0123456789ab", correlation_id="c-1", started=100.0)
+
+
+def test_chunks_are_written_a_line_a_second_and_each_of_them_once(lines: Lines) -> None:
+    chunks = chunk_log()
+    count, gap = 1000, 0.01
+    for number in range(count):
+        chunks.add(number % 50 + 1, 100.0 + number * gap)
+    chunks.flush(100.0 + count * gap)
+    chunks.flush(100.0 + count * gap)
+
+    written = lines.of("chunks_sent")
+    sequences = [number for line in written for number in range(line["first"], line["last"] + 1)]
+    assert sequences == list(range(1, count + 1))
+    assert [size for line in written for size in line["bytes"]] == [number % 50 + 1 for number in range(count)]
+    assert [ms for line in written for ms in line["ms"]][::100] == [number * 1000 for number in range(10)]
+    assert len(written) <= count * gap + 1
+    assert {(line["stream"], line["correlation_id"]) for line in written} == {("0123456789ab", "c-1")}
+
+
+def test_chunks_however_many_and_large_keep_their_lines_within_bounds(lines: Lines) -> None:
+    chunks = chunk_log()
+    for _ in range(5000):
+        chunks.add(4_000_000, 100.0 + 86_400.0)
+    chunks.flush(100.0 + 86_400.0)
+
+    written = lines.of("chunks_sent")
+    assert sum(line["last"] - line["first"] + 1 for line in written) == 5000
+
+
+def test_chunks_that_never_came_write_nothing(lines: Lines) -> None:
+    chunk_log().flush(200.0)
+
+    assert lines.events == []
+
+
+def test_chunks_at_debug_are_also_written_one_by_one(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("app"), "level", logging.DEBUG)
+    logging.getLogger("app").manager._clear_cache()  # type: ignore[attr-defined]
+    chunks = chunk_log()
+    assert chunks.debug, "the premise"
+    chunks.add(5, 100.5)
+    chunks.add(6, 102.0)
+    chunks.add(7, 102.25)
+    chunks.flush(103.0)
+
+    one_by_one = lines.of("chunk_sent")
+    assert [(line["sequence"], line["bytes"], line["ms"]) for line in one_by_one] == [
+        (1, 5, 500),
+        (2, 6, 2000),
+        (3, 7, 2250),
+    ]
+    assert [(line["first"], line["last"]) for line in lines.of("chunks_sent")] == [(1, 2), (3, 3)]
+    logging.getLogger("app").manager._clear_cache()  # type: ignore[attr-defined]
