@@ -68,6 +68,7 @@ logconfig_dict = {
 }
 
 PEER_GONE_MS = 30_000
+SEND_BUFFER_BYTES = 65_536
 
 
 def on_starting(server):
@@ -91,6 +92,9 @@ def when_ready(server):
     """Set on the listeners what every accepted connection inherits, at no cost for each."""
     for listener in server.LISTENERS:
         sock = listener.sock
+        # Bytes wait in the kernel for a slow reader, by default megabytes: so much that a frame could be "being
+        # written" for half a minute to one that reads steadily, which would then pass for stalled.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             # A peer that vanished without a word is gone after this, not after the kernel's 15 minutes.

@@ -52,12 +52,17 @@ def _level(raw: str) -> str:
 
 def _url(raw: str) -> str:
     url = raw.strip()
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("an http:// or https:// URL such as https://api.openai.com/v1")
+    allowed = "an http:// or https:// URL such as https://api.openai.com/v1"
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+        _ = parts.port
+    except ValueError:  # its text repeats what stands in the port's place
+        raise ValueError(allowed) from None
+    if not usable:
+        raise ValueError(allowed)
     if parts.username is not None or parts.password is not None:
         raise ValueError("a URL without a user name or password; the key goes into OPENAI_API_KEY")
-    _ = parts.port  # urllib raises ValueError for a port that is no port
     return url.rstrip("/")
 
 
@@ -326,7 +331,7 @@ def _completed(settings: Settings, *, named: set[str]) -> Settings:
 def _read_env_file(path: Path) -> dict[str, str]:
     """Read NAME=value lines; quotes around a value are taken off, a missing file is an empty one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # universal newlines; not at U+2028 and its like
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -340,11 +345,8 @@ def _read_env_file(path: Path) -> dict[str, str]:
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
             raise BadSettings(f"{path}, line {number}: not a NAME=value line.")
         value = value.strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        else:
-            value = re.sub(r"(^|\s)#.*$", "", value).strip()
-        values[name.strip()] = value
+        quoted = re.fullmatch(r"""(['"])(.*?)\1\s*(#.*)?""", value)
+        values[name.strip()] = quoted[2] if quoted else re.sub(r"(^|\s)#.*$", "", value).strip()
     return values
 
 

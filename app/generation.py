@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ __all__ = ["Bounds", "Generation", "Generations"]
 ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5
 TAIL_SECONDS = 2.0
+KNOWN_FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "function_call")
+
+_FINISH_REASON = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class Generation:
         """Ask, read the answer into the log, and end it; returns when nothing of it is left running."""
         try:
             self._answer = self._ask()
+            self.last_life = time.monotonic()
             self._read(self._answer)
             self.end()
         except _Stopped:
@@ -85,6 +90,7 @@ class Generation:
         except Exception as error:  # noqa: BLE001 - whatever it is, its readers get their terminal event
             self._fail(errors.InternalError(), error)
         finally:
+            self._chunks.flush(time.monotonic())  # one that was appended while another thread ended the log
             if self._answer is not None:
                 self._answer.close()
 
@@ -139,7 +145,7 @@ class Generation:
                     raise _Stopped
                 note(len(text.encode()), now)
             if finish_reason:
-                self._finish_reason = finish_reason
+                self._finish_reason = finish_reason if _FINISH_REASON.fullmatch(finish_reason) else "unknown"
             if usage is not None:
                 self._usage = tokens.provider_usage(usage) or self._usage
             if done:
@@ -267,7 +273,7 @@ class Generation:
             status=content["status"],
             reason=end.reason,
             model=content["model"],
-            finish_reason=content["finish_reason"] if content["finish_reason"] in _FINISH_REASONS else None,
+            finish_reason=content["finish_reason"] if content["finish_reason"] in KNOWN_FINISH_REASONS else None,
             tokens=content["tokens"],
             duration_ms=content["duration_ms"],
             first_token_ms=content["first_token_ms"],
@@ -276,9 +282,6 @@ class Generation:
             rate_limits=dict(self._answer.rate_limits) if self._answer is not None else {},
             **about,
         )
-
-
-_FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "function_call")
 
 
 def _cause(error: BaseException) -> list[str]:

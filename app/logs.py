@@ -94,15 +94,17 @@ class _Formatter(JsonFormatter):
             log_data["exception"] = _describe(record.exc_info[1])
 
     def _clean(self, value: Any) -> Any:
-        if isinstance(value, str):
-            if self._key and self._key in value:
-                value = value.replace(self._key, "[redacted]")
-            return _SECRETS.sub("[redacted]", value)
+        """Redact every text in a value, names included; what JSON has no form for becomes its text first."""
+        if value is None or isinstance(value, int | float):
+            return value
         if isinstance(value, dict):
-            return {str(name): self._clean(inner) for name, inner in value.items()}
-        if isinstance(value, list | tuple) and any(isinstance(inner, str) for inner in value):
-            return [self._clean(inner) for inner in value]
-        return value
+            return {self._clean(str(name)): self._clean(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [inner if type(inner) is int else self._clean(inner) for inner in value]
+        text = self._cut(value if isinstance(value, str) else str(value))
+        if self._key:
+            text = text.replace(self._key, "[redacted]")
+        return _SECRETS.sub("[redacted]", text)
 
     @staticmethod
     def _cut(text: str) -> str:

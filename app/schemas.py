@@ -210,7 +210,7 @@ def _flatten(messages: Any, path: str = "") -> dict[str, list[str]]:
         for name, inner in messages.items():
             if len(found) >= DEEPEST_FIELDS:
                 break
-            shown = str(name)[:LONGEST_NAME]
+            shown = str(name)[:LONGEST_NAME].encode("utf-8", "replace").decode()
             found.update(_flatten(inner, f"{path}.{shown}" if path else shown))
     else:
         found[path or "_schema"] = [str(message)[:200] for message in list(messages)[:5]]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import socket
 
-__all__ = ["is_connected"]
+__all__ = ["is_connected", "is_quiet"]
 
 _ESTABLISHED = 1  # Source: linux/include/net/tcp_states.h
 
@@ -20,3 +21,10 @@ def is_connected(sock: socket.socket) -> bool:
         return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _ESTABLISHED
     except OSError:
         return False
+
+
+def is_quiet(sock: socket.socket) -> bool:
+    """Tell whether nothing waits to be read: no bytes that nobody asked for, and no end. Never waits."""
+    poll = select.poll()  # select() knows no descriptor over 1023
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(0)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeGuard, cast
 
 __all__ = ["Usage", "count", "count_prompt", "is_exact", "provider_usage"]
 
@@ -22,6 +22,7 @@ Usage = dict[str, int | str]
 
 LONGEST_TOKEN_BYTES = 128
 SLICE_CHARS = 16_384
+LARGEST_COUNT = 1_000_000_000
 TOKENS_PER_MESSAGE = 3  # Source: OpenAI's cookbook, "How to count tokens with tiktoken"
 TOKENS_PER_REPLY = 3
 
@@ -92,7 +93,7 @@ def _slices(text: str) -> Iterable[str]:
     while start < len(text):
         end = start + SLICE_CHARS
         if end < len(text):
-            places = [match.end() for match in _WORD_END.finditer(text, end - 512, end)]
+            places = [match.end() for match in _WORD_END.finditer(text, max(start, end - 512), end)]
             if places:
                 end = places[-1]
         yield text[start:end]
@@ -115,15 +116,19 @@ def count_prompt(messages: Iterable[Mapping[str, str]], model: str, *, at_most: 
     return total
 
 
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= LARGEST_COUNT
+
+
 def provider_usage(reported: Any) -> Usage | None:
     """Read a provider's usage, or None where it is not one: partial, negative, or no numbers at all."""
     if not isinstance(reported, dict):
         return None
     prompt, completion = reported.get("prompt_tokens"), reported.get("completion_tokens")
-    if type(prompt) is not int or type(completion) is not int or prompt < 0 or completion < 0:
+    if not _is_count(prompt) or not _is_count(completion):
         return None
     total = reported.get("total_tokens")
-    if type(total) is not int or total < prompt + completion:
+    if not _is_count(total) or total < prompt + completion:
         total = prompt + completion
     return {
         "prompt_tokens": prompt,

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx2
 
-from app.sockets import is_connected
+from app.sockets import is_connected, is_quiet
 from app.upstream.framing import BadFraming, Chunked, Counted, Framing, UntilClose
 
 __all__ = ["Call", "Transport", "current_call"]
@@ -122,7 +122,7 @@ class _Connection(http.client.HTTPConnection):
         """Tell whether the other side has closed meanwhile, or may be about to."""
         if now - self.idle_since > idle_seconds or self.sock is None:
             return True
-        return not is_connected(self.sock)
+        return not (is_connected(self.sock) and is_quiet(self.sock))
 
 
 class Transport(httpx2.BaseTransport):
@@ -199,7 +199,7 @@ class Transport(httpx2.BaseTransport):
         proxy = _proxy_for(scheme, host, port)
         if proxy is None:
             return _Connection(host, port, tls=tls)
-        parts = urlsplit(proxy)
+        parts = urlsplit(proxy if "://" in proxy else f"//{proxy}")
         connection = _Connection(parts.hostname or "", parts.port or 80, tls=tls)
         headers = {}
         if parts.username:

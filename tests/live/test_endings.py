@@ -318,7 +318,7 @@ def test_bug_of_ours_ends_the_stream_as_failed_and_leaks_nothing(
 
 # Deadlines
 
-SILENCE, LONGEST = 2, 5  # seconds
+SILENCE, LONGEST = 2, 4  # seconds
 SILENT = {
     "accepts and never answers": (Script(before=[Stall()]), 0, SILENCE),
     "headers and then silence": (Script(steps=[Stall()]), 0, SILENCE),

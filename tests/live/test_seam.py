@@ -140,7 +140,7 @@ import time
 from app import sse
 from app.streams.memory import MemoryReader
 
-read, wait, sleeping = sse.next_token_frame, MemoryReader.wait, 0.2
+read, wait, sleeping = sse.next_token_frame, MemoryReader.wait, 0.12
 
 def read_with_pauses(log, reader):
     time.sleep(sleeping)
@@ -165,10 +165,10 @@ def test_token_and_terminal_appended_between_reading_and_waiting_are_delivered_o
     with ChatWait(root=root, **settings(shared_upstream)) as chatwait:
 
         def run(number: int) -> Answer:
-            last = [Token("c", 0.05 * number)] if number % 2 else [Token("c"), Gate(f"end {number}")]
+            last = [Token("c", 0.03 * number)] if number % 2 else [Token("c"), Gate(f"end {number}")]
             body = about(upstream, Script(steps=[Token("a"), Token("b", 0.07), *last, Finish(), Done()]))
             if not number % 2:
-                threading.Timer(0.5 + 0.05 * number, upstream.open, [f"end {number}"]).start()
+                threading.Timer(0.3 + 0.03 * number, upstream.open, [f"end {number}"]).start()
             return read_answer(f"{chatwait.base_url}/chat/streaming", body)
 
         for got in together(*(lambda number=number: run(number) for number in range(24))):

@@ -288,28 +288,18 @@ def test_wait_dropped_at_ninety_percent_and_asked_again_gets_the_same_text_booke
     fields = {"Host": f"{target.host}:{target.port}", "Content-Type": "application/json", **key}
     wire.send_request("POST", target.path, fields, json.dumps(body).encode())
     upstream.wait_reached("90 %")
-    started = chatwait.wait_for_log("stream_started", correlation_id=_attached(chatwait)["correlation_id"])
+    stream_id = begin(chatwait.base_url, body, key)  # tells its name; the client that waits is not told before the end
+    name = log_name(stream_id)
+    chatwait.wait_for_log("reader_attached", mode="wait", stream=name)
     wire.close()
-    chatwait.wait_for_log("reader_left", mode="wait", stream=started["stream"])
-    assert not chatwait.log_of("response_complete", stream=started["stream"])
+    chatwait.wait_for_log("reader_left", mode="wait", stream=name)
+    assert not chatwait.log_of("response_complete", stream=name)
 
     upstream.open("90 %")
     again = post(wait(chatwait), body, headers=key)
     assert (again.status, again.json["content"], again.json["tokens"]) == (200, "".join(texts), 10)
-    assert log_name(again.json["stream_id"]) == started["stream"]
+    assert again.json["stream_id"] == stream_id
     assert read_answer(streaming(chatwait), body, headers=key).text == "".join(texts)
     assert len(asked(upstream, body)) == 1
-    assert len(chatwait.log_of("stream_started", stream=started["stream"])) == 1
-    assert len(chatwait.log_of("response_complete", stream=started["stream"])) == 1
-
-
-def _attached(chatwait: ChatWait) -> dict[str, str]:
-    """Give the last wait-mode reader that has come, whose answer has not."""
-    left = {record["correlation_id"] for record in chatwait.log_of("reader_left", mode="wait")}
-    return chatwait.wait_for_log(
-        lambda record: (
-            record.get("event") == "reader_attached"
-            and record["mode"] == "wait"
-            and record["correlation_id"] not in left
-        )
-    )
+    assert len(chatwait.log_of("stream_started", stream=name)) == 1
+    assert len(chatwait.log_of("response_complete", stream=name)) == 1

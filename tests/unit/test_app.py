@@ -15,7 +15,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app import create_app, errors
+from app import clock, create_app, errors
 from app.config import Settings
 from app.runtime import Runtime
 from app.streams.store import new_stream_id
@@ -38,6 +38,11 @@ KEY = {"Idempotency-Key": "0123456789abcdef"}
 ASKED = {"message": "Hello"}
 
 Make = Callable[..., Flask]
+
+
+@pytest.fixture(autouse=True)
+def quick_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "TICK_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -272,18 +277,14 @@ def test_wait_with_an_unusable_preference_ignores_it(client: FlaskClient, prefer
 # Errors
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT", "HEAD"])
 @pytest.mark.parametrize(
-    "path",
-    ["/nothing", "/v1/nothing", "/chat/", "/v1/", "/chat/wait/", "/chat/wait/a/b", "/%00", "/health/"],
+    "path", ["/nothing", "/v1/nothing", "/chat/", "/v1/", "/chat/wait/", "/chat/wait/a/b", "/%00", "/health/"]
 )
-def test_path_that_is_not_there_is_not_found(client: FlaskClient, method: str, path: str) -> None:
-    response = client.open(path, method=method)
-
-    if method == "HEAD":
-        assert (response.status_code, response.data) == (404, b"")
-    else:
-        shown(response, 404, "not_found")
+def test_path_that_is_not_there_is_not_found(client: FlaskClient, path: str) -> None:
+    for method in ("GET", "POST", "DELETE", "PUT"):
+        shown(client.open(path, method=method), 404, "not_found")
+    response = client.head(path)
+    assert (response.status_code, response.data) == (404, b"")
 
 
 @pytest.mark.parametrize(
@@ -311,12 +312,16 @@ def test_method_that_is_not_taken_is_refused_with_allow(
 
 
 @pytest.mark.parametrize("path", ["/chat", "/chat/wait", "/v1/chat/streaming"])
-@pytest.mark.parametrize(
-    "content_type",
-    [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx", "multipart/form-data"],
-)
-def test_content_type_that_is_not_json_is_refused(client: FlaskClient, path: str, content_type: str | None) -> None:
-    shown(client.post(path, data=b'{"message":"a"}', content_type=content_type), 415, "unsupported_media_type")
+def test_content_type_that_is_not_json_is_refused(client: FlaskClient, path: str) -> None:
+    for content_type in (
+        None,
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/jsonx",
+        "multipart/form-data",
+    ):
+        response = client.post(path, data=b'{"message":"a"}', content_type=content_type)
+        shown(response, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])
@@ -333,7 +338,6 @@ def test_body_at_its_limit_is_read_and_one_byte_more_is_too_large(client: FlaskC
     assert "1048576" in shown(post(1_048_577), 413, "body_too_large")["detail"]
 
 
-@pytest.mark.parametrize("path", ["/chat", "/chat/wait", "/chat/streaming"])
 @pytest.mark.parametrize(
     ("body", "code"),
     [
@@ -347,11 +351,11 @@ def test_body_at_its_limit_is_read_and_one_byte_more_is_too_large(client: FlaskC
     ],
 )
 def test_body_that_cannot_be_used_is_refused_and_begins_nothing(
-    client: FlaskClient, app: Flask, upstream: FakeUpstream, path: str, body: bytes, code: str
+    client: FlaskClient, upstream: FakeUpstream, body: bytes, code: str
 ) -> None:
-    response = client.post(path, data=body, content_type="application/json", headers=KEY)
-
-    assert ("fields" in shown(response, 400, code)) == (code == "invalid_request")
+    for path in ("/chat", "/chat/wait", "/chat/streaming"):
+        response = client.post(path, data=body, content_type="application/json", headers=KEY)
+        assert ("fields" in shown(response, 400, code)) == (code == "invalid_request")
     assert upstream.questions == []
     assert finished_with_key(client) == "complete", "and the key is not bound"
 
@@ -475,16 +479,15 @@ def test_host_that_is_allowed_is_answered(client: FlaskClient, host: str) -> Non
         "localhost:x",
     ],
 )
-@pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/health"), ("POST", "/chat/wait"), ("GET", "/nothing"), ("OPTIONS", "/chat")]
-)
-def test_host_that_is_not_allowed_is_refused(
-    client: FlaskClient, upstream: FakeUpstream, host: str, method: str, path: str
-) -> None:
-    response = client.open(path, method=method, json=ASKED if method == "POST" else None, headers={"Host": host})
-
-    assert response.status_code == 400
-    shown(response, 400, "host_not_allowed")
+def test_host_that_is_not_allowed_is_refused(client: FlaskClient, upstream: FakeUpstream, host: str) -> None:
+    headers = {"Host": host}
+    for response in (
+        client.get("/health", headers=headers),
+        client.post("/chat/wait", json=ASKED, headers=headers),
+        client.get("/nothing", headers=headers),
+        client.options("/chat", headers=headers),
+    ):
+        shown(response, 400, "host_not_allowed")
     assert upstream.questions == []
 
 
@@ -506,16 +509,16 @@ def test_host_that_is_not_allowed_is_refused(
         {"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"},
     ],
 )
-@pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/chat/wait"), ("POST", "/v1/chat/streaming"), ("DELETE", "/chat/streaming/x")]
-)
 def test_origin_of_strangers_may_not_start_or_stop_anything(
-    client: FlaskClient, upstream: FakeUpstream, headers: dict[str, str], method: str, path: str
+    client: FlaskClient, upstream: FakeUpstream, headers: dict[str, str]
 ) -> None:
-    response = client.open(path, method=method, json=ASKED, headers=headers)
-
-    shown(response, 403, "origin_not_allowed")
-    assert "Access-Control-Allow-Origin" not in response.headers
+    for response in (
+        client.post("/chat/wait", json=ASKED, headers=headers),
+        client.post("/v1/chat/streaming", json=ASKED, headers=headers),
+        client.delete("/chat/streaming/x", headers=headers),
+    ):
+        shown(response, 403, "origin_not_allowed")
+        assert "Access-Control-Allow-Origin" not in response.headers
     assert upstream.questions == []
 
 
@@ -565,14 +568,14 @@ def test_cors_for_any_other_origin_shows_nothing_and_varies_all_the_same(
 ) -> None:
     response = client.get("/health", headers={"Origin": origin} if origin else {})
 
-    assert not [name for name in response.headers.keys() if name.startswith("Access-Control")]
+    assert not [name for name, _ in response.headers if name.startswith("Access-Control")]
     assert "Origin" in response.vary
 
 
 def test_cors_without_listed_origins_shows_nothing(make: Make) -> None:
     response = make(cors_origins=()).test_client().get("/health", headers={"Origin": LISTED})
 
-    assert not [name for name in response.headers.keys() if name.startswith("Access-Control")]
+    assert not [name for name, _ in response.headers if name.startswith("Access-Control")]
 
 
 @pytest.mark.parametrize("path", ["/chat", "/v1/chat/wait", "/chat/streaming/x", "/models"])
@@ -596,7 +599,7 @@ def test_preflight_of_a_stranger_answers_204_and_allows_nothing(client: FlaskCli
     response = client.options("/chat", headers={"Origin": "https://evil.example"})
 
     assert response.status_code == 204
-    assert not [name for name in response.headers.keys() if name.startswith("Access-Control")]
+    assert not [name for name, _ in response.headers if name.startswith("Access-Control")]
 
 
 # HEAD
@@ -639,7 +642,7 @@ MALFORMED = [
     "x" * 7000 + ".1",
     "x" * 127 + ".1",
     "cw_é.1",
-    "cw_x.١",
+    "cw_x.\u0661",
     "*.1",
     "cw/x.1",
 ]
@@ -662,19 +665,18 @@ def test_cursor_in_the_header_that_is_malformed_is_refused(
     assert upstream.questions == []
 
 
-@pytest.mark.parametrize("name", ["last_event_id", "lastEventId"])
 @pytest.mark.parametrize("cursor", [*MALFORMED, *CONTROLS])
 def test_cursor_in_the_query_that_is_malformed_is_refused(
-    client: FlaskClient, upstream: FakeUpstream, name: str, cursor: str
+    client: FlaskClient, upstream: FakeUpstream, cursor: str
 ) -> None:
-    query = {name: cursor}
-    for response in (
-        client.get("/chat/streaming/cw_x", query_string=query),
-        client.get("/chat/wait/cw_x", query_string=query),
-        client.post("/chat/streaming", json=ASKED, query_string=query),
-        client.post("/chat/wait", json=ASKED, query_string=query),
-    ):
-        shown(response, 400, "cursor_malformed")
+    for query in ({"last_event_id": cursor}, {"lastEventId": cursor}):
+        for response in (
+            client.get("/chat/streaming/cw_x", query_string=query),
+            client.get("/chat/wait/cw_x", query_string=query),
+            client.post("/chat/streaming", json=ASKED, query_string=query),
+            client.post("/chat/wait", json=ASKED, query_string=query),
+        ):
+            shown(response, 400, "cursor_malformed")
     assert upstream.questions == []
 
 
@@ -698,17 +700,17 @@ def test_cursor_of_another_stream_is_foreign_before_anything_else(client: FlaskC
 
 
 @pytest.mark.parametrize("how", WAYS)
-@pytest.mark.parametrize("sequence", [0, 1, 3, 9])
 def test_cursor_of_a_stream_that_is_gone_says_so(
-    client: FlaskClient, app: Flask, upstream: FakeUpstream, how: str, sequence: int
+    client: FlaskClient, app: Flask, upstream: FakeUpstream, how: str
 ) -> None:
     stream_id = finished(client)
     runtime_of(app).store.sweep(1e12)
     unknown = new_stream_id()
 
-    shown(resume(client, how, stream_id, f"{stream_id}.{sequence}"), 410, "stream_expired")
-    shown(resume(client, how, unknown, f"{unknown}.{sequence}"), 404, "stream_unknown")
-    shown(resume(client, how, unknown, f"{unknown}.{sequence}"), 404, "stream_unknown")
+    for sequence in (0, 1, 3, 9):
+        shown(resume(client, how, stream_id, f"{stream_id}.{sequence}"), 410, "stream_expired")
+        for _ in range(2):
+            shown(resume(client, how, unknown, f"{unknown}.{sequence}"), 404, "stream_unknown")
     assert len(upstream.questions) == 1
 
 

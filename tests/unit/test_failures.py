@@ -199,7 +199,7 @@ def http_date(seconds_from_now: float) -> str:
         ("soon", None),
         ("1e3", None),
         ("0x10", None),
-        ("٧", None),
+        ("\u0667", None),
         ("7 seconds", None),
         ("inf", None),
         ("nan", None),

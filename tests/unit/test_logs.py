@@ -27,10 +27,15 @@ class Output:
     """What was written since it was last looked at."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
         self._capfd = capfd
         self._out = io.StringIO()
+
+    def configure(self, settings: Settings) -> None:
         # pytest has a stdout for each phase of a test; a handler keeps the one it was made with.
-        monkeypatch.setattr(sys, "stdout", self._out)
+        self._monkeypatch.setattr(sys, "stdout", self._out)
+        configure(settings)
+        logging.getLogger("app").setLevel(logging.NOTSET)
 
     def text(self) -> str:
         assert self._capfd.readouterr().err == "", "stderr is past every rule"
@@ -60,8 +65,7 @@ def unconfigured(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[s
 
 @pytest.fixture
 def output(unconfigured: Output) -> Iterator[Output]:
-    configure(Settings(openai_api_key=API_KEY, log_level="INFO"))
-    logging.getLogger("app").setLevel(logging.NOTSET)
+    unconfigured.configure(Settings(openai_api_key=API_KEY, log_level="INFO"))
     token = correlation.set(None)
     yield unconfigured
     correlation.reset(token)
@@ -130,7 +134,7 @@ SECRETS = [
 ]
 PLACES: dict[str, Callable[[str], None]] = {
     "a message": lambda secret: logging.getLogger("x").error("before %s after", secret),
-    "a message's text": lambda secret: logging.getLogger("x").error(f"before ({secret}), after"),  # noqa: G004
+    "a message's text": lambda secret: logging.getLogger("x").error("=".join(("key", secret))),
     "a field": lambda secret: event("x", field=secret),
     "a field's text": lambda secret: event("x", field=f"https://host/path?key={secret}&b=1"),
     "a list": lambda secret: event("x", field=["a", secret]),
@@ -154,14 +158,14 @@ def secret_part(secret: str) -> str:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("secret", SECRETS)
-def test_secret_anywhere_in_a_line_is_redacted(output: Output, place: str, secret: str) -> None:
-    PLACES[place](secret)
-    text = output.text()
+def test_secret_anywhere_in_a_line_is_redacted(output: Output, place: str) -> None:
+    for secret in SECRETS:
+        PLACES[place](secret)
+        text = output.text()
 
-    assert len(text.splitlines()) == 1, "the premise: a line was written"
-    assert secret_part(secret) not in text
-    assert json.loads(text)
+        assert len(text.splitlines()) == 1, "the premise: a line was written"
+        assert secret_part(secret) not in text
+        assert json.loads(text)
 
 
 @pytest.mark.parametrize(
@@ -174,8 +178,7 @@ def test_text_that_only_looks_like_a_secret_stays(output: Output, text: str) -> 
 
 
 def test_key_that_is_short_is_not_taken_out_of_every_word(unconfigured: Output) -> None:
-    configure(Settings(openai_api_key="a"))
-    logging.getLogger("app").setLevel(logging.NOTSET)
+    unconfigured.configure(Settings(openai_api_key="a"))
     event("banana")
 
     assert unconfigured.line()["event"] == "banana"
@@ -253,10 +256,11 @@ for _ in range(5000):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_line_that_cannot_be_formatted_is_replaced_by_one_that_says_so(output: Output, name: str) -> None:
     value = HOSTILE[name]
+    del logging.getLogger().handlers[1:]  # pytest's own, which do not bear it
     event("before", field="a")
     event("hostile", field=value)
     logging.getLogger("x").info("%s", value)
-    logging.getLogger("x").info("%d %d", "not as many as wanted")
+    logging.getLogger("x").info("%d", "no number")
     event("after", field="b")
 
     events = [line["event"] for line in output.lines()]
@@ -308,9 +312,8 @@ def test_formatter_given_any_fields_writes_one_json_object_of_bounded_size(value
 
 
 def test_configuration_may_be_repeated_and_writes_each_line_once(output: Output) -> None:
-    configure(Settings())
-    configure(Settings())
-    logging.getLogger("app").setLevel(logging.NOTSET)
+    output.configure(Settings())
+    output.configure(Settings())
     logging.getLogger("gunicorn.error").warning("x")
 
     assert output.line()["logger"] == "gunicorn.error"
@@ -318,7 +321,7 @@ def test_configuration_may_be_repeated_and_writes_each_line_once(output: Output)
 
 @pytest.mark.parametrize("name", ["openai", "httpx2", "httpcore2", "httpx", "urllib3"])
 def test_libraries_that_write_requests_are_quiet_even_at_debug(unconfigured: Output, name: str) -> None:
-    configure(Settings(log_level="DEBUG"))
+    unconfigured.configure(Settings(log_level="DEBUG"))
     logging.getLogger(name).debug("words of a conversation")
     logging.getLogger(f"{name}.sub").info("words of a conversation")
 

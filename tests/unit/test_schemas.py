@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -133,10 +134,8 @@ def test_body_that_is_not_json_is_invalid_json(body: bytes) -> None:
 
 @given(st.binary(max_size=50))
 def test_body_of_any_bytes_is_refused_by_a_client_error(body: bytes) -> None:
-    try:
+    with contextlib.suppress(errors.ClientError):
         read(body)
-    except errors.ClientError:
-        pass
 
 
 JSON = st.recursive(
@@ -407,10 +406,8 @@ def test_body_of_a_mebibyte_is_counted_in_bounded_slices_with_yields_between(
 
     monkeypatch.setattr(tokens, "_for_model", Recording)
     monkeypatch.setattr(tokens.time, "sleep", yields.append)
-    try:
+    with contextlib.suppress(errors.ContextTooLong, errors.MessageTooLong):
         read(body)
-    except (errors.ContextTooLong, errors.MessageTooLong):
-        pass
 
     assert max(sizes) <= tokens.SLICE_CHARS
     assert sum(sizes) <= 3 * MIB

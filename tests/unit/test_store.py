@@ -243,11 +243,11 @@ def test_log_finished_by_eight_threads_while_another_appends_ends_once_with_exac
         barrier = threading.Barrier(9)
         asked: list[Totals] = []
 
-        def finish(log: Any = log, barrier: threading.Barrier = barrier, asked: list[Totals] = asked) -> bool:
-            def end(totals: Totals) -> Terminal:
-                asked.append(totals)
-                return end_with()(totals)
+        def end(totals: Totals, asked: list[Totals] = asked) -> Terminal:
+            asked.append(totals)
+            return end_with()(totals)
 
+        def finish(log: Any = log, barrier: threading.Barrier = barrier, end: Any = end) -> bool:
             barrier.wait(PATIENCE_SECONDS)
             return bool(log.finish(end))
 
@@ -336,6 +336,54 @@ def test_reader_paused_between_looking_and_sleeping_gets_what_came_in_between(
     assert happened.is_set()
     assert text == ("b" if what in ("token", "both") else "")
     assert (terminal is not None) == (what in ("terminal", "both"))
+
+
+class Looked:
+    """Stand before a log: something happens to it right after it was looked at, which saw nothing of it yet."""
+
+    def __init__(self, log: Any, then: Callable[[], None]) -> None:
+        self._log = log
+        self._seen = (log.terminal, log.head)
+        self._then = [then]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    @property
+    def terminal(self) -> Terminal | None:
+        while self._then:
+            self._then.pop()()
+        return self._seen[0]  # type: ignore[no-any-return]
+
+    @property
+    def head(self) -> int:
+        return self._seen[1]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("only_end", [False, True])
+@pytest.mark.parametrize("what", ["token", "terminal"])
+def test_reader_about_to_sleep_wakes_for_what_came_right_after_its_last_look(
+    store: Any, threads: ThreadPoolExecutor, what: str, only_end: bool
+) -> None:
+    log = begin(store)
+    happened = threading.Event()
+
+    def happen() -> None:
+        assert log.append("a") if what == "token" and not only_end else log.finish(end_with())
+        happened.set()
+
+    with log.reader(0, only_end=only_end) as reader:
+        reader._log = Looked(log, happen)
+        waiting = threads.submit(reader.wait)
+        try:
+            waiting.result(PATIENCE_SECONDS)
+        except TimeoutError:
+            while not waiting.done():
+                reader.nudge()  # so that its thread ends
+            pytest.fail("it slept through what came between its look and its sleep")
+        finally:
+            reader._log = log
+    assert happened.is_set()
 
 
 @pytest.mark.parametrize("what", ["token", "terminal"])
@@ -722,7 +770,7 @@ def test_store_with_appends_and_ends_from_many_threads_accounts_exactly(
 
 
 def test_store_keeps_a_finished_answer_in_its_text_and_little_more(factory: Factory) -> None:
-    tokens, logs = 2000, 50
+    tokens, logs = 2000, 10
     chunks = [f"{number:04} " for number in range(tokens)]
     store = factory(budget_bytes=64 * BUDGET_BYTES)
     finished(store, *chunks)

@@ -1,0 +1,94 @@
+"""What a start refuses, warns of and sets up."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from tests.harness import server
+from tests.harness.reader import get, read_answer
+from tests.harness.server import ChatWait, failed_start
+from tests.harness.upstream import ScriptedUpstream
+from tests.live.steps import KEY, settings
+
+SECRET = "redis://:secret-password@store.example:6379/0"
+BAD = {
+    "WORKERS": ({"WORKERS": 2}, ["WORKERS", "2", "WORKERS=1"]),
+    "REDIS_URL": ({"REDIS_URL": SECRET}, ["REDIS_URL"]),
+    "PORT": ({"PORT": "abc"}, ["PORT", "'abc'"]),
+    "PORT out of range": ({"PORT": 70_000}, ["PORT", "65535"]),
+    "HOST": ({"HOST": "0.0.0.0"}, ["ALLOWED_HOSTS", "0.0.0.0"]),
+    "LOG_LEVEL": ({"LOG_LEVEL": "LOUD"}, ["LOG_LEVEL", "'LOUD'", "INFO"]),
+    "several": ({"TIMEOUT_SECONDS": "soon", "MAX_TOKENS": "-1"}, ["TIMEOUT_SECONDS", "'soon'", "MAX_TOKENS", "'-1'"]),
+    "OPENAI_API_KEY": ({"OPENAI_API_KEY": "two secret words"}, ["OPENAI_API_KEY"]),
+    "OPENAI_BASE_URL": ({"OPENAI_BASE_URL": "http://user:secret@upstream.example"}, ["OPENAI_BASE_URL"]),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals() -> dict[str, tuple[int, str]]:
+    """Try all the bad settings, a few at a time."""
+    with ThreadPoolExecutor(3) as pool:
+        starts = {
+            name: pool.submit(
+                failed_start, **{"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": KEY, **bad}
+            )
+            for name, (bad, _) in BAD.items()
+        }
+        return {name: start.result() for name, start in starts.items()}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_start_with_a_bad_setting_ends_in_words_that_name_it(refusals: dict[str, tuple[int, str]], name: str) -> None:
+    """Section 9: the variable, the value, what is allowed; no secret and no traceback."""
+    exit_code, output = refusals[name]
+    assert exit_code != 0
+    for word in BAD[name][1]:
+        assert word in output
+    for word in ("secret", "Traceback", "Booting worker", KEY):
+        assert word not in output
+
+
+def test_start_with_key_and_base_url_has_one_worker_and_no_other_process(chatwait: ChatWait) -> None:
+    """Section 9: the embedded model's supervisor runs only where it is the one that answers."""
+    master = psutil.Process(chatwait._running.pid)
+    assert [child.pid for child in master.children(recursive=True)] == chatwait.wait_for_workers(1)
+    assert get(f"{chatwait.base_url}/ready").json["parts"]["upstream"] == "remote"
+
+
+def test_start_without_c_finds_its_configuration_and_raises_what_it_may_open(
+    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`gunicorn wsgi:app` at the project's root serves; a low soft limit of descriptors is raised."""
+    monkeypatch.setattr(server, "COMMAND", [sys.executable, "-m", "gunicorn", "wsgi:app"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard == resource.RLIM_INFINITY or hard >= 7000, "premise: there is room to raise it"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        chatwait = ChatWait(**settings(upstream, MAX_ACTIVE_STREAMS=1000))
+        chatwait.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        assert read_answer(f"{chatwait.base_url}/chat/streaming", {"message": "Hi"}).text == "Hello, world."
+        (pid,) = chatwait.wait_for_workers(1)
+        assert psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE)[0] >= 7000
+        assert any("gevent" in line.get("message", "") for line in chatwait.log)  # the configuration's worker
+        assert not [line for line in chatwait.log if line["level"] == "WARNING"]
+    finally:
+        chatwait.end()
+    chatwait.check()
+
+
+def test_start_on_a_public_address_warns_that_there_is_no_sign_in(upstream: ScriptedUpstream) -> None:
+    """Section 2: with ALLOWED_HOSTS set it starts, and only those hosts are answered."""
+    with ChatWait(**settings(upstream, HOST="0.0.0.0", ALLOWED_HOSTS="chat.example.org,127.0.0.1")) as chatwait:
+        warning = chatwait.wait_for_log(lambda line: line["level"] == "WARNING")
+        assert "authentication" in warning["message"]
+        assert "0.0.0.0" in warning["message"]
+        assert get(f"{chatwait.base_url}/models", {"Host": "chat.example.org"}).status == 200
+        assert get(f"{chatwait.base_url}/models", {"Host": "localhost"}).status == 400

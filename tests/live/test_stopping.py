@@ -1,0 +1,246 @@
+"""A stop loses nothing: what runs goes on to its end, readers may come back, and then every process is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.harness.reader import Answer, Dropped, KeptAlive, get, open_stream, post, read_answer
+from tests.harness.server import ChatWait
+from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Stall, Token
+from tests.live.steps import about, begin, cursor, log_name, new_key, poll, read_on, settings
+
+SOON = 8.0
+"""A stop with nothing to wait for; a machine at work needs a part of it. Units: seconds."""
+
+Start = Callable[..., ChatWait]
+
+
+@pytest.fixture
+def start(upstream: ScriptedUpstream) -> Iterator[Start]:
+    """Start services of the test's own; they end with it."""
+    running: list[ChatWait] = []
+
+    def begin(**more: object) -> ChatWait:
+        chatwait = ChatWait(**settings(upstream, **{"DRAIN_SECONDS": 20, **more})).start()
+        running.append(chatwait)
+        return chatwait
+
+    yield begin
+    for chatwait in running:
+        chatwait.end()
+        chatwait.check()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def gated() -> Script:
+    return Script(steps=[Token("one "), Token("two "), Gate("rest"), Token("three"), Finish(), Done()])
+
+
+def stop(chatwait: ChatWait) -> list[int]:
+    """Begin a graceful stop, wait until it is known everywhere, and give the processes that must be gone."""
+    pids = [chatwait._running.pid, *chatwait.worker_pids()]
+    chatwait.signal(signal.SIGTERM)
+    chatwait.wait_for_log("drain_started")
+    return pids
+
+
+def assert_gone(pids: list[int]) -> None:
+    """Check that no process of the service's group is left."""
+    assert len(pids) == 2
+    with pytest.raises(ProcessLookupError):
+        os.killpg(pids[0], 0)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def reading(pool: ThreadPoolExecutor, chatwait: ChatWait, upstream: ScriptedUpstream, **more: str) -> Future[Answer]:
+    """Start a generation with a reader, and wait until it stands at its gate."""
+    body = about(upstream, gated())
+    future = pool.submit(read_answer, f"{chatwait.base_url}/chat/streaming", body, headers=more, timeout=30)
+    upstream.wait_reached("rest")
+    return future
+
+
+def test_stop_lets_a_generation_with_a_reader_run_to_its_end(
+    start: Start, upstream: ScriptedUpstream, pool: ThreadPoolExecutor
+) -> None:
+    """Graceful stop. New work is refused, an old key attaches, /ready is red; then the worker leaves with 0."""
+    chatwait = start()
+    key = new_key()
+    body = about(upstream, gated())
+    reader = pool.submit(read_answer, f"{chatwait.base_url}/chat/streaming", body, headers=key, timeout=30)
+    upstream.wait_reached("rest")
+    assert get(f"{chatwait.base_url}/ready").status == 200
+    pids = stop(chatwait)
+
+    refused = post(f"{chatwait.base_url}/chat/wait", {"message": "new"})
+    assert (refused.status, refused.json["error_code"]) == (503, "shutting_down")
+    assert refused.json["retryable"] is True
+    assert int(refused.headers["retry-after"]) == refused.json["retry_after_seconds"] >= 1
+    refused = post(f"{chatwait.base_url}/chat/streaming", {"message": "new"}, headers=new_key())
+    assert (refused.status, refused.json["error_code"]) == (503, "shutting_down")
+    ready = get(f"{chatwait.base_url}/ready")
+    assert (ready.status, ready.json["parts"]["worker"]) == (503, "stopping")
+    assert get(f"{chatwait.base_url}/health").status == 200
+
+    os.kill(pids[1], signal.SIGTERM)  # impatient supervisors send it twice
+    again = pool.submit(read_answer, f"{chatwait.base_url}/chat/streaming", body, headers=key, timeout=30)
+    waiting = pool.submit(post, f"{chatwait.base_url}/chat/wait", body, headers=key, timeout=30)
+    chatwait.wait_for_log("reader_attached", mode="wait")
+    assert not reader.done()
+    upstream.open("rest")
+    for future in (reader, again):
+        whole = future.result(15)
+        assert whole.terminal is not None
+        assert (whole.terminal.event, whole.text) == ("done", "one two three")
+    assert (waiting.result(15).status, waiting.result().json["content"]) == (200, "one two three")
+    assert chatwait.wait_exit(SOON) == 0
+    assert_gone(pids)
+    assert len(upstream.completions) == 1
+    assert chatwait.log_of("drain_finished", cut=False)
+    assert len(chatwait.log_of("drain_started")) == 1
+
+
+def test_stop_waits_for_a_generation_that_nobody_reads_and_for_its_reader_to_come_back(
+    start: Start, upstream: ScriptedUpstream
+) -> None:
+    """Graceful stop. The reader's connection broke just before."""
+    chatwait = start()
+    whole = Answer()
+    with open_stream(f"{chatwait.base_url}/chat/streaming", json=about(upstream, gated())) as connection:
+        whole.begin_connection(connection.headers)
+        for event in connection.events():
+            whole.add(event)
+            if whole.tokens == 2:
+                break
+        connection.reset()
+    name = log_name(whole.stream_id or "")
+    chatwait.wait_for_log("reader_left", stream=name)
+    pids = stop(chatwait)
+    assert chatwait.log_of("drain_started", generations=1, readers=0)
+    upstream.open("rest")
+    chatwait.wait_for_log("response_complete", stream=name, status="complete")
+    read_on(whole, chatwait.base_url).verify()
+    assert whole.terminal is not None
+    assert (whole.terminal.event, whole.text) == ("done", "one two three")
+    assert chatwait.wait_exit(SOON) == 0
+    assert_gone(pids)
+
+
+@pytest.mark.long
+def test_stop_does_not_wait_for_ever_for_a_reader_that_never_comes(start: Start, upstream: ScriptedUpstream) -> None:
+    """Graceful stop. A generation ends unread."""
+    chatwait = start()
+    begin(chatwait.base_url, about(upstream, gated()))
+    upstream.wait_reached("rest")
+    chatwait.wait_for_log("reader_left")
+    pids = stop(chatwait)
+    upstream.open("rest")
+    assert chatwait.wait_exit(SOON + 5) == 0
+    assert_gone(pids)
+
+
+def test_stop_cuts_what_takes_longer_than_the_drain_and_tells_its_readers(
+    start: Start, upstream: ScriptedUpstream, pool: ThreadPoolExecutor
+) -> None:
+    """Graceful stop, DRAIN_SECONDS=2: `cancelled` by `shutdown`; wait mode 503 with what there was."""
+    chatwait = start(DRAIN_SECONDS=2)
+    reader = reading(pool, chatwait, upstream)
+    chatwait.wait_for_log("reader_attached")
+    (record,) = upstream.completions
+    body = about(upstream, gated())
+    waiting = pool.submit(post, f"{chatwait.base_url}/chat/wait", body, timeout=30)
+    upstream.wait_reached("rest", count=2)
+    pids = stop(chatwait)
+    begun = time.monotonic()
+    whole, waited = reader.result(15), waiting.result(15)
+    assert time.monotonic() - begun > 1.0
+    assert whole.terminal is not None
+    assert (whole.terminal.event, whole.terminal.json["reason"], whole.text) == ("cancelled", "shutdown", "one two ")
+    assert (waited.status, waited.json["error_code"], waited.json["retryable"]) == (503, "shutting_down", True)
+    assert waited.json["partial"] == {"content": "one two ", "tokens": 2}
+    assert int(waited.headers["retry-after"]) >= 1
+    assert chatwait.wait_exit(SOON) == 0
+    assert_gone(pids)
+    record.wait_closed()
+
+
+def test_stop_does_not_wait_for_idle_connections(
+    start: Start, upstream: ScriptedUpstream, pool: ThreadPoolExecutor
+) -> None:
+    """Graceful stop. Kept-alive ones, one that never said a word, one in mid-header; a live stream is among them."""
+    chatwait = start()
+    reader = reading(pool, chatwait, upstream)
+    with (
+        KeptAlive("127.0.0.1", chatwait.port) as kept,
+        KeptAlive("127.0.0.1", chatwait.port) as used,
+        socket.create_connection(("127.0.0.1", chatwait.port)),
+        socket.create_connection(("127.0.0.1", chatwait.port)) as unfinished,
+    ):
+        unfinished.sendall(b"GET /health HT")
+        assert kept.request("GET", "/health").status == 200
+        assert used.request("GET", "/health").status == 200
+        pids = stop(chatwait)
+        # The next request on a kept connection is the last one there: the client's next belongs to another worker.
+        assert used.request("GET", "/health").headers["connection"] == "close"
+        upstream.open("rest")
+        assert reader.result(15).text == "one two three"
+        assert chatwait.wait_exit(SOON) == 0
+    assert_gone(pids)
+
+
+def test_stop_with_nothing_running_is_quick_and_a_new_start_knows_no_stream_of_before(start: Start) -> None:
+    """Graceful stop and Ctrl-C. What is gone with the process is 404, never another's stream."""
+    chatwait = start()
+    whole = read_answer(f"{chatwait.base_url}/chat/streaming", {"message": "Hi"})
+    assert whole.text == "Hello, world."
+    pids = [chatwait._running.pid, *chatwait.worker_pids()]
+    assert chatwait.stop(SOON) == 0
+    assert_gone(pids)
+    chatwait.start()
+    url = f"{chatwait.base_url}/chat/streaming/{whole.stream_id}"
+    reply = get(url, cursor(whole.stream_id or "", 2))
+    assert (reply.status, reply.json["error_code"]) == (404, "stream_unknown")
+    pids = [chatwait._running.pid, *chatwait.worker_pids()]
+    assert chatwait.interrupt(SOON) == 0
+    assert_gone(pids)
+
+
+def test_interrupt_is_quick_and_readers_are_told_or_cut(
+    start: Start, upstream: ScriptedUpstream, pool: ThreadPoolExecutor
+) -> None:
+    """SIGINT to the group, as Ctrl-C sends it: no reader hangs."""
+    chatwait = start()
+    pids = [chatwait._running.pid, *chatwait.worker_pids()]
+
+    def read() -> str:
+        answer = Answer()
+        try:
+            url = f"{chatwait.base_url}/chat/streaming"
+            with open_stream(url, json=about(upstream, Script(steps=[Token("x"), Gate("on"), Stall()]))) as connection:
+                answer.begin_connection(connection.headers)
+                for event in connection.events():
+                    answer.add(event)
+        except Dropped:
+            return "cut"
+        return str(answer.terminal.json["reason"]) if answer.terminal else "cut"
+
+    readers = [pool.submit(read) for _ in range(3)]
+    upstream.wait_reached("on", count=3)
+    assert chatwait.interrupt(SOON) == 0
+    assert {reader.result(5) for reader in readers} <= {"shutdown", "cut"}
+    assert_gone(pids)
+    poll(lambda: all(record.peer_closed_at for record in upstream.completions), seconds=5, what="the upstream's closed")
