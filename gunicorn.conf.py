@@ -42,7 +42,8 @@ limit_request_field_size = 8190
 control_socket_disable = True
 accesslog = None
 errorlog = "-"
-loglevel = settings.log_level.lower()
+level = "INFO" if settings.log_level == "DEBUG" else settings.log_level  # at DEBUG it logs addresses asked for
+loglevel = level.lower()
 proc_name = "chatwait"
 # gunicorn writes its first lines before the application's logging stands; they go the same way.
 logconfig_dict = {
@@ -53,7 +54,7 @@ logconfig_dict = {
     "root": {"level": settings.log_level, "handlers": ["stdout"]},
     "loggers": {
         "gunicorn.error": {
-            "level": settings.log_level,
+            "level": level,
             "handlers": [],
             "propagate": True,
             "qualname": "gunicorn.error",

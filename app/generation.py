@@ -86,7 +86,10 @@ class Generation:
         except _Stopped:
             pass
         except errors.ChatError as error:
-            self._fail(error)
+            if self._finish_reason is not None:
+                self.end()  # the answer was whole before its stream went wrong
+            else:
+                self._fail(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, its readers get their terminal event
             self._fail(errors.InternalError(), error)
         finally:

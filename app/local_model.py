@@ -270,7 +270,9 @@ def _parameters(parameters: Any, *, port: int) -> Any:
     parameters.chat_template = CHAT_TEMPLATE
     parameters.n_ctx = SLOTS * CONTEXT_TOKENS_PER_SLOT
     parameters.n_parallel = SLOTS
-    parameters.cpuparams.n_threads = os.cpu_count() or 1
+    # One core is left to the service. Two threads on two busy cores wait for each other at every layer: measured
+    # beside four test runs, a short answer took a minute with two and seconds with one.
+    parameters.cpuparams.n_threads = max(1, (os.cpu_count() or 1) - 1)
     # How much of a prompt is read in one step. Nobody else gets a token, and nothing is cancelled, until it is
     # over: 2048 tokens, the default, take 9 s on two cores; 128 take half a second, and no longer in all.
     parameters.n_batch = parameters.n_ubatch = PROMPT_STEP_TOKENS

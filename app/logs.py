@@ -150,9 +150,11 @@ def configure(settings: Settings) -> None:
         logger.handlers[:] = []
         logger.propagate = True
     logging.getLogger("gunicorn.error").addFilter(_gunicorn_line)
-    # At DEBUG these write whole requests, conversations included.
+    # At DEBUG these write whole requests, conversations included, and gunicorn the addresses asked for.
     for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name in ("gunicorn.error", "gunicorn.http"):
+        logging.getLogger(name).setLevel(max(logging.INFO, root.level))
 
 
 def event(name: str, *, level: int = logging.INFO, failure: BaseException | None = None, **fields: Any) -> None:

@@ -43,6 +43,7 @@ class Call:
 
     def __init__(self) -> None:
         self.cancelled = False
+        self.tried = False
         self._socket: socket.socket | None = None
         self._connecting = False
 
@@ -145,15 +146,18 @@ class Transport(httpx2.BaseTransport):
             request.url.host,
             request.url.port or (443 if request.url.scheme == "https" else 80),
         )
+        # Only the first try of a call uses a kept connection: those that fail for being stale must not multiply the
+        # tries at a server that dies over each of them.
+        connection = self._new(*origin) if call.tried else self._take(origin)
+        call.tried = True
         while True:
-            connection = self._take(origin)
             connection.call = call
             begun = time.monotonic()
             try:
                 answer = self._exchange(connection, request)
                 return httpx2.Response(
                     answer.status,
-                    headers=answer.getheaders(),
+                    headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.getheaders()],
                     stream=_Body(self, origin, connection, answer),
                 )
             except (OSError, http.client.HTTPException, ValueError) as error:
@@ -162,6 +166,7 @@ class Transport(httpx2.BaseTransport):
                 # A kept connection that the upstream had closed fails at once, and nothing was asked yet. One that
                 # fails later may have been asked: asking again could cost twice.
                 if connection.used and not call.cancelled and time.monotonic() - begun < STALE_SECONDS:
+                    connection = self._new(*origin)
                     continue
                 raise _transport_error(error, request) from error
 

@@ -85,6 +85,11 @@ def test_httpx_sse_with_the_reconnect_recipe_of_its_readme_gets_the_whole_text(
     assert_whole(events, upstream, body)
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="httpx-sse 0.4.3 gives an event without an id, in a connection that has had none, the id ''; its README's "
+    "recipe then forgets the cursor. The contract's pings have no id. Keep the last id that is not empty.",
+)
 def test_httpx_sse_cut_between_the_ping_of_a_resume_and_its_first_token_keeps_its_place(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:

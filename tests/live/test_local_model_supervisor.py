@@ -122,7 +122,7 @@ def ask(port: int, *messages: str) -> str:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
     try:
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()
@@ -138,6 +138,7 @@ def ask(port: int, *messages: str) -> str:
     return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
+@pytest.mark.timeout(300)
 def test_model_knows_the_capital_of_france_and_what_was_said_before(running: Running) -> None:
     running.started()
 

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.upstream.decoder import (
@@ -336,6 +336,7 @@ def test_decoder_given_any_bytes_raises_nothing_else(data: bytes) -> None:
         ChunkDecoder().decode(data)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

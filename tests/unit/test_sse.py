@@ -325,32 +325,48 @@ def test_stream_given_a_last_chunk_and_the_end_at_once_delivers_them_in_order() 
     assert [event.event for event in parse(list(loop))] == ["token", "done"]
 
 
-def test_stream_given_the_last_chunk_and_the_end_between_looking_and_reading_delivers_both() -> None:
+@pytest.mark.parametrize("moment", ["terminal", "read"])
+def test_stream_given_the_last_chunk_and_the_end_between_its_two_looks_delivers_both(moment: str) -> None:
     log = log_of("a", end=False)
-    loop = frames(LateLog(log), 1, Readers(limit=10, heartbeat_seconds=10.0), left=ignore, drop=ignore)
+    late: Any = LateLog(log, moment)
 
-    assert [event.event for event in parse(list(loop))] == ["ping", "token", "done"]
+    events = parse(list(frames(late, 1, Readers(limit=10, heartbeat_seconds=10.0), left=ignore, drop=ignore)))
+
+    assert [event.event for event in events] == ["ping", "token", "done"]
     assert log.text() == "ab"
 
 
 class LateLog:
-    """A log that gets its last chunk and its end just after it was asked for its terminal event."""
+    """A log that gets its last chunk and its end right after one of its two looks, which saw nothing of it."""
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: Any, moment: str) -> None:
         self._log = log
-        self._is_asked = False
+        self._moments = [moment]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
 
+    def _pass(self, moment: str) -> None:
+        if self._moments == [moment]:
+            self._moments.clear()
+            self._log.append("b")
+            finish(self._log)
+
     @property
     def terminal(self) -> Terminal | None:
         terminal: Terminal | None = self._log.terminal
-        if not self._is_asked:
-            self._is_asked = True
-            self._log.append("b")
-            finish(self._log)
+        self._pass("terminal")
         return terminal
+
+    def reader(self, after: int) -> Any:
+        reader = self._log.reader(after)
+        reader._log = self
+        return reader
+
+    def read(self, after: int, max_bytes: int) -> Piece | None:
+        piece: Piece | None = self._log.read(after, max_bytes)
+        self._pass("read")
+        return piece
 
 
 # Who reads

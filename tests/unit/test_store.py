@@ -459,9 +459,9 @@ def test_reader_that_wants_only_the_end_sleeps_through_chunks(store: Any, thread
 
 
 def test_readers_attached_a_thousand_times_at_random_moments_get_the_log_exactly(
-    factory: Factory, threads: ThreadPoolExecutor
+    factory: Factory,
 ) -> None:
-    attaches, to_the_end = 1000, 20
+    attaches, to_the_end = 1000, 4
     log = begin(factory(budget_bytes=256 * BUDGET_BYTES))
     seed = random.Random(7)
     distances = [int(3000 * seed.random() ** 3) for _ in range(attaches)]
@@ -502,8 +502,9 @@ def test_readers_attached_a_thousand_times_at_random_moments_get_the_log_exactly
             assert terminal is None, "the premise: the log was live all the while"
             live.release()
 
+    threads = ThreadPoolExecutor(1 + 2 * to_the_end)
     try:
-        sys.setswitchinterval(1e-5)
+        sys.setswitchinterval(1e-4)
         producing = threads.submit(produce)
         results = [threads.submit(attach, distance, number < to_the_end) for number, distance in enumerate(distances)]
         for result in results:
@@ -511,6 +512,7 @@ def test_readers_attached_a_thousand_times_at_random_moments_get_the_log_exactly
         assert producing.result(60) == log.head
     finally:
         sys.setswitchinterval(switch)
+        threads.shutdown()
     assert log.readers == 0
     assert log.resumes == attaches - 1
 
