@@ -66,10 +66,13 @@ class Bodies:
             while left > 0:
                 try:
                     piece = source.read(PIECE_BYTES)
+                    broken = False
                 except Exception:  # noqa: BLE001 - the server's parser has exceptions of its own for bad chunks
-                    raise errors.InvalidJson("The body could not be read.") from None
-                if overdue():
+                    piece, broken = b"", True
+                if overdue():  # before the rest: the shutdown that ends a read that is overdue breaks it too
                     raise errors.RequestTimeout(f"It was not complete after {self._seconds:g} seconds.")
+                if broken:
+                    raise errors.InvalidJson("The body could not be read.")
                 if not piece:
                     environ[READ] = "whole"
                     return

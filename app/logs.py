@@ -86,7 +86,7 @@ class _Formatter(JsonFormatter):
         else:
             log_data["event"] = "log"
             log_data["correlation_id"] = correlation.get()
-            log_data["message"] = self._cut(record.getMessage())
+            log_data["message"] = record.getMessage()
             extra = {}  # a library's own fields may hold anything
         log_data["logger"] = record.name
         log_data.update(extra)
@@ -101,10 +101,10 @@ class _Formatter(JsonFormatter):
             return {self._clean(str(name)): self._clean(inner) for name, inner in value.items()}
         if isinstance(value, list | tuple):
             return [inner if type(inner) is int else self._clean(inner) for inner in value]
-        text = self._cut(value if isinstance(value, str) else str(value))
+        text = value if isinstance(value, str) else str(value)
         if self._key:
             text = text.replace(self._key, "[redacted]")
-        return _SECRETS.sub("[redacted]", text)
+        return self._cut(_SECRETS.sub("[redacted]", text))  # cut first, a secret at the edge would show its beginning
 
     @staticmethod
     def _cut(text: str) -> str:

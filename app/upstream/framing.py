@@ -66,6 +66,7 @@ class Chunked:
         self._rest = b""
         self._left = 0  # of the chunk under way, its closing CRLF included
         self._in_trailer = False
+        self._trailer_left = LONGEST_TRAILER
 
     def feed(self, received: bytes) -> bytes:
         buffer = self._rest + received if self._rest else received
@@ -98,6 +99,9 @@ class Chunked:
                 if not line:
                     self.ended = True
                     break
+                self._trailer_left -= len(line)
+                if self._trailer_left < 0:
+                    raise BadFraming("the trailer of the chunked body is too long")
                 continue
             size = _size(line)
             if size:

@@ -133,6 +133,7 @@ def test_stop_waits_for_a_generation_that_nobody_reads_and_for_its_reader_to_com
     assert chatwait.log_of("drain_started", generations=1, readers=0)
     upstream.open("rest")
     chatwait.wait_for_log("response_complete", stream=name, status="complete")
+    time.sleep(1.0)  # the reader takes its time, several times what a worker needs to end
     read_on(whole, chatwait.base_url).verify()
     assert whole.terminal is not None
     assert (whole.terminal.event, whole.text) == ("done", "one two three")

@@ -168,6 +168,17 @@ def test_secret_anywhere_in_a_line_is_redacted(output: Output, place: str) -> No
         assert json.loads(text)
 
 
+@pytest.mark.parametrize("visible", [10, 20])
+def test_secret_that_is_cut_by_the_bound_of_a_text_shows_no_part_of_it(output: Output, visible: int) -> None:
+    before = ("x " * logs.LONGEST_TEXT_CHARS)[: logs.LONGEST_TEXT_CHARS - visible]
+    event("x", field=before + API_KEY)
+    logging.getLogger("x").info("%s%s", before, API_KEY)
+    text = output.text()
+
+    assert len(text.splitlines()) == 2, "the premise: two lines were written"
+    assert API_KEY[:visible] not in text
+
+
 @pytest.mark.parametrize(
     "text", ["cw_short", "task-1", "a sketch", "eyJ", "bearer", "0123456789ab", "risk-management-plan"]
 )
