@@ -15,6 +15,7 @@ __all__ = ["Bodies"]
 BODY_SECONDS = 30.0
 DISCARD_BYTES = 16 * 1_048_576
 PIECE_BYTES = 65_536
+DRAIN_SECONDS = 1.0
 
 READ = "chatwait.body_read"
 
@@ -72,6 +73,7 @@ class Bodies:
                 if overdue():  # before the rest: the shutdown that ends a read that is overdue breaks it too
                     raise errors.RequestTimeout(f"It was not complete after {self._seconds:g} seconds.")
                 if broken:
+                    _drain(environ.get("gunicorn.socket"))
                     raise errors.InvalidJson("The body could not be read.")
                 if not piece:
                     environ[READ] = "whole"
@@ -99,6 +101,23 @@ class Bodies:
                     connection.shutdown(socket.SHUT_RD)
                 except OSError:
                     pass  # gone meanwhile
+
+
+def _drain(connection: socket.socket | None) -> None:
+    """Take what a client whose body cannot be read has sent on: left unread, it would reset the connection under
+    the answer. Bounded in bytes and in time."""
+    if connection is None:
+        return
+    until = time.monotonic() + DRAIN_SECONDS
+    left = DISCARD_BYTES
+    try:
+        connection.settimeout(DRAIN_SECONDS / 4)
+        while left > 0 and time.monotonic() < until and (received := connection.recv(PIECE_BYTES)):
+            left -= len(received)
+    except OSError:
+        pass  # nothing more for a while, or the client is gone
+    finally:
+        connection.settimeout(None)
 
 
 def has_body(environ: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from tests.harness.reader import KeptAlive, Reply, get, open_stream, post, request
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Stall, Token
-from tests.live.steps import about, asked, live, new_key, settings
+from tests.live.steps import about, asked, live, new_key, settings, wait_asked
 
 JSON = {"Content-Type": "application/json"}
 MODES = ("wait", "streaming")
@@ -450,6 +450,7 @@ def test_head_of_a_stream_answers_at_once_and_starts_no_reader(
     with live(chatwait.base_url, body) as stream_id:
         reply = assert_ours(request("HEAD", f"{chatwait.base_url}/chat/{mode}/{stream_id}"))
         assert (reply.status, reply.body) == (202 if mode == "wait" else 200, b"")
+        wait_asked(upstream, body)
     assert assert_ours(request("HEAD", f"{chatwait.base_url}/chat/{mode}/cw_unknown")).status == 404
     assert assert_ours(request("HEAD", f"{chatwait.base_url}/chat/{mode}")).status == 405
     assert len(upstream.completions) == 1

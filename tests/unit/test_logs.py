@@ -102,10 +102,10 @@ def test_timestamps_are_utc_whatever_the_zone_of_the_machine(monkeypatch: pytest
 
 
 def test_line_of_a_library_is_of_the_same_form_without_its_own_fields(output: Output) -> None:
-    logging.getLogger("some.library").warning("said %s", "this\nand that", extra={"private": "words"})
+    logging.getLogger("some.package").warning("said %s", "this\nand that", extra={"private": "words"})
     line = output.line()
 
-    assert (line["event"], line["message"], line["logger"]) == ("log", "said this\nand that", "some.library")
+    assert (line["event"], line["message"], line["logger"]) == ("log", "said this\nand that", "some.package")
     assert "private" not in line
 
 
