@@ -69,6 +69,7 @@ class Generation:
         self._stopped = threading.Event()
         self._answer: Answer | None = None
         self._finish_reason: str | None = None
+        self._whole = False
         self._usage: tokens.Usage | None = None
         self._first_token_ms: int | None = None
         self._name = log_name(log.stream_id)
@@ -86,8 +87,8 @@ class Generation:
         except _Stopped:
             pass
         except errors.ChatError as error:
-            if self._finish_reason is not None:
-                self.end()  # the answer was whole before its stream went wrong
+            if self._whole:
+                self.end()  # the answer was there before its stream went wrong
             else:
                 self._fail(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, its readers get their terminal event
@@ -139,6 +140,7 @@ class Generation:
         for text, finish_reason, usage, done in answer.parts():
             self.last_life = now = time.monotonic()
             if text:
+                self._whole = False  # also after a finish reason: what fails here would be a hole
                 room -= len(text)
                 if room < 0:
                     raise errors.UpstreamError("The answer is longer than this server takes.")
@@ -148,6 +150,7 @@ class Generation:
                     raise _Stopped
                 note(len(text.encode()), now)
             if finish_reason:
+                self._whole = True
                 self._finish_reason = finish_reason if _FINISH_REASON.fullmatch(finish_reason) else "unknown"
             if usage is not None:
                 self._usage = tokens.provider_usage(usage) or self._usage
@@ -178,7 +181,7 @@ class Generation:
         """End what has outlived one of its deadlines. Units: monotonic seconds."""
         bounds = self._bounds
         if now - self.last_life > bounds.silence_seconds:
-            if self._finish_reason is not None:
+            if self._whole:
                 self.end()  # the answer is whole, only its end is missing
             else:
                 self.fail(errors.UpstreamTimeout(f"It was silent for {bounds.silence_seconds:g} seconds."))

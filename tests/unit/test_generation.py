@@ -721,3 +721,11 @@ def test_generations_checked_hold_each_to_its_deadlines(gate: Gate) -> None:
     generations.check(time.monotonic() + 31)
 
     assert wait_for_end(log).content["error"]["error_code"] == "upstream_timeout"
+
+
+def test_generation_given_text_after_its_finish_reason_that_does_not_fit_fails_and_hides_no_hole() -> None:
+    made = run([*texts("hello"), finish("stop"), *texts("x" * (BOUNDS.answer_chars + 1)), done()])
+
+    assert made.terminal.event == "failed"
+    assert made.terminal.content["error"]["error_code"] == "upstream_error"
+    assert made.terminal.content["tokens"] == 1
