@@ -426,7 +426,7 @@ def test_abandoned_generation_is_cancelled_a_reader_resets_the_clock_and_a_read_
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream
 ) -> None:
     """Case 14. Asking with HEAD is no reading; waiting is."""
-    with ChatWait(**settings(shared_upstream, ABANDONED_SECONDS=2)) as chatwait, ExitStack() as stack:
+    with ChatWait(**settings(shared_upstream, ABANDONED_SECONDS=4)) as chatwait, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(1))
         stall = Script(steps=[Token("a"), Token("b"), Gate("read on"), Token("c"), Finish(), Done()])
         # Two that somebody reads, all the while.
@@ -439,7 +439,7 @@ def test_abandoned_generation_is_cancelled_a_reader_resets_the_clock_and_a_read_
         alone, visited = (about(upstream, Script(steps=[Token("a"), Token("b"), Stall()])) for _ in range(2))
         alone_id, visited_id = begin(chatwait.base_url, alone), begin(chatwait.base_url, visited)
         left_alone = chatwait.wait_for_log("reader_left", stream=log_name(alone_id))
-        time.sleep(1.3)
+        time.sleep(1.3)  # a busy machine may be late with the visit: there are 2.7 s left for it
         begin_again = read_some(chatwait, visited_id)
         assert begin_again.tokens == 2, "it was gone already, so nothing could be reset"
         poll(lambda: len(chatwait.log_of("reader_left", stream=log_name(visited_id))) == 2, seconds=5, what="leaving")
@@ -448,14 +448,14 @@ def test_abandoned_generation_is_cancelled_a_reader_resets_the_clock_and_a_read_
         for stream_id, left, body in ((alone_id, left_alone, alone), (visited_id, left_visited, visited)):
             url = url_of(chatwait, stream_id)
             ended = []
-            until = time.monotonic() + 10
+            until = time.monotonic() + 20
             while not ended:
                 assert time.monotonic() < until, "not abandoned"
                 assert request("HEAD", url).status == 200
                 time.sleep(0.1)
                 ended = chatwait.log_of("response_complete", stream=log_name(stream_id))
             assert (ended[0]["status"], ended[0]["reason"]) == ("cancelled", "abandoned")
-            assert logged_at(ended[0]) - logged_at(left) >= 1.9
+            assert logged_at(ended[0]) - logged_at(left) >= 3.9
             wait_asked(upstream, body).wait_closed()
             got = read_answer(url)
             assert got.terminal is not None
