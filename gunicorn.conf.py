@@ -50,7 +50,7 @@ logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"json": {"()": "app.logs.early_formatter"}},
-    "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stdout"}},
+    "handlers": {"stdout": {"class": "app.output.LineHandler", "formatter": "json"}},
     "root": {"level": settings.log_level, "handlers": ["stdout"]},
     "loggers": {
         "gunicorn.error": {

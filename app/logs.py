@@ -1,6 +1,6 @@
 """JSON lines on stdout: one event a line, UTC, never the text of a conversation, a key or a stream id.
 
-Every library's lines go the same way. A line that cannot be formatted is replaced by one that says so: left to
+Every library's lines go the same way. What cannot be formatted is replaced, value by value, by what tells so: left to
 itself, logging would print the raw record to stderr, past every rule here.
 """
 
@@ -10,22 +10,25 @@ import contextvars
 import errno
 import json
 import logging
-import re
-import sys
+import math
 import time
 import traceback
 from array import array
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
 from app.config import Settings
+from app.output import LineHandler
+from app.redaction import redact
 
-__all__ = ["ChunkLog", "configure", "correlation", "event", "utc_now"]
+__all__ = ["ChunkLog", "configure", "correlation", "event", "flush", "utc_now"]
 
 LONGEST_LINE_BYTES = 16_384
 LONGEST_TEXT_CHARS = 2_000
+DEEPEST = 6
 
 correlation: contextvars.ContextVar[str | None] = contextvars.ContextVar("correlation", default=None)
 
@@ -33,13 +36,8 @@ _log = logging.getLogger("app")
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
-# Secrets and capabilities, wherever a library puts them: replaced in every string of every line.
-_SECRETS = re.compile(
-    r"\bcw_[A-Za-z0-9_-]{16,64}"
-    r"|\bsk-[A-Za-z0-9_-]{8,256}"
-    r"|(?i:\bbearer)\s+[A-Za-z0-9._~+/=-]{6,512}"
-    r"|\beyJ[A-Za-z0-9_-]{8,1024}\.[A-Za-z0-9_-]{4,2048}(?:\.[A-Za-z0-9_-]{0,1024})?"
-)
+# Made here: nothing that a client or a library said is in them, and every line has them.
+_OWN_FIELDS = frozenset({"timestamp", "correlation_id", "stream"})
 
 
 def utc_now(at: float | None = None) -> str:
@@ -48,33 +46,27 @@ def utc_now(at: float | None = None) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _attempt(make: Callable[[], str], otherwise: str) -> str:
+    """Return what `make` returns, or say otherwise: nothing may reach logging's own handling of a failure."""
+    try:
+        return make()
+    except Exception:  # noqa: BLE001 - any text, argument or object of any library
+        return otherwise
+
+
 class _Formatter(JsonFormatter):
     def __init__(self, key: str) -> None:
         super().__init__(json_ensure_ascii=True)
         self._key = key if len(key) >= 6 else ""
 
     def format(self, record: logging.LogRecord) -> str:
-        try:
-            line = super().format(record)
-        except Exception as error:  # noqa: BLE001 - nothing may reach logging's own handling
-            line = self._unformatted(record, type(error).__name__)
-        return line if len(line) <= LONGEST_LINE_BYTES else self._unformatted(record, "too long")
+        if record.args:
+            text = _attempt(record.getMessage, f"{record.msg!s:.1000} (its arguments could not be formatted)")
+            record = logging.makeLogRecord({**record.__dict__, "msg": text, "args": ()})
+        return _attempt(lambda: super(_Formatter, self).format(record), "") or self._last_resort(record)
 
-    def _unformatted(self, record: logging.LogRecord, why: str) -> str:
-        return json.dumps(
-            {
-                "timestamp": utc_now(record.created),
-                "level": record.levelname,
-                "event": "log_line_dropped",
-                "logger": record.name[:100],
-                "correlation_id": None,
-                "why": why,
-                "line": record.lineno,
-            }
-        )
-
-    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        return {name: self._clean(value) for name, value in log_data.items()}
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - its name in logging
+        return ""  # `_describe` tells of it
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         extra = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
@@ -86,29 +78,61 @@ class _Formatter(JsonFormatter):
         else:
             log_data["event"] = "log"
             log_data["correlation_id"] = correlation.get()
-            log_data["message"] = record.getMessage()
+            log_data["message"] = record.msg
             extra = {}  # a library's own fields may hold anything
         log_data["logger"] = record.name
         log_data.update(extra)
         if record.exc_info and record.exc_info[0] is not None:
             log_data["exception"] = _describe(record.exc_info[1])
 
-    def _clean(self, value: Any) -> Any:
-        """Redact every text in a value, names included; what JSON has no form for becomes its text first."""
-        if value is None or isinstance(value, int | float):
-            return value
-        if isinstance(value, dict):
-            return {self._clean(str(name)): self._clean(inner) for name, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [inner if type(inner) is int else self._clean(inner) for inner in value]
-        text = value if isinstance(value, str) else str(value)
-        if self._key:
-            text = text.replace(self._key, "[redacted]")
-        return self._cut(_SECRETS.sub("[redacted]", text))  # cut first, a secret at the edge would show its beginning
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        return {name: value if name in _OWN_FIELDS else self._clean(value) for name, value in log_data.items()}
 
-    @staticmethod
-    def _cut(text: str) -> str:
-        return text if len(text) <= LONGEST_TEXT_CHARS else text[:LONGEST_TEXT_CHARS] + "…"
+    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
+        line = super().jsonify_log_record(log_data)
+        if len(line) <= LONGEST_LINE_BYTES:
+            return line
+        # The longest go first; what is said of them tells that they were there.
+        kept = {name: super(_Formatter, self).jsonify_log_record({"": value}) for name, value in log_data.items()}
+        for name, _ in sorted(kept.items(), key=lambda item: -len(item[1])):
+            log_data[name] = f"[{len(kept[name])} bytes left out]"
+            line = super().jsonify_log_record(log_data)
+            if len(line) <= LONGEST_LINE_BYTES:
+                break
+        return line if len(line) <= LONGEST_LINE_BYTES else ""
+
+    def _last_resort(self, record: logging.LogRecord) -> str:
+        """Say that something was said, and where, when even its parts could not be."""
+        return json.dumps(
+            {
+                "timestamp": utc_now(record.created),
+                "level": record.levelname,
+                "event": "log_line_unformatted",
+                "correlation_id": correlation.get(),
+                "logger": self._text(record.name)[:100],
+                "line": record.lineno,
+            }
+        )
+
+    def _clean(self, value: Any, depth: int = 0) -> Any:
+        """Redact every text in a value, names included; what JSON has no form for becomes its text first."""
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return int(value) if value.bit_length() < 64 else f"[an integer of {value.bit_length()} bits]"
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else str(value)
+        if isinstance(value, dict | list | tuple) and depth == DEEPEST:
+            return "…"
+        if isinstance(value, dict):
+            return {self._text(name): self._clean(inner, depth + 1) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._clean(inner, depth + 1) for inner in value[:1000]]
+        return self._text(value)
+
+    def _text(self, value: object) -> str:
+        text = value if type(value) is str else _attempt(lambda: str(value), f"[{type(value).__name__}]")
+        return redact(text, secret=self._key, longest=LONGEST_TEXT_CHARS)
 
 
 def _describe(error: BaseException | None) -> dict[str, Any]:
@@ -132,14 +156,19 @@ def _gunicorn_line(record: logging.LogRecord) -> bool:
         return False  # a reader that vanished; `reader_left` tells of it
     if str(record.msg).startswith("Invalid request from ip="):
         record.msg, record.args = "a request was refused before it could be read", ()
+    elif str(record.msg).startswith("Error handling request"):
+        record.msg, record.args = "a request failed", ()  # the address asked for stands there
     return True
 
 
 def configure(settings: Settings) -> None:
     """Send every logger's lines to stdout as JSON. May be called again."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = LineHandler()
     handler.setFormatter(_Formatter(settings.openai_api_key))
     root = logging.getLogger()
+    for former in root.handlers:
+        if isinstance(former, LineHandler):
+            former.close()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
     # A stream that is gone (a closed pipe) must not make logging print records to stderr.
@@ -161,6 +190,12 @@ def event(name: str, *, level: int = logging.INFO, failure: BaseException | None
     """Write one line: the event's name and its fields. `failure` adds an exception's types and places."""
     if _log.isEnabledFor(level):
         _log.log(level, name, extra={"event": name, **fields}, exc_info=failure)
+
+
+def flush(_now: float = 0.0) -> None:
+    """Send the lines that stdout had no room for, as far as it has now."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 class ChunkLog:

@@ -11,7 +11,7 @@ from app.bodies import Bodies
 from app.clock import Clock
 from app.config import Settings
 from app.generation import Bounds, Generations
-from app.logs import event
+from app.logs import event, flush
 from app.sse import Readers
 from app.streams.memory import MemoryStore
 from app.streams.store import Store, StreamLog
@@ -76,6 +76,7 @@ class Runtime:
             runtime.bodies.check,
             runtime.store.sweep,
             runtime.drain.check,
+            flush,
         ):
             clock.add(check)
         tokens.warm(settings.openai_model)

@@ -13,13 +13,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
+from tests.harness import probe as probing
+from tests.harness import tap
 from tests.harness.http1 import get
 from tests.harness.net import HOST, Watch, reserve_port
 
@@ -54,6 +56,8 @@ class _Pipe:
         self._watch = watch
         self._is_log = is_log
         self._thread: threading.Thread | None = None
+        self.flows = threading.Event()
+        self.flows.set()
 
     def follow(self, pipe: IO[bytes]) -> None:
         """Read the pipe of the process that was just started."""
@@ -68,6 +72,7 @@ class _Pipe:
     def _read(self, pipe: IO[bytes]) -> None:
         with pipe:
             while raw := pipe.readline(READ_BYTES):
+                self.flows.wait()
                 self._take(raw)
                 self._watch.changed()
 
@@ -103,10 +108,12 @@ class ChatWait:
     As a context manager it starts on entry; on exit it always ends the process group, and then raises AssertionError
     if a line of stdout was not one JSON object of at most 16 KiB, or stderr not empty, unless `check_output` is False.
     It can be started again after it ended, on the same port and with its log growing on.
+    With `probe` its worker also tells what only it can see (`inside`).
     """
 
-    def __init__(self, *, check_output: bool = True, root: Path = ROOT, **settings: Any) -> None:
+    def __init__(self, *, check_output: bool = True, root: Path = ROOT, probe: bool = False, **settings: Any) -> None:
         self.check_output = check_output
+        self.has_probe = probe
         self.settings = settings
         self._root = root
         self._watch = Watch()
@@ -118,6 +125,9 @@ class ChatWait:
         self.port: int = self._reservation.getsockname()[1]
         if sys.platform != "linux":
             self._reservation.close()
+        self._is_tapped = (root / "contracts").is_dir()  # a program of a test's own keeps no contract
+        if self._is_tapped:
+            tap.watch(self.port)
 
     # Life
 
@@ -126,7 +136,7 @@ class ChatWait:
         if self.is_running:
             raise RuntimeError("the service is running already")
         process = subprocess.Popen(
-            COMMAND,
+            [*COMMAND[:-1], probing.TARGET] if self.has_probe else COMMAND,
             cwd=self._root,
             env=self._environment(),
             stdin=subprocess.DEVNULL,
@@ -209,6 +219,9 @@ class ChatWait:
                 self.signal(signal.SIGINT)
                 self.wait_exit(EXIT_SECONDS)
         self.kill()
+        if self._is_tapped:
+            tap.unwatch(self.port)
+            self._is_tapped = False
         self._reservation.close()
 
     # What it says
@@ -269,6 +282,15 @@ class ChatWait:
         self._watch.wait_until(search, timeout=timeout, what=missing)
         return found[0]
 
+    @contextlib.contextmanager
+    def output_unread(self) -> Iterator[None]:
+        """Read nothing of stdout meanwhile, as a log collector that hangs: the pipe fills up, and blocks who writes."""
+        self._out.flows.clear()
+        try:
+            yield
+        finally:
+            self._out.flows.set()
+
     def check(self) -> None:
         """Raise AssertionError if any line of the output is not what it should be."""
         problems = list(self._out.faults)
@@ -310,6 +332,11 @@ class ChatWait:
             total["rss_bytes"] += worker.memory_info().rss
             total["sockets"] += len(worker.net_connections(kind="inet"))
         return total
+
+    def inside(self) -> dict[str, int]:
+        """Count what lives in the worker, greenlets for one (see tests/harness/probe.py); only with `probe=True`."""
+        counts: dict[str, int] = get(f"{self.base_url}{probing.PATH}").json
+        return counts
 
     # Its own
 

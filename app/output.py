@@ -1,0 +1,118 @@
+"""Write lines to stdout without ever waiting for whoever reads it.
+
+A full pipe (a log collector that is slow or stopped) would stop the whole worker, every stream included. So a pipe or a
+terminal is opened once more, without blocking, which leaves the descriptor that others share as it is; what it does not
+take is kept within bounds and sent later, and what goes beyond is counted and told when there is room again. A file
+takes all; a socket cannot be opened twice and is written as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import stat
+from collections import deque
+
+__all__ = ["LineHandler", "Lines"]
+
+MOST_WAITING_BYTES = 4_194_304
+LAST_SECONDS = 1.0
+
+
+class Lines:
+    """The lines of one descriptor, in order, each whole."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._own = -1
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
+            with contextlib.suppress(OSError):  # another user's: then it blocks, as any program's output does
+                self._fd = self._own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        self._process = os.getpid()
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self.lost = 0
+        """Lines that found no room since `take_lost` was last called."""
+
+    def write(self, line: bytes) -> None:
+        """Send one line, its end included, or keep it for later, or count it as lost. Raises: OSError."""
+        if self._waiting_bytes + len(line) > MOST_WAITING_BYTES:
+            self.lost += 1
+            return
+        self._waiting.append(line)
+        self._waiting_bytes += len(line)
+        self.send()
+
+    def send(self) -> None:
+        """Send what waits, as far as there is room. Raises: OSError when nobody will ever read it."""
+        while self._waiting:
+            line = self._waiting[0]
+            try:
+                sent = os.write(self._fd, line)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._waiting.clear()
+                self._waiting_bytes = 0
+                raise
+            self._waiting_bytes -= sent
+            if sent == len(line):
+                self._waiting.popleft()
+            else:
+                self._waiting[0] = line[sent:]
+
+    @property
+    def is_clear(self) -> bool:
+        """Tell whether nothing waits."""
+        return not self._waiting
+
+    def take_lost(self) -> int:
+        lost, self.lost = self.lost, 0
+        return lost
+
+    def close(self) -> None:
+        """Give the reader a moment to take what waits, then give up. May be called again."""
+        if self._process == os.getpid():  # what a parent process had not sent is not its child's to send
+            poll = select.poll()
+            poll.register(self._fd, select.POLLOUT)
+            with contextlib.suppress(OSError):
+                while self._waiting and poll.poll(LAST_SECONDS * 1000):
+                    self.send()
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        if self._own >= 0:
+            os.close(self._own)
+            self._own = -1
+
+
+class LineHandler(logging.Handler):
+    """Sends every record to stdout as one line; `log_lines_dropped` tells how many found no room."""
+
+    def __init__(self, fd: int = 1) -> None:
+        super().__init__()
+        self._lines = Lines(fd)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # a reader that is gone for good
+            self._tell_lost()
+            self._lines.write(self.format(record).encode() + b"\n")
+
+    def flush(self) -> None:
+        """Send what waits, as far as there is room."""
+        with contextlib.suppress(OSError):
+            self._lines.send()
+            self._tell_lost()
+
+    def close(self) -> None:
+        self._lines.close()
+        self.flush()
+        super().close()
+
+    def _tell_lost(self) -> None:
+        if self._lines.lost and self._lines.is_clear:
+            fields = {"event": "log_lines_dropped", "lines": self._lines.take_lost()}
+            record = logging.makeLogRecord({"name": "app", "levelname": "WARNING", **fields})
+            self._lines.write(self.format(record).encode() + b"\n")

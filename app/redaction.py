@@ -1,0 +1,166 @@
+"""Take secrets and people's data out of a text before it is logged.
+
+Must run in linear time whatever the text is: every pattern begins at a literal, or where nothing of its own kind stands
+before it, and takes its run possessively or within bounds, so that nothing is read over and over. Our own ids, hashes
+and times are recognised first and left alone: their digits must not pass for a telephone number or a card.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from functools import lru_cache
+from itertools import accumulate
+
+__all__ = ["MARK", "redact"]
+
+MARK = "[redacted]"
+LONGEST_SECRET_CHARS = 4_096
+
+_SECRETS = re.compile(
+    r"""
+      \bcw_[A-Za-z0-9_-]{16,}+                                     # a stream id: the right to read it and to stop it
+    | \b(?:sk|rk|pk)[-_][A-Za-z0-9_-]{8,}+                         # OpenAI, Anthropic, Stripe
+    | (?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]*+){0,4}     # a JWT
+    | \b(?:AKIA|ASIA|AIDA|AROA|AGPA|ANPA|ABIA|ACCA)[A-Z0-9]{12,}+  # AWS: the key's id
+    | \bAIza[A-Za-z0-9_-]{20,}+ | \bya29\.[A-Za-z0-9_-]{10,}+      # Google
+    | \b(?:gh[pousr]|github_pat|glpat|hf|xox[a-z])[-_][A-Za-z0-9_-]{10,}+ # GitHub, GitLab, Hugging Face, Slack
+    | -----BEGIN[ ](?:[A-Z]{1,20}[ ]){0,3}PRIVATE[ ]KEY-----(?s:.*+)
+    | ://[^\s/@"']++@                                              # user and password of a URL
+    | (?i:
+          \b(?:bearer|basic)\s{1,8}+[A-Za-z0-9._~+/=-]{6,}+
+        | (?<![a-z])(?:(?:set-)?cookie2?|(?:proxy-)?authorization)["']?\s{0,8}+[:=][^\r\n]++ # whole, to the end
+        | (?:api[-_ ]?key|account[-_]?key|(?:secret|private)(?:[-_]?access)?[-_]?key|(?:client|app)[-_]?secret
+            |(?:access|refresh|id|auth|session|security|csrf)[-_]?token|idempotency-key|password|passwd|passphrase
+            |session[-_]?id|[?&;]sig)["']?\s{0,8}+[:=]\s{0,8}+(?:"[^"\r\n]*+|'[^'\r\n]*+|[^\s"',;&}]++)
+      )
+    """,
+    re.VERBOSE,
+)
+# AWS's secret keys have no mark of their own: forty characters of base64. (A SHA-1 in hex has forty too.)
+_FORTY = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]++(?![A-Za-z0-9+/])")
+
+_OURS = re.compile(
+    r"(?<![0-9A-Za-z])(?:"
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+    r"|[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32}"
+    r"|\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?"
+    r")(?![0-9A-Za-z])"
+)
+
+_EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]++@[\w-]++(?:\.[\w-]++)*+")
+_ADDRESS = re.compile(r"(?<![\w:.])[0-9A-Fa-f:][0-9A-Fa-f:.]++(?!\w)")
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,60}+")
+_DIGITS = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,}+")
+_PHONE = re.compile(
+    r"(?<![\w.+])(?:"
+    r"\+\d(?:[ ()./-]{0,3}\d){6,14}"  # international
+    r"|\(?0\d(?:[ ()./-]{0,3}\d){7,13}"  # with the zero of a long distance call, or two
+    r"|(?:1[ .-])?(?:\(\d{3}\)[ ]?|\d{3}[ .-])\d{3}[ .-]\d{4}"  # North American
+    r")(?![\dA-Za-z]|[.,]\d)"
+)
+
+
+def redact(text: str, *, secret: str = "", longest: int = 2_000) -> str:
+    """Replace secrets, and people's e-mail addresses, telephone, card and account numbers and IP addresses.
+
+    `secret` is one more text that may not be seen, whatever it looks like. A text over `longest` characters is cut,
+    but only after it was redacted: a secret at the edge would show its beginning.
+    """
+    if len(text) <= 300:
+        return _redact_again(text, secret)[:longest]
+    redacted = _redact(text[: longest + max(LONGEST_SECRET_CHARS, len(secret))], secret)
+    return redacted if len(text) <= longest and len(redacted) <= longest else redacted[:longest] + "…"
+
+
+def _redact(text: str, secret: str) -> str:
+    if secret:
+        text = text.replace(secret, MARK)
+    text = _SECRETS.sub(_secret, text)
+    parts: list[str] = []
+    end = 0
+    for ours in _OURS.finditer(text):
+        parts += _redact_people(text[end : ours.start()]), ours[0]
+        end = ours.end()
+    return "".join([*parts, _redact_people(text[end:])])
+
+
+# Names of events, routes, messages of errors: the same few in line after line.
+_redact_again = lru_cache(1024)(_redact)
+
+
+def _redact_people(text: str) -> str:
+    text = _FORTY.sub(_random_forty, text)
+    text = _EMAIL.sub(MARK, text)
+    text = _ADDRESS.sub(_address, text)
+    text = _IBAN.sub(_account, text)
+    text = _DIGITS.sub(_card, text)
+    return _PHONE.sub(MARK, text)
+
+
+def _secret(match: re.Match[str]) -> str:
+    return f"://{MARK}@" if match[0].startswith("://") else MARK
+
+
+def _random_forty(match: re.Match[str]) -> str:
+    text = match[0]
+    kinds = (str.isdigit, str.islower, str.isupper)
+    return MARK if len(text) == 40 and all(any(map(kind, text)) for kind in kinds) else text
+
+
+def _address(match: re.Match[str]) -> str:
+    """Replace an IP address that is not of this machine itself (127.0.0.1, ::1, 0.0.0.0)."""
+    text = match[0]
+    if len(text) > 50 or (text.count(":") < 2 and text.count(".") < 3):
+        return text
+    plain = text.rstrip(".") if text.endswith("::") else text.rstrip(".:")
+    host, colon, port = plain.partition(":")
+    if colon and "." in host and port.isdigit():  # 10.1.2.3:80
+        plain = host
+    try:
+        address = ipaddress.ip_address(plain)
+    except ValueError:
+        return text
+    return text if address.is_loopback or address.is_unspecified else MARK + text[len(plain) :]
+
+
+def _account(match: re.Match[str]) -> str:
+    """Replace an IBAN, by the check digits of ISO 13616; words may follow it that look like more of it."""
+    signs = [sign for sign in match[0] if sign not in " -"]
+    ends = [at for at, sign in enumerate(match[0]) if sign in " -"] + [len(match[0])]
+    for end in ends:
+        count = end - sum(sign in " -" for sign in match[0][:end])
+        if 15 <= count <= 34:
+            rotated = signs[4:count] + signs[:4]
+            if int("".join(str(int(sign, 36)) for sign in rotated)) % 97 == 1:
+                return MARK + match[0][end:]
+    return match[0]
+
+
+def _card(match: re.Match[str]) -> str:
+    """Replace a run of digits that has a card's number in it: 13 to 19 of them, group by group, that obey Luhn."""
+    groups = re.split("[ -]", match[0])
+    digits = [int(digit) for group in groups for digit in group]
+    plain_then_doubled = accumulate(
+        (_DOUBLED[digit] if at % 2 else digit for at, digit in enumerate(digits)), initial=0
+    )
+    sums = (
+        list(accumulate((_DOUBLED[d] if at % 2 == 0 else d for at, d in enumerate(digits)), initial=0)),
+        list(plain_then_doubled),
+    )
+    bounds = list(accumulate(map(len, groups), initial=0))
+    first = 0
+    for begin in bounds[:-1]:
+        first += 1
+        if digits[begin] not in (2, 3, 4, 5, 6):  # what other industries issue, people do not pay with
+            continue
+        for end in bounds[first : first + 19]:
+            if end - begin > 19:
+                break
+            total = sums[end % 2][end] - sums[end % 2][begin]
+            if end - begin >= 13 and total % 10 == 0:
+                return MARK
+    return match[0]
+
+
+_DOUBLED = [sum(divmod(2 * digit, 10)) for digit in range(10)]

@@ -1,0 +1,174 @@
+"""Test the writing of lines: never waiting for their reader, whole and in order, and what is lost is counted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app import output
+from app.output import LineHandler, Lines
+
+Pipe = tuple[int, int]
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    """Make a pipe of the smallest size."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    yield reader, writer
+    for fd in (reader, writer):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def read_all(fd: int) -> bytes:
+    """Read what stands in a pipe."""
+    os.set_blocking(fd, False)
+    read = b""
+    with contextlib.suppress(BlockingIOError):
+        while data := os.read(fd, 65_536):
+            read += data
+    return read
+
+
+def line(number: int) -> bytes:
+    return f"{number:06d}".encode() * 50 + b"\n"
+
+
+def test_lines_that_fit_are_there_at_once(pipe: Pipe) -> None:
+    lines = Lines(pipe[1])
+    for number in range(5):
+        lines.write(line(number))
+
+    assert read_all(pipe[0]) == b"".join(map(line, range(5)))
+    assert lines.is_clear
+
+
+def test_lines_to_a_full_pipe_wait_for_nobody_and_come_later_whole_and_in_order(pipe: Pipe) -> None:
+    lines = Lines(pipe[1])
+    for number in range(1000):  # 300 kB into 4: a blocking write would hang here, and the test time out
+        lines.write(line(number))
+    assert not lines.is_clear
+
+    received = b""
+    while not lines.is_clear:
+        received += read_all(pipe[0])
+        lines.send()
+    received += read_all(pipe[0])
+    assert received == b"".join(map(line, range(1000)))
+    assert lines.lost == 0
+
+
+def test_lines_beyond_the_bound_are_lost_and_counted_and_the_others_are_not(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "MOST_WAITING_BYTES", 10_000)
+    lines = Lines(pipe[1])
+    for number in range(100):
+        lines.write(line(number))
+    kept = 100 - lines.lost
+    assert 10_000 // 301 <= kept <= (10_000 + 4096) // 301 + 1
+
+    received = b""
+    while not lines.is_clear:
+        received += read_all(pipe[0])
+        lines.send()
+    assert received + read_all(pipe[0]) == b"".join(map(line, range(kept)))
+
+
+def test_descriptor_that_others_share_still_blocks_for_them(pipe: Pipe) -> None:
+    Lines(pipe[1]).write(b"x\n")
+
+    assert os.get_blocking(pipe[1])
+
+
+def test_file_is_written_where_it_was(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb", buffering=0) as file:
+        file.write(b"before\n")
+        lines = Lines(file.fileno())
+        lines.write(b"a line\n")
+        lines.close()
+        file.write(b"after\n")
+
+    assert (tmp_path / "log").read_bytes() == b"before\na line\nafter\n"
+
+
+def test_reader_that_is_gone_costs_the_lines_and_no_memory(pipe: Pipe) -> None:
+    lines = Lines(pipe[1])
+    os.close(pipe[0])
+    for number in range(10):
+        with pytest.raises(BrokenPipeError):
+            lines.write(line(number))
+
+    assert lines.is_clear
+
+
+def test_closing_gives_the_reader_a_moment(pipe: Pipe) -> None:
+    lines = Lines(pipe[1])
+    for number in range(100):
+        lines.write(line(number))
+    received: list[bytes] = []
+
+    def read() -> None:
+        while len(b"".join(received)) < 100 * 301:
+            received.append(os.read(pipe[0], 65_536))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    lines.close()
+    reader.join(10)
+    assert b"".join(received) == b"".join(map(line, range(100)))
+    lines.close()
+
+
+def test_closing_gives_up_on_a_reader_that_does_not_read(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "LAST_SECONDS", 0.05)
+    lines = Lines(pipe[1])
+    for number in range(100):
+        lines.write(line(number))
+    begin = time.monotonic()
+    lines.close()
+
+    assert time.monotonic() - begin < 10
+    assert lines.is_clear
+
+
+def test_child_does_not_send_what_its_parent_had_not_sent(pipe: Pipe) -> None:
+    lines = Lines(pipe[1])
+    for number in range(100):
+        lines.write(line(number))
+    before = read_all(pipe[0])
+    lines._process = -1  # as after a fork
+    lines.close()
+
+    assert read_all(pipe[0]) == b""
+    assert before
+
+
+def test_handler_tells_how_many_lines_were_lost_once_there_is_room(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "MOST_WAITING_BYTES", 10_000)
+    handler = LineHandler(pipe[1])
+    handler.setFormatter(logging.Formatter('{"event": "%(event)s", "lines": %(lines)d}'))
+    for number in range(1000):
+        handler.handle(logging.makeLogRecord({"event": "e" * 100, "lines": number}))
+
+    received = b""
+    for _ in range(100):
+        received += read_all(pipe[0])
+        handler.flush()
+    records = [json.loads(text) for text in (received + read_all(pipe[0])).splitlines()]
+    assert records[-1]["event"] == "log_lines_dropped"
+    assert [record["lines"] for record in records[:-1]] == list(range(len(records) - 1))
+    assert len(records) - 1 + records[-1]["lines"] == 1000
+    assert [record["event"] for record in records].count("log_lines_dropped") == 1
+    handler.close()
