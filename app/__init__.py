@@ -34,6 +34,7 @@ def create_app(
     logs.configure(settings)
     app = Flask(__name__, static_folder=None)
     app.url_map.strict_slashes = True
+    app.url_map.merge_slashes = False  # it would redirect; a path of another spelling is none
     runtime = Runtime.build(settings, upstream=upstream, store=store)
     app.extensions["chatwait"] = runtime
     routes.register(app, runtime)

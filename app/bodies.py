@@ -16,6 +16,9 @@ BODY_SECONDS = 30.0
 DISCARD_BYTES = 16 * 1_048_576
 PIECE_BYTES = 65_536
 DRAIN_SECONDS = 1.0
+FREE_CHUNKS = 2048
+MEAN_CHUNK_BYTES = 256
+CHUNKS_AT_A_TIME = 256
 
 READ = "chatwait.body_read"
 
@@ -61,20 +64,23 @@ class Bodies:
 
     def _pieces(self, environ: dict[str, Any]) -> Iterator[bytes]:
         source = environ["wsgi.input"]
+        _bound_chunks(source)
         environ[READ] = "part"
         left = DISCARD_BYTES
         with self._timed(environ) as overdue:
             while left > 0:
                 try:
                     piece = source.read(PIECE_BYTES)
-                    broken = False
+                    broken = ""
+                except _Crumbs:
+                    piece, broken = b"", "The body is cut into too many small chunks."
                 except Exception:  # noqa: BLE001 - the server's parser has exceptions of its own for bad chunks
-                    piece, broken = b"", True
+                    piece, broken = b"", "The body could not be read."
                 if overdue():  # before the rest: the shutdown that ends a read that is overdue breaks it too
                     raise errors.RequestTimeout(f"It was not complete after {self._seconds:g} seconds.")
                 if broken:
                     _drain(environ.get("gunicorn.socket"))
-                    raise errors.InvalidJson("The body could not be read.")
+                    raise errors.InvalidJson(broken)
                 if not piece:
                     environ[READ] = "whole"
                     return
@@ -101,6 +107,33 @@ class Bodies:
                     connection.shutdown(socket.SHUT_RD)
                 except OSError:
                     pass  # gone meanwhile
+
+
+class _Crumbs(Exception):
+    """A chunked body has far more chunks than its size needs."""
+
+
+def _bound_chunks(source: Any) -> None:
+    """Bound the number of chunks that the server's parser takes, and let others run between them.
+
+    A chunk costs it some 3 µs, be it a single byte: a few megabytes of such chunks held everybody up for seconds.
+    """
+    reader = getattr(source, "reader", None)
+    chunks = getattr(reader, "parser", None)  # of gunicorn's ChunkedReader; a body of known length has none
+    if reader is None or chunks is None:
+        return
+
+    def counted() -> Iterator[bytes]:
+        size = 0
+        for number, chunk in enumerate(chunks, 1):
+            size += len(chunk)
+            if number > FREE_CHUNKS + size // MEAN_CHUNK_BYTES:
+                raise _Crumbs
+            if number % CHUNKS_AT_A_TIME == 0:
+                time.sleep(0)
+            yield chunk
+
+    reader.parser = counted()
 
 
 def _drain(connection: socket.socket | None) -> None:

@@ -109,10 +109,15 @@ def count_prompt(messages: Iterable[Mapping[str, str]], model: str, *, at_most: 
     if sum(len(message["content"]) for message in messages) > at_most * LONGEST_TOKEN_BYTES:
         return at_most + 1
     total = TOKENS_PER_REPLY
+    unyielding = 0
     for message in messages:
         total += TOKENS_PER_MESSAGE + 1 + count(message["content"], model, at_most=at_most - total)
         if total > at_most:
             break
+        unyielding += len(message["content"])
+        if unyielding > SLICE_CHARS:  # many messages are as long as one long one
+            unyielding = 0
+            time.sleep(0)
     return total
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
 from app import errors
@@ -52,7 +52,7 @@ def _answer(error: errors.ChatError, cause: BaseException | None = None) -> Resp
 
 def respond(status: int, body: dict[str, object], *, allow: tuple[str, ...] = ()) -> Response:
     """Write an error body as an answer, with the headers that go with it."""
-    response = Response(b"" if request.method == "HEAD" else json.dumps(body), status, mimetype="application/json")
+    response = Response(json.dumps(body), status, mimetype="application/json")
     if body.get("retry_after_seconds") is not None:
         response.headers["Retry-After"] = str(body["retry_after_seconds"])
     if allow:

@@ -44,6 +44,8 @@ def register(app: Flask, runtime: Runtime) -> None:
         )
         _check_host(settings.allowed_hosts)
         _check_origin(settings.cors_origins)
+        if request.environ["PATH_INFO"].startswith("//"):
+            raise errors.NotFound  # werkzeug takes any number of slashes at the beginning for one
         if request.method == "OPTIONS":
             return _options()
         return None
@@ -54,6 +56,8 @@ def register(app: Flask, runtime: Runtime) -> None:
             close_connection()
         if runtime.drain.begun:
             close_connection()  # the client's next request belongs to another worker
+        if response.status_code == 204:
+            response.headers.remove("Content-Type")  # of nothing
         response.headers["X-Correlation-Id"] = g.get("correlation_id") or str(uuid.uuid4())
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -75,6 +79,7 @@ def _closable(wsgi_app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterabl
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         environ[CLOSE] = getattr(getattr(start_response, "__self__", None), "force_close", None)
+        environ.pop("HTTP_UPGRADE", None)  # there is nothing to upgrade to; werkzeug would look for web sockets' routes
         return wsgi_app(environ, start_response)
 
     return call
@@ -88,6 +93,9 @@ def close_connection() -> None:
 
 def _check_host(allowed: tuple[str, ...]) -> None:
     host = request.environ.get("HTTP_HOST", "").lower()
+    target = request.environ.get("RAW_URI", "/")
+    if "://" in target and not target.startswith("/"):  # then it is the target that names the host
+        host = target.split("://", 1)[1].split("/", 1)[0].split("?", 1)[0].lower()
     name = re.sub(r":[0-9]*$", "", host)
     if host not in allowed and name not in allowed:
         raise errors.HostNotAllowed

@@ -1,0 +1,48 @@
+"""Send one request again and again at the least cost, and tell what that cost.
+
+`python -m tests.live.spender PORT TIMES` takes the bytes from stdin. In a process of its own, so
+that its CPU time is that of a client and of nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def spend(port: int, times: int, data: bytes) -> dict[str, float]:
+    """Send the bytes on a connection each, read what comes to its end; give CPU seconds and bytes, both ways."""
+    received = 0
+    status = 0
+    begun = time.process_time()
+    for _ in range(times):
+        with socket.create_connection(("127.0.0.1", port), timeout=60.0) as sock:
+            try:
+                sock.sendall(data)
+                first = sock.recv(65_536)
+                status = int(first[9:12])
+                received += len(first)
+                while piece := sock.recv(65_536):
+                    received += len(piece)
+            except ConnectionError:
+                pass  # refused before all was sent
+    spent = time.process_time() - begun
+    return {"cpu_seconds": spent, "sent_bytes": times * len(data), "received_bytes": received, "status": status}
+
+
+def spend_apart(port: int, times: int, data: bytes) -> dict[str, float]:
+    """Do the same in a process of its own."""
+    command = [sys.executable, "-m", "tests.live.spender", str(port), str(times)]
+    done = subprocess.run(command, input=data, cwd=ROOT, capture_output=True, check=True, timeout=100)
+    told: dict[str, float] = json.loads(done.stdout)
+    return told
+
+
+if __name__ == "__main__":
+    print(json.dumps(spend(int(sys.argv[1]), int(sys.argv[2]), sys.stdin.buffer.read())))
