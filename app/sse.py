@@ -56,9 +56,9 @@ def _start(log: StreamLog, heartbeat_seconds: float) -> bytes:
     return f"retry: {RETRY_MS}\n".encode() + frame("start", content, f"{log.stream_id}.0")
 
 
-def _ping(log: StreamLog) -> bytes:
+def _ping(log: StreamLog, event_id: str | None = None) -> bytes:
     head = log.head
-    return frame("ping", {"phase": "generating" if head else "waiting", "tokens": head})
+    return frame("ping", {"phase": "generating" if head else "waiting", "tokens": head}, event_id)
 
 
 def _terminal(log: StreamLog, terminal: Terminal) -> bytes:
@@ -132,7 +132,9 @@ def frames(
         readers.add(reader, drop=drop)
         reader.sending = True
         try:
-            yield _ping(log) if after else _start(log, readers.heartbeat_seconds)
+            # The reader's own cursor as its id: a decoder that begins anew with each connection would show
+            # a first event without one as having the id "" (DESIGN.md, 19).
+            yield _ping(log, f"{log.stream_id}.{after}") if after else _start(log, readers.heartbeat_seconds)
             reader.sending = False
             while True:
                 # Looked at before the log is read: once it is there, what is read next is the last.

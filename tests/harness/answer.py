@@ -71,7 +71,7 @@ class Answer:
             case "token":
                 self._take_token(event, sequence)
             case "ping":
-                self._take_ping(event)
+                self._take_ping(event, sequence)
             case name if name in TERMINALS:
                 self._take_terminal(event, sequence)
             case _ if event.id is not None:
@@ -99,6 +99,8 @@ class Answer:
         self._adopt(stream_id)
         sequence = int(number)
         begins_again = event.event == "start" and self._last_sequence == 0 and self._first_of_connection
+        if event.event == "ping":
+            return sequence
         if sequence <= self._last_sequence and not begins_again:
             self._fail(f"the id {event.id!r} does not rise: the last one was .{self._last_sequence}")
         self._last_sequence = sequence
@@ -121,8 +123,10 @@ class Answer:
         self.tokens += count
         self._pieces.append(content)
 
-    def _take_ping(self, event: Event) -> None:
-        self._same("id of a ping", event.id, None)
+    def _take_ping(self, event: Event, sequence: int | None) -> None:
+        # The ping that opens a resume has the cursor for its id; no other has one.
+        cursor = self._last_sequence if self._first_of_connection else None
+        self._same("sequence in the id of a ping", sequence, cursor)
         if (head := event.json.get("tokens", -1)) < self.tokens:
             self._fail(f"a ping says that the log has {head} tokens, and {self.tokens} have come")
 

@@ -74,6 +74,7 @@ def read_as_the_readme_says(url: str, body: dict[str, str]) -> list[Event]:
     return events
 
 
+@pytest.mark.requirement("plan testing", "tasks pattern 4")
 def test_httpx_sse_with_the_reconnect_recipe_of_its_readme_gets_the_whole_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
@@ -85,16 +86,11 @@ def test_httpx_sse_with_the_reconnect_recipe_of_its_readme_gets_the_whole_text(
     assert_whole(events, upstream, body)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="httpx-sse 0.4.3 gives an event without an id, in a connection that has had none, the id ''; its README's "
-    "recipe then forgets the cursor. The contract's pings have no id. Keep the last id that is not empty.",
-)
 def test_httpx_sse_cut_between_the_ping_of_a_resume_and_its_first_token_keeps_its_place(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """Case 4. Its decoder begins anew with each connection, and the recipe takes an event's id as it comes: a ping
-    without one makes it forget the cursor."""
+    """Case 4. Its decoder begins anew with each connection, and the recipe takes an event's id as it comes: a first
+    ping without one would make it forget the cursor."""
     body = about(upstream, SCRIPT)
     proxy.plan(CutAfter(5000), CutAfter(1200))  # the second in the middle of the first frame of the replay
     events = read_as_the_readme_says(f"{proxy.base_url}/chat/streaming", body)

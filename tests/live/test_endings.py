@@ -177,6 +177,8 @@ def assert_waited(reply: Reply, whole: Answer, ending: Ending) -> None:
 
 
 @pytest.mark.parametrize("name", ENDINGS)
+@pytest.mark.requirement("core US1.3", "core edge 2", "tasks T022", "page US2.2", "page FR-005")
+@pytest.mark.requirement("page entity Streaming Message", "page SC-007")
 def test_ending_writes_one_terminal_event_and_nothing_after_it(
     chatwait: ChatWait, upstream: ScriptedUpstream, name: str
 ) -> None:
@@ -193,6 +195,7 @@ def test_ending_writes_one_terminal_event_and_nothing_after_it(
 
 
 @pytest.mark.parametrize("name", ["stop", "close", "error inside", "401", "429", "no text"])
+@pytest.mark.requirement("chatwait FR-006")
 def test_ending_is_the_same_for_a_client_that_waits_from_the_start(
     chatwait: ChatWait, upstream: ScriptedUpstream, name: str
 ) -> None:
@@ -210,6 +213,7 @@ def test_half_a_character_at_the_end_is_shown_and_counted(chatwait: ChatWait, up
     assert (got.text, got.terminal.json["characters"]) == ("Par\ufffd", 4)
 
 
+@pytest.mark.requirement("core risk 3", "page US3.4", "page FR-004", "page SC-006")
 def test_failure_after_tokens_gives_a_late_resumer_the_tokens_and_then_the_failure(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
@@ -228,6 +232,7 @@ def test_failure_after_tokens_gives_a_late_resumer_the_tokens_and_then_the_failu
             assert (got.terminal.event, got.text, got.tokens) == ("failed", "Paris é🙂", 2)
 
 
+@pytest.mark.requirement("page SC-006")
 def test_cancelled_stream_ends_so_for_all_and_in_wait_mode(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     """Case 6."""
     body = about(upstream, Script(steps=[*PARTS, Stall()]))
@@ -245,6 +250,7 @@ def test_cancelled_stream_ends_so_for_all_and_in_wait_mode(chatwait: ChatWait, u
     assert_waited(get(f"{chatwait.base_url}/chat/wait/{whole.stream_id}"), whole, ending)
 
 
+@pytest.mark.requirement("page FR-004", "page SC-006")
 def test_shutdown_ends_what_is_live_with_one_terminal_event(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream
 ) -> None:
@@ -298,6 +304,7 @@ ChunkDecoder.decode = decode_with_a_bug
 """
 
 
+@pytest.mark.requirement("chatwait errors 3")
 def test_bug_of_ours_ends_the_stream_as_failed_and_leaks_nothing(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
@@ -369,6 +376,8 @@ def silences(shared_upstream: ScriptedUpstream) -> Iterator[tuple[ChatWait, dict
 
 
 @pytest.mark.parametrize("name", SILENT)
+@pytest.mark.requirement("core US2.2", "core FR-009", "core constitution VI", "plan constraint 1", "tasks T020")
+@pytest.mark.requirement("page US2.1", "page edge 6")
 def test_silent_upstream_ends_at_its_deadline_with_pings_before(
     silences: tuple[ChatWait, dict[str, Silence]], name: str
 ) -> None:
@@ -409,7 +418,7 @@ def test_resume_at_the_head_of_a_quiet_log_gets_headers_and_a_ping_at_once(
             with open_stream(url, headers=cursor(stream_id, after)) as resumed:
                 first = next(resumed.events())
                 assert (resumed.status, resumed.headers["x-stream-id"]) == (200, stream_id)
-                assert (first.event, first.id) == ("ping", None)
+                assert (first.event, first.id) == ("ping", f"{stream_id}.{after}")
                 assert first.json == {"phase": "generating", "tokens": 2}
         with open_stream(f"{chatwait.base_url}/chat/streaming/{stream_id}") as from_the_beginning:
             first = next(from_the_beginning.events())
@@ -418,6 +427,7 @@ def test_resume_at_the_head_of_a_quiet_log_gets_headers_and_a_ping_at_once(
         assert reading.result(10).text == "Paris é🙂"
 
 
+@pytest.mark.requirement("core FR-004", "core UX-003")
 def test_first_frame_comes_before_the_model_has_answered(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     """Case 8."""
     body = about(upstream, Script(before=[Gate("answer")], steps=[Token("a"), Finish(), Done()]))
@@ -433,6 +443,7 @@ def test_first_frame_comes_before_the_model_has_answered(chatwait: ChatWait, ups
 
 @pytest.mark.parametrize("name", ["stop", "close"])
 @pytest.mark.parametrize("cut", [CutAfter, CleanCloseAfter])
+@pytest.mark.requirement("page US3.1")
 def test_terminal_lost_on_the_wire_is_given_to_the_reconnect_and_then_204(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy, name: str, cut: type[CutAfter | CleanCloseAfter]
 ) -> None:

@@ -25,8 +25,8 @@ def token(sequence: int, content: str, count: int = 1) -> Event:
     return event("token", sequence, sequence=sequence, count=count, content=content, is_final=False)
 
 
-def ping(tokens: int) -> Event:
-    return event("ping", None, phase="generating", tokens=tokens)
+def ping(tokens: int, number: int | None = None) -> Event:
+    return event("ping", number, phase="generating", tokens=tokens)
 
 
 def terminal(text: str, tokens: int, name: str = "done", /, **changes: Any) -> Event:
@@ -75,7 +75,7 @@ def test_answer_over_two_connections_goes_on_where_it_was() -> None:
     for item in (start(), token(1, "a")):
         answer.add(item)
     answer.begin_connection(Headers([]))
-    for item in (ping(2), token(2, "b"), terminal("ab", 2)):
+    for item in (ping(2, 1), token(2, "b"), ping(2), terminal("ab", 2)):
         answer.add(item)
 
     assert (answer.verify().text, answer.connections) == ("ab", 2)
@@ -128,9 +128,11 @@ BROKEN: dict[str, tuple[list[Event], str]] = {
     "nothing at all": ([], "without a terminal"),
     "a foreign id": ([start(), Event("token", token(1, "a").data, "other.1")], "stream id"),
     "an id without a number": ([Event("token", token(1, "a").data, f"{SID}.x")], "is not <stream_id>"),
-    "a ping with an id": ([start(), Event("ping", ping(0).data, f"{SID}.1")], "id of a ping"),
+    "a later ping with an id": ([start(), token(1, "a"), ping(1, 1)], "id of a ping"),
+    "a first ping without a cursor": ([ping(0), token(1, "a")], "id of a ping"),
     "a ping behind the log": ([start(), token(1, "a"), ping(0)], "a ping says"),
-    "a late start": ([ping(0), start()], "not the first"),
+    "a late start": ([start(), start()], "does not rise"),
+    "a late start of someone who has seen nothing": ([Event("weather", "rain"), start()], "not the first"),
     "an unknown event with an id": ([start(), Event("weather", "rain", f"{SID}.1")], "not known"),
     "data that is no JSON": ([start(), Event("token", "{", f"{SID}.1")], "not JSON"),
 }
@@ -141,6 +143,12 @@ def test_answer_given_a_broken_stream_says_what_differs(name: str) -> None:
     events, problem = BROKEN[name]
     with pytest.raises(AssertionError, match=problem):
         fold(*events)
+
+
+@pytest.mark.parametrize("number", [None, 0, 2])
+def test_answer_resumed_in_the_middle_refuses_a_ping_without_its_cursor(number: int | None) -> None:
+    with pytest.raises(AssertionError, match="id of a ping"):
+        fold(ping(2, number), token(2, "b"), after=1)
 
 
 def test_answer_resumed_in_the_middle_refuses_a_start() -> None:

@@ -57,10 +57,10 @@ class Service(ThreadingHTTPServer):
             return self.streams.setdefault(key, f"stream-{len(self.streams)}")
 
     def frames(self, stream_id: str, after: int) -> Iterator[bytes]:
-        if after < 0:
+        if after <= 0:
             yield frame("start", f"{stream_id}.0", {"stream_id": stream_id})
         else:
-            yield f'event: ping\ndata: {{"phase": "waiting", "tokens": {len(TOKENS)}}}\n\n'.encode()
+            yield frame("ping", f"{stream_id}.{after}", {"phase": "generating", "tokens": len(TOKENS)})
         for number, content in enumerate(TOKENS, 1):
             if number > after and number != self.skipped:
                 data = {"sequence": number, "count": 1, "content": content, "is_final": False}

@@ -55,11 +55,13 @@ def parse(pieces: list[bytes]) -> list[Event]:
 # Frames
 
 
+@pytest.mark.requirement("tasks T015", "tasks pattern 1")
 def test_frame_is_lines_of_lf_with_its_id_last_and_a_blank_one() -> None:
     assert frame("done", {"b": 1, "a": "é"}, "cw_x.3") == b'event: done\ndata: {"b":1,"a":"\\u00e9"}\nid: cw_x.3\n\n'
     assert frame("ping", {}) == b"event: ping\ndata: {}\n\n"
 
 
+@pytest.mark.requirement("core entity StreamChunk", "tasks T012", "tasks checklist 6", "tasks stop 1")
 def test_stream_from_the_beginning_is_start_tokens_and_terminal_byte_by_byte() -> None:
     log = log_of("He", "llo")
     stream_id = log.stream_id
@@ -75,11 +77,11 @@ def test_stream_from_the_beginning_is_start_tokens_and_terminal_byte_by_byte() -
 
 
 @pytest.mark.parametrize("after", [1, 2])
-def test_stream_resumed_begins_with_a_ping_and_never_with_start(after: int) -> None:
+def test_stream_resumed_begins_with_a_ping_that_has_the_cursor_and_never_with_start(after: int) -> None:
     log = log_of("He", "llo")
     first, *rest = parse(read(log, after))
 
-    assert (first.event, first.id) == ("ping", None)
+    assert (first.event, first.id) == ("ping", f"{log.stream_id}.{after}")
     assert first.json == {"phase": "generating", "tokens": 2}
     assert [event.event for event in rest] == ["token"] * (2 - after) + ["done"]
 
@@ -116,6 +118,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4
 
 @settings(deadline=None)
 @given(st.lists(TEXTS, max_size=30), st.data())
+@pytest.mark.requirement("chatwait resilience 2")
 def test_stream_of_any_chunks_from_any_cursor_adds_up(chunks: list[str], data: st.DataObject) -> None:
     after = data.draw(st.integers(0, len(chunks)))
 
@@ -258,6 +261,28 @@ def test_stream_pings_after_a_heartbeat_without_a_frame_and_not_before(monkeypat
     assert [event.id for event in events if event.event == "ping"] == [None, None]
     assert waits == []
     assert (reader.entered, reader.exited) == (1, 1)
+
+
+def test_stream_resumed_gives_its_later_pings_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = Time()
+    monkeypatch.setattr(sse, "time", time)
+
+    def beat() -> None:
+        time.now += 10
+
+    def end() -> None:
+        log.terminal = Terminal("done", {"sequence": 3})
+
+    log: Any = ScriptedLog(ScriptedReader(time, [beat, end]))
+    log.head = 2
+
+    events = parse(list(frames(log, 2, Readers(limit=1, heartbeat_seconds=10.0), left=ignore, drop=ignore)))
+
+    assert [(event.event, event.id and event.id.rpartition(".")[2]) for event in events] == [
+        ("ping", "2"),
+        ("ping", None),
+        ("done", "3"),
+    ]
 
 
 def test_stream_marks_the_reader_as_sending_exactly_while_a_frame_is_out() -> None:

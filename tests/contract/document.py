@@ -1,0 +1,106 @@
+"""The contract in its three forms, and ways to find something in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+
+from app import errors
+from tests.harness.events import Event
+
+ROOT = Path(__file__).parents[2]
+CONTRACT: dict[str, Any] = yaml.safe_load((ROOT / "contracts" / "openapi.yaml").read_text(encoding="utf-8"))
+GRAMMAR = (ROOT / "contracts" / "events.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "app" / "static" / "docs.html").read_text(encoding="utf-8")
+
+METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
+
+
+def resolve(reference: str) -> Any:
+    """Return what a reference names. Raises: KeyError."""
+    assert reference.startswith("#/"), reference
+    found: Any = CONTRACT
+    for part in reference[2:].split("/"):
+        found = found[part.replace("~1", "/").replace("~0", "~")]
+    return found
+
+
+def seen_through(node: dict[str, Any]) -> dict[str, Any]:
+    return resolve(node["$ref"]) if "$ref" in node else node
+
+
+def walk(node: Any) -> Iterator[Any]:
+    """Give every object and list of the document, the outer ones first."""
+    yield node
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        if isinstance(inner, dict | list):
+            yield from walk(inner)
+
+
+def references() -> list[str]:
+    return [node["$ref"] for node in walk(CONTRACT) if isinstance(node, dict) and "$ref" in node]
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in CONTRACT["paths"].items():
+        for method in METHODS:
+            if method in item:
+                yield method.upper(), path, item[method]
+
+
+def routes() -> set[tuple[str, str]]:
+    """List every method and path that the contract says the server answers."""
+    found = set()
+    for method, path, _ in operations():
+        for server in CONTRACT["paths"][path].get("servers", CONTRACT["servers"]):
+            found.add((method, server["url"].rstrip("/") + path))
+    return found
+
+
+def statuses() -> dict[str, int]:
+    return {kind.error_code: kind.status for kind in errors.walk()}
+
+
+def validator(schema: dict[str, Any], *, closed: bool = False) -> Draft202012Validator:
+    """Check against a schema of the document; `closed`, a key that it does not name is an error."""
+    whole_schema = {"allOf": [schema], "components": CONTRACT["components"]}
+    if closed:
+        whole_schema["unevaluatedProperties"] = False
+    return Draft202012Validator(whole_schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
+
+
+def named(name: str, *, closed: bool = False) -> Draft202012Validator:
+    assert name in CONTRACT["components"]["schemas"]
+    return validator({"$ref": f"#/components/schemas/{name}"}, closed=closed)
+
+
+def check_events(received: list[Event]) -> None:
+    """Check the data of events, and what they promise of one another."""
+    schema_of = CONTRACT["components"]["schemas"]["EventStream"]["x-event-data"]
+    text, sequence, stream_id = "", 0, received[0].json["stream_id"]
+    assert received[0].event == "start"
+    assert received[0].retry == 1000
+    for event in received:
+        validator(schema_of[event.event], closed=True).validate(event.json)
+        if event.event == "token":
+            sequence += event.json["count"]
+            text += event.json["content"]
+        if event.event == "ping":
+            assert event.id is None  # but for the one that opens a resume
+        elif event.event != "start":
+            assert event.json["sequence"] == sequence + (event.event != "token")
+            assert event.id == f"{stream_id}.{event.json['sequence']}"
+    end = received[-1].json
+    assert end["is_final"]
+    check_totals(end, text)
+    assert end["tokens"] == sequence
+
+
+def check_totals(totals: dict[str, Any], text: str) -> None:
+    assert totals["characters"] == len(text)
+    assert totals["sha256"] == hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,310 @@
+"""What a request of contracts/examples meets: a real service in the state that the example names.
+
+An example's file names its situation in words; `World.scene` brings it about.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tests.harness.events import Event
+from tests.harness.reader import Connection, delete, get, open_stream, post
+from tests.harness.script import Close, Delta, Done, Finish, Gate, Script, Stall, Step, Token, Usage, error
+from tests.harness.server import ChatWait
+from tests.harness.upstream import ScriptedUpstream
+from tests.live.steps import copy_of_service, poll, settings
+
+QUESTION = {"message": "What is the capital of Italy?"}
+KEY = "9b2f6a0e-5a8d-4c5e-9d0a-6f1f2f7f3c11"
+USED_KEY = "c3d5e7f9-2b4d-4f6a-8c1e-3a5b7d9f1c2e"
+USAGE = Usage({"prompt_tokens": 31, "completion_tokens": 2, "total_tokens": 33})
+ROME = [Delta({"role": "assistant", "content": ""}), Token("Rome")]
+REST = [Token("."), Finish(), USAGE, Done()]
+DARK = '\r\n\u2028\u0085\0</script>data: x\n\nid: cw_x.9 "\\ é日🙂\x1b[31m'
+"""What breaks line splitters, decoders, cursors, pages and terminals."""
+
+HURRY = """
+import dataclasses
+from flask import request
+
+class Soon(float):
+    def __format__(self, spec):
+        return "30"
+
+runtime = app.extensions["chatwait"]
+runtime.bodies._seconds = Soon(2)
+runtime.generations._bounds = dataclasses.replace(runtime.generations._bounds, silence_seconds=Soon(3))
+app.before_request(lambda: 1 // (request.headers.get("X-Request-ID") != "a-fault-of-ours") and None)
+"""
+"""A service whose 30 seconds are two or three, and which meets a fault when a request says so."""
+
+
+def nothing(*_: object) -> None:
+    """Do nothing."""
+
+
+@dataclass
+class Scene:
+    """A service, the stream that stands for the example's, and what happens while the answer is awaited and read."""
+
+    service: ChatWait
+    stream_id: str = ""
+    sent: Callable[[], None] = nothing
+    saw: Callable[[Event], None] = nothing
+
+
+FAILURES: dict[str, Script] = {
+    "takes no more requests": error(429, headers={"Retry-After": "60"}),
+    "refuses this server's key": error(401),
+    "refuses for its policy": error(400, code="content_policy_violation"),
+    "finds the prompt too long": error(400, code="context_length_exceeded"),
+    "is down": error(503, headers={"Retry-After": "60"}),
+    "breaks off": Script(steps=[*ROME, Close()]),
+    "falls silent": Script(steps=[*ROME, Stall()]),
+}
+# A gate opens when an event of its name has been read: which chunks share a frame must not depend on the machine.
+ANSWERS: dict[str, list[Step]] = {
+    "answers word by word": [*ROME, Gate("token"), *REST],
+    "has not begun to answer": [Gate("never"), *ROME, *REST],
+    "hesitates": [Gate("ping"), *ROME, Gate("token"), *REST],
+    "answers with half a character at the end": [*ROME, Gate("token"), Token("\ud83c"), Finish(), Done()],
+    "counts to twenty": [*(Token(f"{number} ") for number in range(1, 21)), Finish(), Done()],
+    "answers with everything that breaks clients": [Token(DARK), Finish(), Done()],
+    "answers nothing": [Finish(), Done()],
+}
+
+
+class World:
+    """Start services as they are needed, in front of one scripted upstream."""
+
+    def __init__(self, directory: Path) -> None:
+        self.upstream = ScriptedUpstream()
+        self._directory = directory
+        self._stack = ExitStack()
+        self._services: dict[str, ChatWait] = {}
+        self._expired = ""
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self.upstream)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
+
+    def service(self, **more: Any) -> ChatWait:
+        """Give the service with these settings, the first time by starting it."""
+        name = repr(more)
+        if name not in self._services:
+            self._services[name] = self._stack.enter_context(self.new_service(**more))
+        return self._services[name]
+
+    def new_service(self, **more: Any) -> ChatWait:
+        """Make a service with these settings and the defaults otherwise."""
+        return ChatWait(**settings(self.upstream, **{"HEARTBEAT_SECONDS": None, **more}))
+
+    def go_on(self, event: Event) -> None:
+        """Open the gate at which the model waits for an event of this name to be read."""
+        self.upstream.open(event.event)
+
+    @property
+    def hurried(self) -> ChatWait:
+        """Give the service that loses patience soon."""
+        if "hurried" not in self._services:
+            root = copy_of_service(self._directory, HURRY)
+            own = settings(self.upstream, HEARTBEAT_SECONDS=None)
+            self._services["hurried"] = self._stack.enter_context(ChatWait(root=root, **own))
+        return self._services["hurried"]
+
+    @property
+    def small(self) -> ChatWait:
+        """Give the service that takes one generation and two readers at a time, and keeps an answer for a second.
+
+        Its heartbeat is long enough that a busy machine brings no second ping.
+        """
+        return self.service(MAX_ACTIVE_STREAMS=1, MAX_READERS=2, RETENTION_SECONDS=1, HEARTBEAT_SECONDS=3)
+
+    def scene(self, situation: str) -> AbstractContextManager[Scene]:
+        """Bring a situation about. Raises: KeyError for one that is not known."""
+        self.upstream.reset()
+        self.upstream.always(Script(steps=[*ROME, *REST]))
+        if situation.startswith("the model "):
+            return asked(self, situation.removeprefix("the model "))
+        if situation.startswith("a stream whose model "):
+            return ended(self, situation.removeprefix("a stream whose model "))
+        return SITUATIONS[situation](self)
+
+    @property
+    def stopping(self) -> ChatWait:
+        """Give a service that waits for its last generation to end, whose model nobody disturbs."""
+        if "stopping" not in self._services:
+            upstream = self._stack.enter_context(ScriptedUpstream())
+            upstream.always(Script(steps=ANSWERS["has not begun to answer"]))
+            service = self._stack.enter_context(ChatWait(**settings(upstream, DRAIN_SECONDS=600, TIMEOUT_SECONDS=600)))
+            self._stack.enter_context(ask(service))
+            service.signal(signal.SIGTERM)
+            service.wait_for_log("drain_started", timeout=20)
+            self._services["stopping"] = service
+        return self._services["stopping"]
+
+    def expired(self) -> str:
+        """Give the id of a stream that the small service has dropped."""
+        if not self._expired:
+            base = self.small.base_url
+            stream_id = post(f"{base}/chat/wait", QUESTION, headers={"Idempotency-Key": KEY}).headers["x-stream-id"]
+            until = time.monotonic() + 20
+            while get(f"{base}/chat/wait/{stream_id}").status != 410:
+                assert time.monotonic() < until, "the stream does not expire"
+                time.sleep(1.2)  # longer than it is kept after each look
+            self._expired = stream_id
+        return self._expired
+
+
+@contextmanager
+def asked(world: World, manner: str) -> Iterator[Scene]:
+    """The model is asked by the request itself."""
+    services = {"falls silent": lambda: world.hurried, "hesitates": lambda: world.small}
+    service = services.get(manner, world.service)()
+    world.upstream.always(FAILURES[manner] if manner in FAILURES else Script(steps=ANSWERS[manner]))
+    yield Scene(service, saw=world.go_on)
+
+
+@contextmanager
+def ended(world: World, manner: str) -> Iterator[Scene]:
+    """The model has answered so before."""
+    with asked(world, manner) as scene, ask(scene.service) as connection:
+        for event in connection.events():
+            scene.saw(event)
+        yield Scene(scene.service, connection.headers["x-stream-id"])
+
+
+def ask(service: ChatWait) -> Connection:
+    return open_stream(f"{service.base_url}/chat/streaming", json=QUESTION, timeout=20)
+
+
+@contextmanager
+def running(world: World, service: ChatWait) -> Iterator[Scene]:
+    """Keep a stream that has one token, and a reader of it."""
+    world.upstream.always(Script(steps=[*ROME, Gate("ping"), *REST]))
+    with ask(service) as connection:
+        events = connection.events()
+        assert [next(events).event, next(events).event] == ["start", "token"]
+        stream_id = connection.headers["x-stream-id"]
+        yield Scene(service, stream_id, saw=world.go_on)
+        if service.is_running:
+            delete(f"{service.base_url}/chat/wait/{stream_id}")
+    poll(lambda: all_left(service), seconds=20, what="the readers have left")
+
+
+def all_left(service: ChatWait) -> bool:
+    return not service.is_running or len(service.log_of("reader_left")) == len(service.log_of("reader_attached"))
+
+
+@contextmanager
+def at_rest(world: World) -> Iterator[Scene]:
+    yield Scene(world.service())
+
+
+@contextmanager
+def stream_ended(world: World) -> Iterator[Scene]:
+    service = world.service()
+    yield Scene(service, post(f"{service.base_url}/chat/wait", QUESTION).headers["x-stream-id"])
+
+
+@contextmanager
+def stream_cancelled(world: World) -> Iterator[Scene]:
+    with running(world, world.service()) as scene:
+        assert delete(f"{scene.service.base_url}/chat/wait/{scene.stream_id}").status == 200
+        yield scene
+
+
+@contextmanager
+def stream_stopped_while_read(world: World) -> Iterator[Scene]:
+    def stop(event: Event) -> None:
+        if event.event == "token":
+            assert delete(f"{scene.service.base_url}/chat/wait/{scene.stream_id}").status == 200
+
+    with running(world, world.service()) as scene:
+        scene.saw = stop
+        yield scene
+
+
+def stream_running(world: World) -> AbstractContextManager[Scene]:
+    return running(world, world.service())
+
+
+@contextmanager
+def stream_expired(world: World) -> Iterator[Scene]:
+    yield Scene(world.small, world.expired())
+
+
+@contextmanager
+def key_used(world: World) -> Iterator[Scene]:
+    service = world.service()
+    post(f"{service.base_url}/chat/wait", QUESTION, headers={"Idempotency-Key": USED_KEY})
+    yield Scene(service)
+
+
+@contextmanager
+def impatient(world: World) -> Iterator[Scene]:
+    yield Scene(world.hurried)
+
+
+@contextmanager
+def full_of_generations(world: World) -> Iterator[Scene]:
+    with running(world, world.small) as scene:
+        yield scene
+
+
+@contextmanager
+def full_of_readers(world: World) -> Iterator[Scene]:
+    with (
+        running(world, world.small) as scene,
+        open_stream(f"{scene.service.base_url}/chat/streaming/{scene.stream_id}") as second,
+    ):
+        assert next(second.events()).event == "start"
+        yield scene
+
+
+@contextmanager
+def foreign_pages(world: World) -> Iterator[Scene]:
+    yield Scene(world.service(CORS_ORIGINS="https://chat.example"))
+
+
+@contextmanager
+def stopping(world: World) -> Iterator[Scene]:
+    yield Scene(world.stopping)
+
+
+@contextmanager
+def cut_off(world: World) -> Iterator[Scene]:
+    with world.new_service() as service, running(world, service) as scene:
+
+        def end() -> None:
+            service.wait_for_log("reader_attached", timeout=20, mode="wait")
+            service.signal(signal.SIGINT)
+
+        yield Scene(service, scene.stream_id, sent=end)
+
+
+SITUATIONS: dict[str, Callable[[World], AbstractContextManager[Scene]]] = {
+    "": at_rest,
+    "a stream that has ended": stream_ended,
+    "a stream that was stopped after one token": stream_cancelled,
+    "a stream that is stopped while it is read": stream_stopped_while_read,
+    "a stream that is running, with one token so far": stream_running,
+    "a stream that is no longer kept": stream_expired,
+    "the key was sent with another message before": key_used,
+    "the body does not arrive within 30 seconds": impatient,
+    "a fault of the server's own": impatient,
+    "a server with as many generations as it takes": full_of_generations,
+    "a server with as many readers as it takes": full_of_readers,
+    "a server that lists https://chat.example in CORS_ORIGINS": foreign_pages,
+    "a server that is stopping": stopping,
+    "a server that is stopped while one waits": cut_off,
+}

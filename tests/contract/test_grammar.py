@@ -1,0 +1,145 @@
+"""The grammar of the event stream is what the service writes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.contract import abnf
+from tests.contract.document import CONTRACT, GRAMMAR, ROOT, named, statuses, validator
+from tests.contract.golden import goldens
+from tests.harness.answer import Answer
+from tests.harness.events import EventParser
+from tests.harness.http1 import Headers
+
+
+def test_grammar_shows_the_same_stream_and_every_event_and_cursor_error() -> None:
+    stream = CONTRACT["components"]["examples"]["EventStream"]["value"]
+    table = re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|$", GRAMMAR, re.MULTILINE)
+    listed = re.findall(r"(\d{3}) `(\w+)`", GRAMMAR)
+    known = CONTRACT["components"]["schemas"]["EventStream"]["x-event-data"]
+
+    assert stream.rstrip("\n") in GRAMMAR
+    assert [name for name, _ in table] == list(known)
+    done = dict(table)["done"]
+    assert re.findall(r"(?<!\()`(\w+)`", done) == list(EventParser().feed(stream.encode())[-1].json)
+    assert {code: int(status) for status, code in listed}.items() <= statuses().items()
+
+
+# Streams are held to it
+
+STREAM = re.compile(abnf.pattern(GRAMMAR, "stream"))
+STREAMS = {one.name: one for one in goldens() if one.headers.get("content-type", "").startswith("text/event-stream")}
+WHOLE = STREAMS["streams/ping_before_the_first_token"].body
+RESUMED = STREAMS["streams/resumed_while_it_runs"].body
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_stream_of_the_examples_follows_the_grammar_and_every_rule(name: str) -> None:
+    """Rules 2, 3, 4, 5 and 6 of events.md."""
+    exchange = STREAMS[name]
+    cursor = re.search(r"(?:Last-Event-ID: |last_event_id=)([^\s]+)", exchange.request)
+    answer = Answer(after=int(cursor[1].rpartition(".")[2])) if cursor else Answer()
+    answer.begin_connection(Headers(list(exchange.headers.items())))
+    for event in EventParser().feed(exchange.body.encode("ascii")):
+        answer.add(event)
+        schema = CONTRACT["components"]["schemas"]["EventStream"]["x-event-data"][event.event]
+        validator(schema, closed=True).validate(event.json)
+
+    assert STREAM.fullmatch(exchange.body)
+    assert answer.verify().terminal is not None
+    assert (answer.events[0].event == "ping") == (cursor is not None)
+    assert not cursor or answer.events[0].id == cursor[1]
+    for block in exchange.body.removesuffix("\n\n").split("\n\n"):
+        lines = block.split("\n")
+        assert lines[-1].startswith("id: ") or lines[0] == "event: ping"
+        assert max(len(line) for line in lines if line.startswith("data: ")) <= 8192 + len("data: ")
+
+
+def frames_of(stream: str) -> list[str]:
+    return [f"{block}\n\n" for block in stream.removesuffix("\n\n").split("\n\n")]
+
+
+START, PING, TOKEN, *_, DONE = frames_of(WHOLE)
+BACK = frames_of(RESUMED)[0]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(text, id=name)
+        for name, text in {
+            "nothing": "",
+            "no start": TOKEN + DONE,
+            "a heartbeat first": PING + TOKEN + DONE,
+            "start twice": START + START + DONE,
+            "start after coming back": BACK + START + DONE,
+            "a later ping with an id": START + TOKEN + BACK + DONE,
+            "no end": START + TOKEN,
+            "an end that is cut": WHOLE[:-1],
+            "two ends": START + DONE + DONE,
+            "a token after the end": START + DONE + TOKEN,
+            "CRLF": WHOLE.replace("\n", "\r\n"),
+            "no space after the colon": WHOLE.replace("data: ", "data:"),
+            "the id before the data": START + re.sub(r"(data: .*\n)(id: .*\n)", r"\2\1", TOKEN) + DONE,
+            "no id": START + re.sub(r"id: .*\n", "", TOKEN) + DONE,
+            "no retry": WHOLE.removeprefix("retry: 1000\n"),
+            "data of two lines": WHOLE.replace('"count"', '\ndata: "count"', 1),
+            "no ASCII": WHOLE.replace("Rome", "Röm"),
+            "a sequence that begins with 0": WHOLE.replace(".1\n", ".01\n"),
+            "a comment": ": hello\n\n" + WHOLE,
+            "a stream id with a dot": WHOLE.replace("id: cw_", "id: cw.x_"),
+        }.items()
+    ],
+)
+def test_grammar_refuses_what_is_no_stream(broken: str) -> None:
+    assert STREAM.fullmatch(WHOLE) and STREAM.fullmatch(START + DONE) and STREAM.fullmatch(BACK + DONE)
+    assert not STREAM.fullmatch(broken)
+
+
+def test_grammar_has_the_cursor_of_the_contract() -> None:
+    cursor = re.compile(abnf.pattern(GRAMMAR, "cursor"))
+    schema = named("Cursor")
+
+    for text in ("cw_a.0", "cw_a.1", "cw_a.90", "cw_a.01", "cw_a.", ".1", "a.b.1", "a b.1", "abc", "-1", "", "é.1"):
+        assert bool(cursor.fullmatch(text)) == schema.is_valid(text), text
+
+
+def test_grammar_defines_every_name_that_it_uses() -> None:
+    rules = abnf.rules(GRAMMAR)
+
+    assert {"stream", "cursor"} <= rules.keys()
+    for rule in rules:
+        re.compile(abnf.pattern(GRAMMAR, rule))
+
+
+GRAMMAR_TEST = "contract/test_grammar.py: test_stream_of_the_examples_follows_the_grammar_and_every_rule"
+PROOFS = {
+    1: "live/test_endings.py: test_resume_at_the_head_of_a_quiet_log_gets_headers_and_a_ping_at_once "
+    "test_first_frame_comes_before_the_model_has_answered test_silent_upstream_ends_at_its_deadline_with_pings_before",
+    2: "live/test_endings.py: test_ending_writes_one_terminal_event_and_nothing_after_it "
+    "test_terminal_lost_on_the_wire_is_given_to_the_reconnect_and_then_204",
+    3: "live/test_seam.py: test_live_stream_cut_after_every_byte_resumes_to_the_same_text "
+    "test_hundred_chunks_in_one_millisecond_have_ids_that_rise",
+    4: GRAMMAR_TEST,
+    5: "unit/test_sse.py: test_frame_is_lines_of_lf_with_its_id_last_and_a_blank_one",
+    6: "unit/test_sse.py: test_frame_of_any_text_is_one_line_of_ascii_data "
+    "test_frames_of_many_chunks_hold_at_most_8_kib_however_they_are_escaped",
+    7: "live/test_cursors.py: test_post_with_a_cursor_and_a_new_key_never_starts_and_never_binds "
+    "test_post_with_a_cursor_ignores_body_type_and_key",
+    8: "live/test_leaving.py: test_only_reader_that_leaves_and_comes_back_misses_nothing "
+    "test_abandoned_generation_is_cancelled_a_reader_resets_the_clock_and_a_read_one_lives",
+}
+"""Where each rule of events.md is tested."""
+
+
+def test_rules_of_the_grammar_are_each_tested() -> None:
+    rules = re.findall(
+        r"^(\d)\. \*\*", GRAMMAR.partition("## What a client can rely on")[2].partition("## ")[0], re.MULTILINE
+    )
+
+    assert [int(number) for number in rules] == list(PROOFS)
+    for path, _, names in (proof.partition(": ") for proof in PROOFS.values()):
+        text = (ROOT / "tests" / path).read_text(encoding="utf-8")
+        assert all(f"def {name}(" in text for name in names.split()), path

@@ -1,0 +1,46 @@
+"""Routes, error codes and statuses: what the contract says is what the application has."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from flask import Flask
+
+from tests.contract.document import CONTRACT, operations, routes, seen_through, statuses
+
+pytestmark = pytest.mark.usefixtures("no_network")
+
+ASSET = re.compile(r"\.(css|js|svg|png|ico|woff2)$")
+"""What a page is made of, and no part of the contract."""
+
+
+@pytest.mark.requirement("plan contract")
+def test_routes_are_those_of_the_application(app: Flask) -> None:
+    served = {
+        (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or ()
+        if method not in ("HEAD", "OPTIONS") and not ASSET.search(rule.rule)
+    }
+
+    assert served == routes()
+
+
+def test_error_codes_are_those_of_the_code() -> None:
+    code = CONTRACT["components"]["schemas"]["ErrorCode"]
+
+    assert sorted(code["enum"]) == sorted(statuses())
+    assert code["x-status"] == statuses()
+
+
+@pytest.mark.requirement("core FR-010")
+def test_error_statuses_have_a_response_that_names_their_codes() -> None:
+    said: dict[str, int] = {}
+    for _, _, operation in operations():
+        for status, response in operation["responses"].items():
+            codes = re.findall(r"`([a-z_]+)`", seen_through(response)["description"])
+            said |= {code: int(status) for code in codes if status >= "400" and status != "default"}
+    others = re.findall(r"(\d{3})\s+`(\w+)`", CONTRACT["components"]["responses"]["Error"]["description"])
+
+    assert said | {code: int(status) for status, code in others} == statuses()

@@ -1,0 +1,98 @@
+"""Whatever the contract allows or forbids to send, the service answers as the contract says, and never with a 5xx."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from tests.contract import fuzz
+from tests.harness.leaks import forgotten
+from tests.harness.reader import get, post, read_answer
+from tests.harness.server import ChatWait
+from tests.harness.upstream import ScriptedUpstream
+from tests.live.steps import poll, settings
+
+OPERATIONS = 13
+FIRST_WORDS = ("POST /chat", "GET /chat/streaming/{stream_id}", "GET /chat/wait/{stream_id}")
+SEED = "CHATWAIT_FUZZ_SEED"
+"""An environment variable: the seed that a failed run has printed, to see it again."""
+
+
+@pytest.fixture(scope="module")
+def chatwait() -> Iterator[ChatWait]:
+    """A service whose model answers at once; at its end its output is checked, as of every service here."""
+    with ScriptedUpstream(ledger=False) as upstream, ChatWait(**settings(upstream)) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def made_up() -> Iterator[None]:
+    """What is said here is made up, and no secret; that no stream id is logged is still checked."""
+    with forgotten():
+        yield
+
+
+@pytest.fixture
+def streams(chatwait: ChatWait) -> list[str]:
+    """Have some generations that have ended."""
+    return [str(read_answer(f"{chatwait.base_url}/chat/streaming", {"message": "Hi"}).stream_id) for _ in range(3)]
+
+
+def judge(chatwait: ChatWait, found: fuzz.Found, before: dict[str, int]) -> None:
+    """Check that all was tried, nothing was found, and nothing is left behind."""
+    print(found.summary())
+    assert not found.failures, "\n".join(found.failures[:5])
+    assert set(found.cases) == {"examples", "coverage", "fuzzing", "stateful"}
+    assert len({operation for operation, _ in found.answers}) == OPERATIONS
+    assert not [pair for pair in found.answers if pair[1] >= 500]
+    for operation in FIRST_WORDS:
+        assert found.answers[operation, 200] and found.answers[operation, 400], operation
+
+    assert get(f"{chatwait.base_url}/health").status == 200
+    assert post(f"{chatwait.base_url}/chat/wait", {"message": "Hi"}).json["content"] == "Hello, world."
+    assert not chatwait.log_of("error_occurred", error_type="internal_error")
+    poll(
+        lambda: all(now <= before[name] + ROOM[name] for name, now in chatwait.resources().items() if name in ROOM),
+        seconds=10,
+        what=f"{before} again: {chatwait.resources()}",
+    )
+
+
+ROOM = {"fds": 8, "threads": 0}
+"""How much more there may be: the upstream connections that are kept for the next question."""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("with_cursors", [False, True], ids=["bodies", "cursors"])
+def test_contract_holds_for_requests_valid_and_not(chatwait: ChatWait, streams: list[str], with_cursors: bool) -> None:
+    before = chatwait.resources()
+    cursors = [f"{stream_id}.{sequence}" for stream_id in streams for sequence in range(6)]
+
+    found = fuzz.run(chatwait.base_url, streams=streams, cursors=cursors, with_cursors=with_cursors, max_examples=5)
+
+    judge(chatwait, found, before)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("with_cursors", [False, True], ids=["bodies", "cursors"])
+def test_contract_holds_for_random_requests(chatwait: ChatWait, streams: list[str], with_cursors: bool) -> None:
+    seed = int(os.environ.get(SEED) or secrets.randbelow(2**32))
+    print(f"{SEED}={seed}")
+    before = chatwait.resources()
+    cursors = [f"{stream_id}.{sequence}" for stream_id in streams for sequence in range(6)]
+
+    found = fuzz.run(
+        chatwait.base_url,
+        streams=streams,
+        cursors=cursors,
+        with_cursors=with_cursors,
+        max_examples=100,
+        seed=seed,
+        seconds=60,
+    )
+
+    judge(chatwait, found, before)
