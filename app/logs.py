@@ -152,8 +152,10 @@ def _describe(error: BaseException | None) -> dict[str, Any]:
 def _gunicorn_line(record: logging.LogRecord) -> bool:
     """Drop or shorten what gunicorn says of its clients: addresses, and headers that it could not read."""
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, OSError) and error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return False  # a reader that vanished; `reader_left` tells of it
+    # A reader that vanished, or (EBADF, from gevent) that took nothing and was dropped: `reader_left` tells of it.
+    left = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EBADF)
+    if isinstance(error, OSError) and error.errno in left:
+        return False
     if str(record.msg).startswith("Invalid request from ip="):
         record.msg, record.args = "a request was refused before it could be read", ()
     elif str(record.msg).startswith("Error handling request"):

@@ -1,4 +1,7 @@
-"""A skip is never silent: the run ends with what was skipped and why, and may not skip what is required."""
+"""A skip is never silent: the run ends with what was skipped and why, and may not skip what is required.
+
+And no line that a test's service writes in this process may hold what no log may.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.harness.leaks import leaks
 from tests.requirements import MISSING, is_required
+
+pytest_plugins = ["tests.harness.contract_run"]
 
 
 def _skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str | None:
@@ -25,10 +31,20 @@ def _fail_if_required(report: pytest.TestReport | pytest.CollectReport) -> None:
         report.longrepr = f"CHATWAIT_REQUIRE=1 and {reason}"
 
 
+def _fail_for_leaks(report: pytest.TestReport) -> None:
+    """Fail a test whose service, in this process, has written into its log what no log may hold."""
+    captured = (text for name, text in report.sections if name.startswith("Captured stdout"))
+    lines = [line for text in captured for line in text.splitlines() if line.startswith('{"timestamp"')]
+    if report.passed and (found := leaks(lines)):
+        report.outcome = "failed"
+        report.longrepr = "\n".join(found[:20])
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     _fail_if_required(report)
+    _fail_for_leaks(report)
     return report
 
 

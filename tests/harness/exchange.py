@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from tests.harness import leaks
 from tests.harness.ledger import RequestRecord
 from tests.harness.net import flush, now
 from tests.harness.script import (
@@ -84,6 +85,7 @@ class Exchange:
 
     async def play(self, script: Script) -> None:
         """Play the script; at its end the connection is idle, or closed if the script says so."""
+        leaks.overhear(step.text for step in script.steps if isinstance(step, Token))
         for step in script.before:
             if await self._play_step(step, before=True):
                 return

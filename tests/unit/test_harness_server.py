@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
+from tests.harness.leaks import PEOPLE
 from tests.harness.reader import get
 from tests.harness.server import ChatWait, StartFailed, failed_start
 
@@ -164,3 +165,9 @@ def test_service_gets_signals(root: Path) -> None:
     with ChatWait(root=root) as service:
         service.signal(signal.SIGTERM)
         assert service.wait_exit(10) == 0
+
+
+def test_service_that_leaks_fails_the_test_that_used_it(root: Path) -> None:
+    with pytest.raises(AssertionError, match="the canary of an e-mail address in the log"):  # noqa: SIM117
+        with ChatWait(root=root, check_output=False) as service:
+            get(f"{service.base_url}/raw?x={PEOPLE['an e-mail address']}")

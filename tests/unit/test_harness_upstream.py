@@ -37,6 +37,7 @@ from tests.harness.upstream import (
     answer,
     error,
 )
+from tests.requirements import require_or_skip
 
 ASKED = {"model": "m", "messages": [], "stream": True}
 
@@ -70,6 +71,7 @@ def text_of(body: bytes) -> str:
     return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
 
+@pytest.mark.requirement("tasks T010")
 def test_upstream_by_default_streams_hello_as_openai_would(upstream: ScriptedUpstream) -> None:
     with ask(upstream) as connection:
         chunks = data_of(connection.body())
@@ -360,7 +362,7 @@ def test_upstream_speaks_tls(tmp_path: Path) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no openssl to make a certificate with")
+        require_or_skip("openssl (apt-get install openssl)", present=False)
     trusting = ssl.create_default_context(cafile=certificate)
 
     with ScriptedUpstream(certfile=certificate, keyfile=key) as upstream:

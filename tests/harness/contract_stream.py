@@ -1,0 +1,185 @@
+"""Hold an event stream to its grammar and its arithmetic, frame by frame, from the bytes alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from typing import Any, NoReturn, Protocol
+
+FRAME = re.compile(
+    rb"(?P<retry>retry: 1000\n)?event: (?P<event>[a-z]+)\ndata: (?P<data>[\x20-\x7e]*)\n"
+    rb"(?:id: (?P<stream>[A-Za-z0-9_-]+)\.(?P<number>0|[1-9][0-9]*)\n)?"
+)
+TOTALS = (
+    "sequence is_final status finish_reason model tokens usage first_token_ms duration_ms characters sha256 "
+    "correlation_id"
+)
+KEYS = {
+    "start": ["stream_id", "correlation_id", "model", "created", "heartbeat_seconds"],
+    "token": ["sequence", "count", "content", "is_final"],
+    "ping": ["phase", "tokens"],
+    "done": TOTALS.split(),
+    "cancelled": [*TOTALS.split(), "reason"],
+    "failed": [*TOTALS.split(), "error"],
+}
+"""The order of the keys, as contracts/events.md has it."""
+TERMINALS = ("done", "cancelled", "failed")
+LONGEST_DATA = 8192
+LONGEST_CURSOR = 128
+
+
+class Broken(Exception):
+    """State what of the contract an answer breaks."""
+
+
+class Schemas(Protocol):
+    """What this needs of the contract: a validator for each event's data, and the status of each error code."""
+
+    events: dict[str, Any]
+    statuses: dict[str, int]
+
+
+class FrameCheck:
+    """Judge the frames of one answer, which begins after a cursor. Every method raises Broken."""
+
+    def __init__(self, schemas: Schemas, fixed: dict[tuple[str, str], str], stream_id: str, cursor: str) -> None:
+        self.seen: Counter[str] = Counter()
+        self._schemas = schemas
+        self._fixed = fixed  # what every reader of a stream gets alike, over all answers
+        self._stream_id = stream_id
+        number = cursor.rpartition(".")[2]
+        self._begun_at = self._sequence = int(number) if number.isascii() and number.isdigit() else 0
+        self._text: list[str] = []
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._terminal = ""
+        self._correlation_id = ""
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes, and judge the frames that they complete."""
+        self._buffer += piece
+        while (at := self._buffer.find(b"\n\n", self._scanned)) >= 0:
+            frame = bytes(self._buffer[: at + 1])
+            del self._buffer[: at + 2]
+            self._scanned = 0
+            self._take(frame)
+        self._scanned = max(0, len(self._buffer) - 1)
+
+    def end(self, *, whole: bool) -> None:
+        """Judge the end: of a stream that was not cut it is the terminal event's."""
+        if whole and self._buffer:
+            _fail(f"ends in the middle of a frame: {bytes(self._buffer[-200:])!r}")
+        if whole and not self._terminal:
+            _fail(f"ends cleanly without a terminal event after {dict(self.seen)}")
+
+    def _take(self, frame: bytes) -> None:
+        found = FRAME.fullmatch(frame)
+        if found is None:
+            _fail(f"not a frame: {frame[:500]!r}")
+        event = found["event"].decode()
+        if self._terminal:
+            _fail(f"{event} comes after {self._terminal}")
+        if event not in KEYS:
+            _fail(f"the contract has no event {event!r}")
+        try:
+            data = json.loads(found["data"], object_pairs_hook=_object)
+        except ValueError as problem:
+            _fail(f"the data of {event} is not JSON ({problem}): {found['data'][:500]!r}")
+        validator = self._schemas.events[event]
+        if not validator.is_valid(data):
+            reasons = [error.message[:300] for error in list(validator.iter_errors(data))[:3]]
+            _fail(f"the data of {event} is not of its schema: {reasons}: {found['data'][:500]!r}")
+        if list(data) != KEYS[event]:
+            _fail(f"the keys of {event} are in another order: {list(data)}")
+        if (found["retry"] is not None) != (event == "start"):
+            _fail(f"retry belongs to start, and to no other event; here {event}")
+        first = not self.seen
+        self.seen[event] += 1
+        self._take_id(event, data, first, found)
+        opening = "ping" if self._begun_at else "start"
+        if first and event != opening:
+            _fail(f"begins with {event}, not {opening}, after the cursor .{self._begun_at}")
+        if event == "start":
+            self._take_start(data, first, found["data"])
+        elif event == "token":
+            self._take_token(data, len(found["data"]))
+        elif event == "ping":
+            self._take_ping(data)
+        else:
+            self._take_terminal(event, data, found["data"])
+
+    def _take_id(self, event: str, data: dict[str, Any], first: bool, found: re.Match[bytes]) -> None:
+        if event == "ping" and not first:
+            if found["stream"] is not None:
+                _fail("a heartbeat's ping has an id")
+            return
+        if found["stream"] is None:
+            _fail(f"{event} has no id")
+        if found["stream"].decode() != self._stream_id:
+            _fail(f"the id of {event} is of another stream than X-Stream-Id")
+        if len(found["stream"]) + 1 + len(found["number"]) > LONGEST_CURSOR:
+            _fail(f"the id of {event} is longer than {LONGEST_CURSOR} bytes")
+        # The ping that opens a resume gives the reader's own cursor back.
+        wanted = {"start": 0, "ping": self._begun_at}.get(event, data.get("sequence"))
+        if int(found["number"]) != wanted:
+            _fail(f"the id of {event} ends in .{found['number'].decode()}, not .{wanted}")
+
+    def _take_start(self, start: dict[str, Any], first: bool, raw: bytes) -> None:
+        if not first:
+            _fail("start is not the first event")
+        if start["stream_id"] != self._stream_id:
+            _fail("stream_id in start is not X-Stream-Id")
+        self._correlation_id = start["correlation_id"]
+        self._same_for_all("start", raw)
+
+    def _take_token(self, token: dict[str, Any], size: int) -> None:
+        if token["sequence"] != self._sequence + token["count"]:
+            _fail(f"after .{self._sequence} comes .{token['sequence']} with a count of {token['count']}")
+        if size > LONGEST_DATA and token["count"] > 1:
+            _fail(f"a frame of {token['count']} chunks has {size} bytes of data")
+        try:
+            token["content"].encode()
+        except UnicodeEncodeError:
+            _fail(f"half a surrogate pair in token .{token['sequence']}")
+        self._sequence = token["sequence"]
+        self._text.append(token["content"])
+
+    def _take_ping(self, ping: dict[str, Any]) -> None:
+        if ping["tokens"] < self._sequence:
+            _fail(f"a ping says {ping['tokens']} tokens, after .{self._sequence}")
+        if (ping["phase"] == "generating") != (ping["tokens"] > 0):
+            _fail(f"a ping says {ping['phase']} with {ping['tokens']} tokens")
+
+    def _take_terminal(self, event: str, end: dict[str, Any], raw: bytes) -> None:
+        self._terminal = event
+        if end["tokens"] != self._sequence or end["sequence"] != self._sequence + 1:
+            _fail(f"{event} has tokens {end['tokens']} and sequence {end['sequence']}, after .{self._sequence}")
+        if self._correlation_id and end["correlation_id"] != self._correlation_id:
+            _fail(f"correlation_id in {event} is not that of start")
+        if "error" in end and end["error"]["correlation_id"] != end["correlation_id"]:
+            _fail("correlation_id in the error is another one")
+        if self._begun_at == 0:
+            text = "".join(self._text)
+            if end["characters"] != len(text):
+                _fail(f"characters is {end['characters']}, and {len(text)} have come")
+            if end["sha256"] != hashlib.sha256(text.encode()).hexdigest():
+                _fail("sha256 is not that of the text")
+        self._same_for_all("its terminal event", raw)
+
+    def _same_for_all(self, what: str, raw: bytes) -> None:
+        digest = hashlib.sha256(raw).hexdigest()
+        if self._fixed.setdefault((self._stream_id, what), digest) != digest:
+            _fail(f"another reader of this stream got another {what}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key stands twice")
+    return made
+
+
+def _fail(problem: str) -> NoReturn:
+    raise Broken(problem)

@@ -1,0 +1,178 @@
+"""The judge of all event streams: what is right passes, and each rule broken once is found."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.harness.contract_check import Run
+from tests.harness.tap import Tap
+from tests.unit.exchanges import ID, OTHER, STREAM, Change, hear, of_events, totals
+
+
+@pytest.fixture
+def run() -> Run:
+    return Run()
+
+
+def frame(event: str, data: Change | str, number: int | None = None, stream_id: str = ID) -> str:
+    text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
+    return f"event: {event}\ndata: {text}\n" + ("" if number is None else f"id: {stream_id}.{number}\n") + "\n"
+
+
+GENERATION = str(uuid.uuid4())
+START_DATA: Change = {
+    "stream_id": ID,
+    "correlation_id": GENERATION,
+    "model": "gpt-4o-mini",
+    "created": "2026-11-21T09:00:00.000Z",
+    "heartbeat_seconds": 10,
+}
+START = "retry: 1000\n" + frame("start", START_DATA, 0)
+WAITING = frame("ping", {"phase": "waiting", "tokens": 0})
+AGAIN = {"phase": "generating", "tokens": 2}
+
+
+def token(sequence: int, content: str, count: int = 1, number: int | None = None, **changes: Any) -> str:
+    data = {"sequence": sequence, "count": count, "content": content, "is_final": False, **changes}
+    return frame("token", data, sequence if number is None else number)
+
+
+def done(event: str = "done", number: int = 3, **changes: Any) -> str:
+    data = {"sequence": 3, "is_final": True} | totals() | {"correlation_id": GENERATION}
+    return frame(event, {name: changes.get(name, value) for name, value in {**data, **changes}.items()}, number)
+
+
+TOKENS = token(1, "Rome") + token(2, ".")
+GOOD = START + WAITING + TOKENS + done()
+
+
+def hear_stream(run: Run, body: str, *, asked: str = "", **headers: Any) -> list[str]:
+    return hear(run, "GET", STREAM, 200, of_events(**headers), body.encode("latin-1"), asked=asked)
+
+
+def test_stream_that_keeps_the_contract_passes_and_its_events_are_counted(run: Run) -> None:
+    assert hear_stream(run, GOOD) == []
+    assert hear_stream(run, frame("ping", AGAIN, 1) + token(2, ".") + done(), asked=f"Last-Event-ID: {ID}.1\r\n") == []
+    assert hear_stream(run, START + token(2, "Rome.", 2) + done(), asked=f"Last-Event-ID: {ID}.0\r\n") == []
+
+    assert run.events == {"start": 2, "ping": 2, "token": 4, "done": 3}
+    assert run.seen == {("GET /chat/streaming/{stream_id}", "200"): 3}
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({"Cache_Control": "no-store"}, "Cache-Control is not"),
+        ({"X_Accel_Buffering": None}, "X-Accel-Buffering is not"),
+        ({"Content_Type": "text/event-stream"}, "is not one of"),
+        (
+            {"X_Stream_Id": OTHER, "Location": f"/v1/chat/streaming/{OTHER}"},
+            "X-Stream-Id is not the stream of the path",
+        ),
+    ],
+)
+def test_wrong_header_of_a_stream_is_found(run: Run, headers: Change, found: str) -> None:
+    assert found in hear_stream(run, GOOD, **headers)[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        pytest.param("", "ends cleanly without a terminal event", id="nothing"),
+        pytest.param(START + TOKENS, "ends cleanly without a terminal event", id="no terminal"),
+        pytest.param(GOOD + "event: tok", "ends in the middle of a frame", id="half a frame"),
+        pytest.param(GOOD + WAITING, "ping comes after done", id="after the end"),
+        pytest.param(GOOD + done(), "done comes after done", id="two ends"),
+        pytest.param(GOOD.replace("\n", "\r\n"), "ends in the middle of a frame", id="CRLF"),
+        pytest.param(GOOD.replace("event: token", "event:token"), "not a frame", id="no space"),
+        pytest.param(GOOD.replace("Rome", "R\xf3me", 1), "not a frame", id="not ASCII"),
+        pytest.param(START.replace("retry: 1000\n", "") + TOKENS + done(), "retry belongs to start", id="no retry"),
+        pytest.param(START + "retry: 1000\n" + TOKENS + done(), "retry belongs to start", id="retry of a token"),
+        pytest.param(START + frame("error", {}) + TOKENS + done(), "the contract has no event", id="unknown event"),
+        pytest.param(START + frame("ping", '{"phase"'), "is not JSON", id="no JSON"),
+        pytest.param(START + frame("ping", '{"phase":"waiting","tokens":0,"tokens":0}'), "stands twice", id="twice"),
+        pytest.param(START + frame("ping", '{"tokens":0,"phase":"waiting"}'), "in another order", id="order"),
+        pytest.param(START + frame("ping", {"phase": "a", "tokens": 0}), "not of its schema", id="phase"),
+        pytest.param(START + token(1, "R", surprise=1), "not of its schema", id="unknown key"),
+        pytest.param(START + token(1, ""), "not of its schema", id="empty token"),
+        pytest.param(START + token(1, "\ud800"), "half a surrogate pair", id="lone surrogate"),
+        pytest.param(START + frame("ping", {"phase": "waiting", "tokens": 0}, 0), "ping has an id", id="id of a ping"),
+        pytest.param(START + frame("ping", {"phase": "generating", "tokens": 0}), "says generating", id="too soon"),
+        pytest.param(START + TOKENS + WAITING, "a ping says 0 tokens, after .2", id="ping behind"),
+        pytest.param(START + frame("token", json.loads('{"sequence":1,"count":1,"content":"a","is_final":false}')),
+                     "token has no id", id="no id"),
+        pytest.param(START + token(1, "Rome", number=2), "the id of token ends in .2, not .1", id="id and sequence"),
+        pytest.param(START + token(2, "Rome"), "after .0 comes .2 with a count of 1", id="a hole"),
+        pytest.param(START + TOKENS + token(2, "."), "after .2 comes .2", id="a repetition"),
+        pytest.param(START + token(2, "a" * 9000, 2), "a frame of 2 chunks has", id="too long"),
+        pytest.param(TOKENS + done(), "begins with token, not start", id="no start"),
+        pytest.param(frame("ping", AGAIN, 0) + TOKENS + done(), "begins with ping, not start", id="ping first"),
+        pytest.param(START + START, "start is not the first event", id="two starts"),
+        pytest.param(START.replace(".0\n", ".1\n"), "the id of start ends in .1", id="start elsewhere"),
+        pytest.param(GOOD.replace(f'"stream_id":"{ID}"', f'"stream_id":"{OTHER}"'), "stream_id in start", id="foreign"),
+        pytest.param(GOOD.replace(f"id: {ID}.1", f"id: {OTHER}.1"), "of another stream", id="id of another"),
+        pytest.param(START + TOKENS + done(tokens=3), "has tokens 3", id="tokens"),
+        pytest.param(START + TOKENS + done(sequence=4, number=4), "and sequence 4", id="sequence"),
+        pytest.param(START + TOKENS + done(characters=4), "characters is 4, and 5 have come", id="characters"),
+        pytest.param(START + TOKENS + done(sha256="0" * 64), "sha256 is not", id="sha256"),
+        pytest.param(START + TOKENS + done(status="failed"), "not of its schema", id="status"),
+        pytest.param(START + TOKENS + done("cancelled", status="cancelled"), "not of its schema", id="no reason"),
+        pytest.param(START + TOKENS + done(correlation_id=str(uuid.uuid4())), "is not that of start", id="correlation"),
+    ],
+)  # fmt: skip
+def test_wrong_stream_is_found(run: Run, body: str, found: str) -> None:
+    problems = hear_stream(run, body)
+
+    assert len(problems) == 1 and found in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (START + TOKENS + done(), "begins with start, not ping"),
+        (frame("ping", AGAIN) + token(2, ".") + done(), "ping has no id"),
+        (frame("ping", AGAIN, 2) + token(2, ".") + done(), "the id of ping ends in .2, not .1"),
+        (frame("ping", AGAIN, 1) + TOKENS + done(), "after .1 comes .1"),
+        (frame("ping", AGAIN, 1) + token(3, "."), "after .1 comes .3"),
+    ],
+)
+@pytest.mark.parametrize("where", ["header", "query"])
+def test_wrong_resume_is_found(run: Run, body: str, found: str, where: str) -> None:
+    headers = of_events()
+    if where == "header":
+        problems = hear(
+            run,
+            "GET",
+            f"{STREAM}?last_event_id={ID}.0",
+            200,
+            headers,
+            body.encode(),
+            asked=f"Last-Event-ID: {ID}.1\r\n",
+        )
+    else:
+        problems = hear(run, "GET", f"{STREAM}?lastEventId={ID}.1", 200, headers, body.encode())
+
+    assert len(problems) == 1 and found in problems[0]
+
+
+def test_cut_stream_is_judged_as_far_as_it_came(run: Run) -> None:
+    for body, found in ((GOOD[:-30], ""), (START + token(2, "a") + "event", "after .0 comes .2")):
+        tap = Tap(run)
+        raw = "".join(f"{name}: {value}\r\n" for name, value in of_events().items())
+        tap.sent(f"GET {STREAM} HTTP/1.1\r\n\r\n".encode())
+        tap.received(f"HTTP/1.1 200 OK\r\n{raw}Transfer-Encoding: chunked\r\n\r\n{len(body) + 9:x}\r\n{body}".encode())
+        tap.received(b"")
+        problems = run.take_problems()
+        assert (found in problems[0]) if found else problems == []
+
+    assert run.cut == 1
+
+
+def test_readers_that_get_different_ends_are_found(run: Run) -> None:
+    assert hear_stream(run, GOOD) == []
+
+    assert "another reader of this stream got another" in hear_stream(run, START + TOKENS + done(duration_ms=1))[0]
