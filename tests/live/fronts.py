@@ -1,0 +1,51 @@
+"""What the tests with a real proxy in front share: the four of them, and reading through one that compresses."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from tests.harness.events import Event, EventParser
+from tests.harness.proxies import HAProxy, Nginx, Proxy, installed
+from tests.harness.reader import Answer, Connection, open_stream
+from tests.requirements import require_or_skip
+
+NAMES = ("nginx", "haproxy")
+KINDS = ("nginx plain", "nginx shipped", "haproxy plain", "haproxy shipped")
+"""Plain: the proxy's own defaults, and gzip for everything. Shipped: what deploy/ recommends."""
+
+
+def front(kind: str, directory: Path, port: int, *options: str, changes: Mapping[str, str] | None = None) -> Proxy:
+    """Put such a proxy in front of this port; it is started by entering its context."""
+    name, _, config = kind.partition(" ")
+    require_or_skip(f"{name} (apt-get install {name})", installed(name) is not None)
+    proxy: Nginx | HAProxy = {"nginx": Nginx, "haproxy": HAProxy}[name](directory, port)
+    proxy.kind = kind
+    return proxy.plain() if config == "plain" else proxy.shipped(*options, changes=changes)
+
+
+def decoded(connection: Connection) -> Iterator[Event]:
+    """Give the events as they come, also of an answer that a proxy compressed."""
+    if connection.headers.get("content-encoding") != "gzip":
+        yield from connection.events()
+        return
+    unzip, parser = zlib.decompressobj(wbits=31), EventParser("")
+    for piece in connection.pieces():
+        received_at = monotonic()
+        for event in parser.feed(unzip.decompress(piece)):
+            yield replace(event, received_at=received_at)
+
+
+def read_through(url: str, body: dict[str, Any], headers: Mapping[str, str]) -> Answer:
+    """Read one stream to its end, every token and the hash checked."""
+    answer = Answer()
+    with open_stream(url, json=body, headers=headers) as connection:
+        assert connection.status == 200, connection.body()
+        answer.begin_connection(connection.headers)
+        for event in decoded(connection):
+            answer.add(event)
+    return answer.verify()

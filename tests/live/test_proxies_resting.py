@@ -1,0 +1,48 @@
+"""Connections that rest behind real proxies, around the moments when one side closes them."""
+
+from __future__ import annotations
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.harness.reader import post
+from tests.harness.server import ChatWait
+from tests.harness.upstream import ScriptedUpstream, answer
+from tests.live.fronts import NAMES, front
+from tests.live.steps import settings
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+
+PAUSES = (0.0, 60.0, 75.0)
+"""The proxies close what rests for 60 s, the service for 75 s. Units: seconds."""
+REQUESTS = 350  # after each pause, through each proxy
+
+
+def test_connections_that_rest_around_every_keepalive_time_lose_no_request(tmp_path: Path) -> None:
+    """A POST into a connection that was just closed would be answered with 502, for it may not be sent twice."""
+    with ScriptedUpstream() as upstream, ChatWait(**settings(upstream)) as chatwait:
+        upstream.always(answer(["a"]))
+        for name in NAMES:
+            (tmp_path / name).mkdir()
+        with (
+            front("nginx shipped", tmp_path / "nginx", chatwait.port) as nginx,
+            front("haproxy shipped", tmp_path / "haproxy", chatwait.port) as haproxy,
+            ThreadPoolExecutor(32) as pool,
+        ):
+
+            def ask(number: int, at: float) -> int:
+                time.sleep(max(0.0, at - time.monotonic()))
+                url = (nginx, haproxy)[number % 2].base_url
+                return post(f"{url}/chat/wait", {"message": "Hi"}, timeout=60).status
+
+            statuses: list[int] = []
+            for pause in PAUSES:
+                middle = time.monotonic() + pause
+                moments = sorted(middle + random.uniform(-2.0, 2.0) for _ in range(2 * REQUESTS))
+                statuses += pool.map(ask, range(len(moments)), moments)
+    assert len(statuses) == 2 * REQUESTS * len(PAUSES)
+    assert set(statuses) == {200}

@@ -1,0 +1,167 @@
+"""The Dockerfile, .dockerignore and deploy/compose.yaml, read as `deploy/prove-image` reads them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app.config import BadSettings, Settings, read_settings, table
+from app.routes.pages import CONTRACTS, STATIC
+from deploy import healthcheck
+from deploy.dockerfile import ROOT, NotUnderstood, Run, context_files, copies, read_image
+from deploy.proof import GRACE_SECONDS
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE = (ROOT / "deploy/compose.yaml").read_text(encoding="utf-8")
+IMAGE = read_image(DOCKERFILE)
+COPIED = dict(copies(IMAGE))
+HOME = IMAGE.directory
+READERS_OF_A_STOP = 10  # gunicorn.conf.py's
+
+START = "FROM base\n"
+UNKNOWN = {
+    "an instruction": START + "VOLUME /data",
+    "ADD": START + "ADD app /app",
+    "lower case": START + "run true",
+    "a second stage": START + "FROM other",
+    "a named stage": "FROM base AS build",
+    "before FROM": "RUN true",
+    "a flag of COPY": START + "COPY --chown=1:1 app /app",
+    "a flag of RUN": START + "RUN --mount=type=cache,target=/c true",
+    "a heredoc": START + "RUN <<END\ntrue\nEND",
+    "RUN in exec form": START + 'RUN ["true"]',
+    "CMD in shell form": START + "CMD gunicorn",
+    "a health check in shell form": START + "HEALTHCHECK CMD curl localhost",
+    "a flag of HEALTHCHECK": START + 'HEALTHCHECK --start-interval=1s CMD ["true"]',
+    "a variable nobody set": START + "WORKDIR /$PLACE",
+    "a default in a variable": START + "ARG A=1\nWORKDIR /${A:-b}",
+    "an ARG without default": "ARG BASE\nFROM $BASE",
+    "a pattern": START + "COPY *.txt ./",
+    "a directive": "# syntax=docker/dockerfile:1\n" + START,
+    "a line without end": START + "RUN true \\\n",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_dockerfile_reader_meets_what_it_does_not_know_and_says_so(name: str) -> None:
+    with pytest.raises(NotUnderstood):
+        read_image(UNKNOWN[name])
+
+
+def test_dockerfile_reader_expands_what_docker_expands() -> None:
+    text = "ARG BASE=one\nFROM $BASE\nARG PART=a\nENV A=${PART}b\n# note\nRUN x \\\n # note\n  $A\nUSER 7:8\nRUN y\n"
+    image = read_image(text, {"BASE": "two", "PART": "c"})
+
+    assert image.base == "two"
+    assert [(step.command, step.user) for step in image.steps if isinstance(step, Run)] == [
+        ("x $A", "root"),
+        ("y", "7:8"),
+    ]
+    assert isinstance(image.steps[1], Run)
+    assert image.steps[1].environment["A"] == "cb"
+    with pytest.raises(NotUnderstood):
+        read_image(text, {"OTHER": "1"})
+
+
+def test_image_runs_as_a_numbered_user_who_is_not_root() -> None:
+    assert re.fullmatch(r"[1-9][0-9]{3,}:[1-9][0-9]{3,}", IMAGE.user)
+
+
+def test_image_without_allowed_hosts_asks_for_them() -> None:
+    """HOST is set, ALLOWED_HOSTS and secrets are not; with the names that clients use it is complete."""
+    told = {name: value for name, value in IMAGE.environment.items() if name != "PATH"}
+    assert told == {"HOST": "0.0.0.0", "PORT": IMAGE.ports[0]}
+    given = {**told, "OPENAI_API_KEY": "sk-test", "ENV_FILE": "/nowhere"}
+    with pytest.raises(BadSettings, match="ALLOWED_HOSTS"):
+        read_settings(given)
+    assert read_settings({**given, "ALLOWED_HOSTS": "chat.example.org"}).port == int(IMAGE.ports[0])
+
+
+def test_dockerignore_lets_in_what_is_copied_and_nothing_else() -> None:
+    assert context_files() == set(COPIED)
+
+
+def test_dockerignore_keeps_secrets_and_leftovers_out(tmp_path: Path) -> None:
+    wanted = {"app/a.py", "app/b/c.py", "contracts/openapi.yaml", "wsgi.py", "deploy/healthcheck.py"}
+    leftovers = {
+        ".env",
+        ".git/config",
+        ".venv/x.py",
+        "app/__pycache__/a.pyc",
+        "app/b/c.pyc",
+        "contracts/examples/x.http",
+    }
+    for name in (*wanted, *leftovers, "deploy/proof.py", "deploy/.env", "tests/a.py", "key.pem", "Dockerfile"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".dockerignore").write_bytes((ROOT / ".dockerignore").read_bytes())
+
+    assert context_files(tmp_path) == wanted
+
+
+def test_image_holds_all_that_the_service_reads() -> None:
+    """Its code, its pages, the contract it shows; gunicorn finds its configuration where it starts."""
+    code = {path for path in (ROOT / "app").rglob("*.py") if "__pycache__" not in path.parts}
+    read = {*code, *(path for path in STATIC.rglob("*") if path.is_file()), CONTRACTS / "openapi.yaml"}
+    assert len(code) > 20  # premise
+    for path in (*read, ROOT / "gunicorn.conf.py", ROOT / "wsgi.py"):
+        name = path.relative_to(ROOT).as_posix()
+        assert COPIED.get(name) == f"{HOME}/{name}"
+
+
+def test_requirement_files_are_copied_before_they_are_installed() -> None:
+    there: set[str] = set()
+    installed: set[str] = set()
+    for step in IMAGE.steps:
+        if isinstance(step, Run):
+            named = set(re.findall(r"-r (\S+)", step.command))
+            assert named <= there
+            assert not named or "--only-binary :all:" in step.command  # there is no compiler in the base
+            installed |= named
+        else:
+            there |= set(step.sources)
+    assert installed == {"requirements.txt", "requirements-local.txt"}
+
+
+def test_command_is_gunicorn_without_a_shell() -> None:
+    assert IMAGE.command == ["gunicorn", "wsgi:app"]
+    assert IMAGE.stop_signal == "SIGTERM"
+
+
+def test_health_command_is_a_file_of_the_image_and_ends_before_its_timeout() -> None:
+    python, script = IMAGE.health_command
+    assert python == "python"
+    assert COPIED[script] == f"{HOME}/{script}"
+    assert int(IMAGE.health_flags["timeout"].removesuffix("s")) > healthcheck.TIMEOUT_SECONDS
+
+
+def test_grace_is_longer_than_the_drain_wherever_it_is_said() -> None:
+    configuration = (ROOT / "gunicorn.conf.py").read_text(encoding="utf-8")
+    assert f"READERS_OF_A_STOP = {READERS_OF_A_STOP} " in configuration
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = [
+        *re.findall(r"--stop-timeout (\d+)", DOCKERFILE + readme),
+        *re.findall(r"stop_grace_period: (\d+)s", COMPOSE + readme),
+        *re.findall(r"terminationGracePeriodSeconds: (\d+)", readme),
+    ]
+
+    assert len(said) >= 5
+    assert {float(number) for number in said} == {GRACE_SECONDS}
+    assert Settings().drain_seconds + READERS_OF_A_STOP < GRACE_SECONDS
+
+
+def test_compose_says_what_the_image_and_the_settings_know() -> None:
+    service = yaml.safe_load(COMPOSE)["services"]["chatwait"]
+    settings = {row[0] for row in table()}
+    named = {*service["environment"], *re.findall(r"^      # ([A-Z_]+): ", COMPOSE, re.MULTILINE)}
+
+    assert (
+        {"ALLOWED_HOSTS", "OPENAI_API_KEY", "OPENAI_BASE_URL", "DRAIN_SECONDS"} <= named <= {*settings, "LOCAL_MODEL"}
+    )
+    assert service["build"] == {"context": ".."}
+    assert service["ports"] == [f"127.0.0.1:8000:{IMAGE.ports[0]}"]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
