@@ -60,6 +60,8 @@ def chatwait(shared_upstream: ScriptedUpstream, origin: str) -> Iterator[ChatWai
         yield chatwait
 
 
+@pytest.mark.requirement("core FR-012", "core assumption 7", "chatwait FR-003", "page US1 test", "page assumption 4")
+@pytest.mark.requirement("page dependency 6")
 def test_eventsource_over_a_connection_cut_five_times_gets_the_whole_text_and_stops_for_good(
     chatwait: ChatWait, upstream: ScriptedUpstream, chromium: Any, origin: str
 ) -> None:

@@ -57,29 +57,29 @@ class Figures:
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         return "\n".join([f"\n{self._title}", *lines])
 
-    def assert_back(self, *, mib: int, kept: int = 0, seconds: float = 30.0) -> None:
+    def assert_back(self, *, mib: int, since: str = "", kept: int = 0, seconds: float = 30.0) -> None:
         """Check that everything is back where the first sample was, and memory nearly; print the table.
 
-        `kept` connections to the upstream may stay open for the next answers.
+        `since` names the sample that memory is compared with, if not the first: what a crowd needs once is there
+        after the first crowd. `kept` connections to the upstream may stay open for the next answers.
         """
         before = next(iter(self._samples.values()))
         counted = ("greenlets", "readers", "generations", "live", "log_readers")
 
         def is_back() -> bool:
-            now = sample(self._chatwait)
+            now = self._chatwait.resources()
             # gevent keeps a pool of at most ten threads, for the names of hosts, and ends them when it likes.
-            return (
-                now["fds"] <= before["fds"] + kept
-                and now["threads"] <= max(before["threads"], 12)
-                and all(now[name] <= before[name] for name in counted if name in before)
-            )
+            if now["fds"] > before["fds"] + kept or now["threads"] > max(before["threads"], 12):
+                return False
+            inside = sample(self._chatwait)  # asked only now, because it stops the worker while it counts
+            return all(inside[name] <= before[name] for name in counted if name in before)
 
         try:
             poll(is_back, seconds=seconds, what="everything back where it was")
         finally:
             after = self.note("after")
             print(self)
-        grown = after["rss_bytes"] - before["rss_bytes"]
+        grown = after["rss_bytes"] - self._samples.get(since, before)["rss_bytes"]
         assert grown < mib * MIB, f"{grown / MIB:.1f} MiB more than before"
 
 

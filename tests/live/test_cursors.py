@@ -199,6 +199,7 @@ def test_cursor_beyond_the_head_is_409_live_and_finished(
         ({"Last-Event-ID": ""}, "?last_event_id={}.2", 2),
     ],
 )
+@pytest.mark.requirement("chatwait resilience 3", "chatwait entity Stream Connection")
 def test_cursor_inside_gives_what_follows_and_the_header_wins(
     chatwait: ChatWait,
     upstream: ScriptedUpstream,
@@ -224,6 +225,7 @@ def test_cursor_inside_gives_what_follows_and_the_header_wins(
 
 @pytest.mark.parametrize(("headers", "query"), [({}, ""), ({"Last-Event-ID": ""}, ""), ({}, "?last_event_id=")])
 @pytest.mark.parametrize("name", ["GET streaming", "GET wait"])
+@pytest.mark.requirement("page edge 5")
 def test_cursor_absent_or_empty_is_the_beginning(
     chatwait: ChatWait, finished: str, name: str, headers: dict[str, str], query: str
 ) -> None:
@@ -244,6 +246,7 @@ def test_cursor_empty_on_a_post_starts_a_generation(chatwait: ChatWait, upstream
 
 
 @pytest.mark.parametrize("sequence", [0, 1, 2])
+@pytest.mark.requirement("chatwait clarification 2")
 def test_cursor_up_to_the_head_of_a_live_log_waits_for_the_rest(
     chatwait: ChatWait, upstream: ScriptedUpstream, running: str, way: Way, sequence: int
 ) -> None:
@@ -267,6 +270,7 @@ def test_cursor_up_to_the_head_of_a_live_log_waits_for_the_rest(
     assert_never_asked(upstream)
 
 
+@pytest.mark.requirement("page FR-008")
 def test_cursor_of_the_terminal_is_204_and_wait_mode_answers_the_whole(
     chatwait: ChatWait, upstream: ScriptedUpstream, finished: str, way: Way
 ) -> None:

@@ -34,6 +34,7 @@ def embedded() -> Iterator[ChatWait]:
         yield chatwait
 
 
+@pytest.mark.requirement("chatwait story", "chatwait scenario 1", "chatwait scenario 5", "chatwait FR-005")
 def test_wait_mode_answers_a_dialogue_of_two_turns(embedded: ChatWait) -> None:
     first = post(f"{embedded.base_url}/chat/wait", json={"message": QUESTION}, timeout=PATIENCE_SECONDS).json
     assert "Paris" in first["content"]
@@ -51,6 +52,7 @@ def test_wait_mode_answers_a_dialogue_of_two_turns(embedded: ChatWait) -> None:
     assert second["sha256"] == hashlib.sha256(second["content"].encode()).hexdigest()
 
 
+@pytest.mark.requirement("core US1.2", "chatwait scenario 2", "chatwait scenario 5")
 def test_streaming_answers_a_dialogue_of_two_turns_with_the_same_text(embedded: ChatWait) -> None:
     first = read_answer(f"{embedded.base_url}/chat/streaming", json={"message": QUESTION}, timeout=PATIENCE_SECONDS)
     assert "Paris" in first.text
@@ -68,6 +70,23 @@ def test_streaming_answers_a_dialogue_of_two_turns_with_the_same_text(embedded: 
     assert "Rome" in second.text
 
 
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [("Hello", ["Hello", "Hi"]), ("What is 2+2?", ["4", "four"]), (QUESTION, ["Paris"])],
+)
+@pytest.mark.requirement("core US1.1", "core US1 test", "tasks US1 test")
+def test_question_of_the_specifications_is_answered_in_sense(
+    embedded: ChatWait, question: str, words: list[str]
+) -> None:
+    """What the specifications ask as their first example; each token numbered, the last frame final."""
+    got = read_answer(f"{embedded.base_url}/chat/streaming", json={"message": question}, timeout=PATIENCE_SECONDS)
+    assert any(word in got.text for word in words), got.text
+    assert got.tokens >= 2
+    final = [event.json["is_final"] for event in got.events if event.event in ("token", "done")]
+    assert final == [False] * (len(final) - 1) + [True]
+
+
+@pytest.mark.requirement("chatwait edge 1")
 def test_streaming_survives_cuts_of_a_real_answer(embedded: ChatWait) -> None:
     request = {"message": "Write three sentences about the sea.", "max_tokens": 60}
     with ChaosProxy("127.0.0.1", embedded.port) as proxy:
@@ -86,6 +105,7 @@ def test_models_names_the_embedded_model_and_limits_that_fit_it(embedded: ChatWa
     assert limits["max_tokens"] + limits["max_input_tokens"] < local_model.CONTEXT_TOKENS_PER_SLOT
 
 
+@pytest.mark.requirement("core edge 2")
 def test_conversation_too_long_for_the_model_is_refused_in_words(embedded: ChatWait) -> None:
     reply = post(f"{embedded.base_url}/chat/wait", json={"message": "word " * 1590 + "\u4e2d" * 40})
     assert reply.status == 400

@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.harness.chaos import ChaosProxy, Slow
 from tests.harness.http1 import Target, Wire
 from tests.harness.reader import Answer, KeptAlive, Reply, delete, get, open_stream, post, read_answer, request
 from tests.harness.server import ChatWait
@@ -38,7 +37,6 @@ from tests.live.steps import (
     cursor,
     live,
     log_name,
-    new_key,
     poll,
     read_on,
     settings,
@@ -69,6 +67,7 @@ def cancelled(reply: Reply) -> dict[str, Any]:
 # Leaving
 
 
+@pytest.mark.requirement("core edge 1", "page US3.3")
 def test_only_reader_that_leaves_and_comes_back_misses_nothing(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     """Case 11. The generation goes on, over several looks at its deadlines and to its end, while nobody is there."""
     script = Script(steps=[Token("a"), Token("b"), Gate("left"), Token("c", 0.5), Token("d", 0.5), Finish(), Done()])
@@ -88,6 +87,7 @@ def test_only_reader_that_leaves_and_comes_back_misses_nothing(chatwait: ChatWai
 
 
 @pytest.mark.parametrize("wanted", ["FIN", "RST"])
+@pytest.mark.requirement("core risk 3")
 def test_reader_that_leaves_a_quiet_stream_is_noticed_within_a_heartbeat(
     chatwait: ChatWait, upstream: ScriptedUpstream, wanted: str
 ) -> None:
@@ -142,6 +142,7 @@ STAGES = {
 
 @pytest.mark.parametrize("path", ["/chat/streaming/{}", "/v1/chat/wait/{}"])
 @pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.requirement("page SC-007", "page scope 2")
 def test_stop_closes_the_upstreams_socket_at_once(
     chatwait: ChatWait, upstream: ScriptedUpstream, stage: str, path: str
 ) -> None:
@@ -326,95 +327,6 @@ def test_all_readers_see_the_stop_with_the_partial_and_so_does_a_later_one(
         assert (reply.status, reply.json["status"], reply.json["content"]) == (200, "cancelled", "Paris")
 
 
-# Slow and stalled
-
-BIG = ["🙂" * 500] * 1600  # 800,000 characters, which are 9.6 MB when escaped: more than the kernel's buffers hold
-
-
-def test_slow_reader_is_served_and_slows_nobody(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 13."""
-    body, key = about(upstream, answer(["é" * 1000] * 100)), new_key()
-    url = f"{chatwait.base_url}/chat/streaming"
-    with (
-        ChaosProxy("127.0.0.1", chatwait.port, default=Slow(300_000), server_rcvbuf=4096) as slow,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        reading = pool.submit(read_answer, url, body, headers=key, via=slow.base_url)
-        slow.wait_until(lambda: slow.bytes_down > 20_000)
-        assert read_answer(url, body, headers=key).tokens == 100
-        assert not reading.done(), "not slow enough to tell"
-        got = reading.result(60)
-    assert (got.tokens, got.text) == (100, "é" * 100_000)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("bytes_per_second", [140_000, 20_000])
-def test_reader_that_reads_slowly_for_longer_than_the_stall_limit_is_served(
-    shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream, bytes_per_second: int
-) -> None:
-    """Case 13. At a steady pace, out of full buffers: the kernel wakes a writer when a third of its buffer is free."""
-    body = about(upstream, answer(BIG))
-    with ChatWait(**settings(shared_upstream)) as chatwait:
-        whole = post(f"{chatwait.base_url}/chat/wait", body, timeout=60)
-        assert whole.json["characters"] == 800_000
-        stream_id = whole.json["stream_id"]
-        got, until = Answer(stream_id=stream_id), time.monotonic() + 75
-        # A window of 64 KiB is what the smallest real clients have.
-        with (
-            ChaosProxy("127.0.0.1", chatwait.port, default=Slow(bytes_per_second), server_rcvbuf=64 << 10) as slow,
-            open_stream(url_of(chatwait, stream_id), via=slow.base_url, timeout=30) as connection,
-        ):
-            for event in connection.events():  # which raises when the connection is dropped
-                got.add(event)
-                if time.monotonic() > until:
-                    break
-            left = chatwait.log_of("reader_left", stream=log_name(stream_id), mode="streaming")
-            # What was dropped goes on coming out of the kernel's buffers for a while; the service's log tells.
-            assert [record["sequence"] for record in left if record["sequence"] < len(BIG)] == []
-        assert got.is_complete or time.monotonic() > until
-        assert got.text == "🙂" * 500 * got.tokens
-
-
-@pytest.mark.long
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("how", ["stops reading", "vanishes without FIN"])
-def test_client_that_takes_nothing_more_is_dropped_and_its_descriptor_comes_back(
-    shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream, how: str
-) -> None:
-    """Case 13."""
-    body, key = about(upstream, answer(BIG)), new_key()
-    with ChatWait(**settings(shared_upstream)) as chatwait, ExitStack() as stack:
-        stream_id = post(f"{chatwait.base_url}/chat/wait", body, headers=key, timeout=60).json["stream_id"]
-        name = log_name(stream_id)
-        before = chatwait.resources()["fds"]
-        began = time.monotonic()
-        if how == "stops reading":
-            connection = stack.enter_context(open_stream(url_of(chatwait, stream_id), rcvbuf=4096))
-        else:
-            proxy = stack.enter_context(ChaosProxy("127.0.0.1", chatwait.port, server_rcvbuf=4096))
-            connection = stack.enter_context(open_stream(url_of(chatwait, stream_id), via=proxy.base_url, rcvbuf=4096))
-            proxy.blackhole_all()
-        assert connection.status == 200
-        chatwait.wait_for_log("reader_attached", stream=name, mode="streaming")
-        assert chatwait.resources()["fds"] == before + 1
-        others = 0
-        while not chatwait.log_of("reader_left", stream=name, mode="streaming"):
-            assert time.monotonic() - began < 90, "still there"
-            assert (
-                read_answer(f"{chatwait.base_url}/chat/streaming", about(upstream, answer(["well"]), "well")).tokens
-                == 1
-            )
-            others += 1
-            time.sleep(0.5)
-        left = chatwait.wait_for_log("reader_left", stream=name, mode="streaming")
-        assert left["sequence"] < len(BIG)
-        assert others > 10, "dropped before it was stalled for long"
-        poll(lambda: chatwait.resources()["fds"] <= before, seconds=10, what="the descriptor to come back")
-        again = read_answer(url_of(chatwait, stream_id), timeout=60)
-        assert again.tokens == len(BIG)
-
-
 # Abandoned
 
 
@@ -422,6 +334,7 @@ def logged_at(record: dict[str, Any]) -> float:
     return datetime.fromisoformat(record["timestamp"]).timestamp()
 
 
+@pytest.mark.requirement("chatwait resilience 4")
 def test_abandoned_generation_is_cancelled_a_reader_resets_the_clock_and_a_read_one_lives(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream
 ) -> None:

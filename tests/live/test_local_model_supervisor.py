@@ -139,6 +139,7 @@ def ask(port: int, *messages: str) -> str:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.requirement("chatwait FR-005")
 def test_model_knows_the_capital_of_france_and_what_was_said_before(running: Running) -> None:
     running.started()
 

@@ -49,7 +49,7 @@ def assert_steady(answers: list[Answer], tokens: int) -> None:
 def stream_unread(upstream: ScriptedUpstream, *, seconds: int) -> None:
     tokens = seconds * TOKENS_A_SECOND
     upstream.always(answer(["word "] * tokens, gap=1 / TOKENS_A_SECOND))
-    with ChatWait(**settings(upstream)) as chatwait, ThreadPoolExecutor(STREAMS) as pool:
+    with ThreadPoolExecutor(STREAMS) as pool, ChatWait(**settings(upstream)) as chatwait:
         url, workers, began = f"{chatwait.base_url}/chat/streaming", chatwait.worker_pids(), time.monotonic()
         with unread(chatwait):
             readers = [pool.submit(read_answer, url, {"message": "Hi"}) for _ in range(STREAMS)]

@@ -245,6 +245,8 @@ def spend(chatwait: ChatWait, upstream: ScriptedUpstream, canaries: Canaries, le
     )
 
 
+@pytest.mark.requirement("core US3.2", "core FR-007", "core constitution IV", "core risk 4", "plan principle IV")
+@pytest.mark.requirement("tasks T028", "tasks US3 test", "tasks checklist 10")
 def test_log_holds_nothing_that_was_said_and_no_capability(evening: Evening) -> None:
     """Logs: conversations in both directions, the key, stream ids, idempotency keys, the upstream's words."""
     assert len(evening.planted) > 60
@@ -254,6 +256,7 @@ def test_log_holds_nothing_that_was_said_and_no_capability(evening: Evening) -> 
     assert "evil.example" not in evening.output
 
 
+@pytest.mark.requirement("core US3 test", "core FR-006", "tasks T028", "tasks checklist 9")
 def test_log_lines_are_json_objects_with_time_level_event_and_correlation(evening: Evening) -> None:
     """Logs: every line, gunicorn's too; stderr is empty. (Leaving the service checks size and form of each line.)"""
     assert evening.stderr == []
@@ -269,6 +272,7 @@ def test_log_lines_are_json_objects_with_time_level_event_and_correlation(evenin
     assert not [line for line in evening.log if line.get("error_type") == "internal_error"]
 
 
+@pytest.mark.requirement("core US3.1", "tasks T023", "tasks T024", "tasks T028")
 def test_log_holds_a_request_received_of_every_answer(evening: Evening) -> None:
     """Logs: the id in the response's header is the one in the log."""
     for reply in (evening.waited, *evening.refused):
@@ -282,6 +286,7 @@ def test_log_holds_a_request_received_of_every_answer(evening: Evening) -> None:
     assert all(str(uuid.UUID(identifier, version=4)) == identifier for identifier in identifiers)
 
 
+@pytest.mark.requirement("core US3.4", "plan principle VII", "tasks T026")
 def test_log_holds_an_error_occurred_of_every_refusal(evening: Evening) -> None:
     """Logs: type, message, recovery action, and the same correlation id."""
     for reply in evening.refused:
@@ -291,6 +296,7 @@ def test_log_holds_an_error_occurred_of_every_refusal(evening: Evening) -> None:
         assert line["recovery_action"] == told["action"]
 
 
+@pytest.mark.requirement("core SC-004", "tasks T031")
 def test_log_tells_the_life_of_a_stream_in_order(evening: Evening) -> None:
     """Logs: `stream` is the first 12 hex of SHA-256(stream_id), the correlation id the response's."""
     stream_id = evening.whole.stream_id or ""
@@ -310,6 +316,7 @@ def test_log_tells_the_life_of_a_stream_in_order(evening: Evening) -> None:
     assert [line["sequence"] for line in left[:2]] == [2, 3]
 
 
+@pytest.mark.requirement("core US3.3", "core entity RequestLog", "tasks T024")
 def test_log_books_a_generation_once_with_its_figures(evening: Evening) -> None:
     """Logs: response_complete has status, duration_ms, first_token_ms, usage, resumes."""
     assert evening.whole.terminal is not None
@@ -323,6 +330,7 @@ def test_log_books_a_generation_once_with_its_figures(evening: Evening) -> None:
         assert evening.one("response_complete", stream_id)["status"] in ENDED
 
 
+@pytest.mark.requirement("core US3.2", "tasks T025")
 def test_log_holds_every_chunk_once(evening: Evening) -> None:
     """Logs: chunks_sent has every chunk's sequence, size and time, many chunks a line; a line each at DEBUG."""
     for whole in (evening.whole, evening.failed, evening.many):
@@ -347,6 +355,7 @@ def test_log_holds_every_chunk_once(evening: Evening) -> None:
     assert len(evening.of("chunks_sent", evening.many.stream_id)) <= 5000 / 500 + 5
 
 
+@pytest.mark.requirement("core US3.4", "tasks T026")
 def test_log_tells_failures_retries_and_stops(evening: Evening) -> None:
     """Logs: upstream_retry, error_occurred, and how each generation ended."""
     line = evening.one("error_occurred", evening.failed.stream_id)

@@ -7,6 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream, answer
 
@@ -30,6 +32,7 @@ def test_readme_has_the_examples_that_are_tried_here() -> None:
     assert len(BLOCKS) == 5
 
 
+@pytest.mark.requirement("plan quickstart", "tasks T030", "tasks checklist 11")
 def test_readme_wait_example_answers(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     upstream.always(answer(["Par", "is."]))
 
@@ -37,6 +40,7 @@ def test_readme_wait_example_answers(chatwait: ChatWait, upstream: ScriptedUpstr
     assert answered["content"] == "Paris."
 
 
+@pytest.mark.requirement("plan quickstart", "tasks T030", "tasks checklist 11")
 def test_readme_streaming_example_streams(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     upstream.always(answer(["Par", "is."], gap=0.05))
     printed = run(block("curl -sN http://localhost:8000/chat/streaming"), chatwait)
@@ -46,6 +50,7 @@ def test_readme_streaming_example_streams(chatwait: ChatWait, upstream: Scripted
     assert "event: done" in printed
 
 
+@pytest.mark.requirement("tasks T030", "tasks checklist 11")
 def test_readme_resume_and_stop_examples_work(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     upstream.always(answer(["1 ", "2 ", "3 "], gap=0.05))
     printed = run(block("Last-Event-ID") + block("-X DELETE"), chatwait)
@@ -55,6 +60,7 @@ def test_readme_resume_and_stop_examples_work(chatwait: ChatWait, upstream: Scri
     assert '"status": "complete"' in printed
 
 
+@pytest.mark.requirement("chatwait FR-011", "tasks checklist 11")
 def test_readme_context_example_answers(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     upstream.always(answer(["Rome."]))
     answered = json.loads(run(block("And of Italy"), chatwait))

@@ -110,6 +110,8 @@ INVALID = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", INVALID)
+@pytest.mark.requirement("core US2 test", "core FR-002", "core risk 5", "chatwait scenario 4", "chatwait edge 3")
+@pytest.mark.requirement("chatwait FR-004", "tasks T011", "tasks T022", "tasks checklist 7", "tasks checklist 8")
 def test_body_that_is_wrong_is_refused_by_name_and_starts_nothing(
     kept: KeptAlive, upstream: ScriptedUpstream, name: str, mode: str
 ) -> None:
@@ -122,6 +124,7 @@ def test_body_that_is_wrong_is_refused_by_name_and_starts_nothing(
     assert upstream.completions == []
 
 
+@pytest.mark.requirement("core FR-002")
 def test_body_at_its_limits_is_taken(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     """Bad input: the other side of the limits."""
     body = {
@@ -154,6 +157,7 @@ def test_body_of_two_mebibytes_is_answered_in_full_and_the_connection_goes_on(
 @pytest.mark.parametrize(
     "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "json", "a" * 500]
 )
+@pytest.mark.requirement("chatwait edge 3", "page scope 1")
 def test_body_of_another_type_is_415(kept: KeptAlive, upstream: ScriptedUpstream, content_type: str | None) -> None:
     """Bad input: wrong content type."""
     headers = {} if content_type is None else {"Content-Type": content_type}
@@ -381,6 +385,7 @@ def assert_cors(reply: Reply) -> None:
     assert "origin" in listed(reply.headers["vary"])
 
 
+@pytest.mark.requirement("tasks T014")
 def test_cors_preflight_of_a_listed_origin_is_204_with_what_the_contract_lists(open_to_one: ChatWait) -> None:
     """CORS rows of section 2."""
     for path in [*STARTING, "/models", "/chat/streaming/cw_x"]:
@@ -488,6 +493,7 @@ def test_options_of_nothing_is_404_and_of_all_is_no_fault(chatwait: ChatWait, ke
         ("POST", "/chat/"),
     ],
 )
+@pytest.mark.requirement("chatwait errors 1")
 def test_path_that_is_none_is_404_whatever_its_body(
     kept: KeptAlive, method: str, path: str, data: bytes | None
 ) -> None:
@@ -509,6 +515,7 @@ def test_path_that_is_none_is_404_whatever_its_body(
         ("PROPFIND", "/chat/wait", {"post"}),
     ],
 )
+@pytest.mark.requirement("chatwait FR-004")
 def test_method_that_is_none_is_405_with_allow_whatever_its_body(
     kept: KeptAlive, method: str, path: str, allowed: set[str], data: bytes | None
 ) -> None:
@@ -638,6 +645,7 @@ def test_prefer_wait_gives_202_and_the_rest_under_its_location(
         ("nonsense;;;q=x,", True),
     ],
 )
+@pytest.mark.requirement("core FR-001", "tasks T015", "tasks checklist 6")
 def test_accept_chooses_between_stream_and_json(chatwait: ChatWait, accept: str | None, *, is_stream: bool) -> None:
     """Section 2, `POST /chat`: equal preference streams."""
     headers = {} if accept is None else {"Accept": accept}
@@ -646,6 +654,7 @@ def test_accept_chooses_between_stream_and_json(chatwait: ChatWait, accept: str 
     assert "accept" in listed(reply.headers["vary"])
 
 
+@pytest.mark.requirement("core FR-005", "tasks T015", "tasks T023")
 def test_every_kind_of_answer_carries_a_correlation_id_of_its_own(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:

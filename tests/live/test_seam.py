@@ -188,6 +188,7 @@ def test_resumes_racing_the_last_token_and_the_end_get_both(chatwait: ChatWait, 
                 assert (got.text, got.tokens) == ("ab", 2)
 
 
+@pytest.mark.requirement("page edge 7", "page scope 4")
 def test_two_resumes_with_one_cursor_at_once_both_get_everything(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
@@ -249,6 +250,7 @@ def replay_size(chatwait: ChatWait, link: CutLink, stream_id: str) -> int:
     return proxy.bytes_down - before
 
 
+@pytest.mark.requirement("core edge 3", "chatwait FR-003")
 def test_replay_cut_after_every_byte_resumes_to_the_same_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, link: CutLink
 ) -> None:
@@ -307,6 +309,7 @@ def cut_live(chatwait: ChatWait, upstream: ScriptedUpstream, link: CutLink, cuts
             cutting.result()
 
 
+@pytest.mark.requirement("core edge 3", "chatwait scenario 3", "chatwait resilience 1")
 def test_live_stream_cut_at_a_sample_of_bytes_resumes_to_the_same_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, link: CutLink
 ) -> None:
@@ -317,6 +320,7 @@ def test_live_stream_cut_at_a_sample_of_bytes_resumes_to_the_same_text(
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
+@pytest.mark.requirement("chatwait scenario 3")
 def test_live_stream_cut_after_every_byte_resumes_to_the_same_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, link: CutLink
 ) -> None:
@@ -327,6 +331,7 @@ def test_live_stream_cut_after_every_byte_resumes_to_the_same_text(
         cut_live(chatwait, upstream, link, range(begin, min(begin + 200, size)))
 
 
+@pytest.mark.requirement("chatwait edge 1", "chatwait resilience 2")
 def test_every_cursor_of_a_finished_stream_gives_what_follows_it(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
@@ -342,6 +347,7 @@ def test_every_cursor_of_a_finished_stream_gives_what_follows_it(
         assert_whole(got)
 
 
+@pytest.mark.requirement("core risk 3", "chatwait resilience 1", "page US3 test", "page FR-003")
 def test_connection_cut_again_and_again_comes_to_the_whole_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:

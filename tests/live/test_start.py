@@ -53,6 +53,7 @@ def test_start_with_a_bad_setting_ends_in_words_that_name_it(refusals: dict[str,
         assert word not in output
 
 
+@pytest.mark.requirement("core assumption 6", "tasks T014", "page constraint 4")
 def test_start_with_key_and_base_url_has_one_worker_and_no_other_process(chatwait: ChatWait) -> None:
     """Section 9: the embedded model's supervisor runs only where it is the one that answers."""
     master = psutil.Process(chatwait._running.pid)
@@ -84,6 +85,7 @@ def test_start_without_c_finds_its_configuration_and_raises_what_it_may_open(
     chatwait.check()
 
 
+@pytest.mark.requirement("core assumption 3")
 def test_start_on_a_public_address_warns_that_there_is_no_sign_in(upstream: ScriptedUpstream) -> None:
     """Section 2: with ALLOWED_HOSTS set it starts, and only those hosts are answered."""
     with ChatWait(**settings(upstream, HOST="0.0.0.0", ALLOWED_HOSTS="chat.example.org,127.0.0.1")) as chatwait:

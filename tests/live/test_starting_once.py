@@ -38,6 +38,7 @@ def test_two_posts_at_once_with_one_key_read_one_stream(chatwait: ChatWait, upst
         assert len(chatwait.log_of("stream_started", stream=log_name(both[0].stream_id))) == 1
 
 
+@pytest.mark.requirement("chatwait FR-006")
 def test_wait_and_streaming_posts_at_once_with_one_key_get_one_answer(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
@@ -175,6 +176,7 @@ def test_generation_failed_before_its_first_token_frees_its_key(chatwait: ChatWa
     assert code(get(f"{wait(chatwait)}/{failed.headers['x-stream-id']}")) == (502, "upstream_error")
 
 
+@pytest.mark.requirement("page US3.2")
 def test_key_freed_by_a_failure_may_be_used_for_another_request(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     """Case 15."""
     body, key = about(upstream, error(404)), new_key()

@@ -203,6 +203,7 @@ def test_stop_does_not_wait_for_idle_connections(
     assert_gone(pids)
 
 
+@pytest.mark.requirement("tasks T014")
 def test_stop_with_nothing_running_is_quick_and_a_new_start_knows_no_stream_of_before(start: Start) -> None:
     """Graceful stop and Ctrl-C. What is gone with the process is 404, never another's stream."""
     chatwait = start()

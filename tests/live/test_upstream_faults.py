@@ -186,6 +186,7 @@ def outcomes(shared_chatwait: ChatWait, shared_upstream: ScriptedUpstream) -> di
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.requirement("core US2 test", "core FR-008", "chatwait errors 2", "tasks US2 test", "page FR-006")
 def test_fault_of_the_upstream_is_told_by_its_code_and_nothing_leaks(
     chatwait: ChatWait, upstream: ScriptedUpstream, outcomes: dict[str, Outcome], name: str, mode: str
 ) -> None:
@@ -238,6 +239,7 @@ def put_off(shared_chatwait: ChatWait, shared_upstream: ScriptedUpstream) -> dic
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", AFTERS)
+@pytest.mark.requirement("core edge 5", "core risk 2")
 def test_retry_after_that_does_not_fit_is_passed_on_and_nonsense_is_not(
     put_off: dict[str, Outcome], name: str, mode: str
 ) -> None:
@@ -260,6 +262,7 @@ def test_retry_after_that_does_not_fit_is_passed_on_and_nonsense_is_not(
 
 
 @pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.requirement("core edge 5", "plan principle VI")
 def test_retry_after_that_fits_is_honoured(chatwait: ChatWait, upstream: ScriptedUpstream, status: int) -> None:
     """Upstream: the second call comes when the first one's answer had asked for it."""
     upstream.then(error(status, headers={"retry-after": "1"}))
@@ -270,6 +273,7 @@ def test_retry_after_that_fits_is_honoured(chatwait: ChatWait, upstream: Scripte
     assert first.body == second.body
 
 
+@pytest.mark.requirement("core risk 1")
 def test_upstream_that_recovers_in_three_calls_costs_no_error(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     """Upstream: a lost connection, a 500, and then the answer."""
     upstream.close_idle_connections()
@@ -283,6 +287,7 @@ def test_upstream_that_recovers_in_three_calls_costs_no_error(chatwait: ChatWait
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.requirement("core US2.1", "core risk 1")
 def test_upstream_that_refuses_connections_is_unavailable(
     chatwait: ChatWait, upstream: ScriptedUpstream, mode: str
 ) -> None:
@@ -366,6 +371,7 @@ def test_redirect_is_not_followed(chatwait: ChatWait, upstream: ScriptedUpstream
     assert [record.path for record in upstream.requests] == ["/v1/chat/completions"] * 4
 
 
+@pytest.mark.requirement("core risk 2")
 def test_rate_limit_headers_are_logged(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     """Upstream: x-ratelimit-*, and only what is harmless of them."""
     limits = {"x-ratelimit-remaining-requests": "59", "x-ratelimit-reset-tokens": "6m0s"}
@@ -482,6 +488,7 @@ USAGES = {
 
 
 @pytest.mark.parametrize("name", USAGES)
+@pytest.mark.requirement("core FR-011", "core SC-006")
 def test_usage_is_the_providers_where_it_is_one_else_counted_here(
     chatwait: ChatWait, upstream: ScriptedUpstream, name: str
 ) -> None:
@@ -526,6 +533,7 @@ def belated(hasty: ChatWait, shared_upstream: ScriptedUpstream) -> dict[str, Out
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", LATE)
+@pytest.mark.requirement("core US2.2", "core FR-009", "tasks T020")
 def test_upstream_that_takes_too_long_ends_at_its_deadline(
     hasty: ChatWait, belated: dict[str, Outcome], name: str, mode: str
 ) -> None:
@@ -555,6 +563,7 @@ LIFE = {
 }
 
 
+@pytest.mark.requirement("page edge 2")
 def test_signs_of_life_for_longer_than_the_silence_limit_are_no_silence(
     hasty: ChatWait, upstream: ScriptedUpstream
 ) -> None:
@@ -615,6 +624,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("is_trusted", [True, False])
+@pytest.mark.requirement("core assumption 1")
 def test_upstream_over_tls_is_answered_only_if_its_certificate_is_trusted(
     certificate: Path, *, is_trusted: bool
 ) -> None:

@@ -124,6 +124,8 @@ def live(client: FlaskClient, gate: Gate) -> str:
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
+@pytest.mark.requirement("core entity ChatResponse", "chatwait scenario 1", "chatwait FR-001")
+@pytest.mark.requirement("chatwait extensibility 4")
 def test_wait_answers_with_the_whole_as_json(client: FlaskClient, prefix: str) -> None:
     response = client.post(f"{prefix}/chat/wait", json=ASKED)
 
@@ -152,6 +154,7 @@ def test_wait_answers_with_the_whole_as_json(client: FlaskClient, prefix: str) -
 
 
 @pytest.mark.parametrize("path", ["/chat/streaming", "/v1/chat/streaming", "/chat", "/v1/chat"])
+@pytest.mark.requirement("core FR-012", "chatwait FR-002")
 def test_streaming_answers_with_events(client: FlaskClient, path: str) -> None:
     response = client.post(path, json=ASKED)
     events = events_of(response)
@@ -206,6 +209,7 @@ def test_chat_answers_as_accept_prefers_and_varies(client: FlaskClient, accept: 
     assert "Accept" in response.vary
 
 
+@pytest.mark.requirement("page US3.4")
 def test_generation_that_failed_answers_with_its_error_and_what_there_was(make: Make) -> None:
     app = make(FakeUpstream([*texts("He"), errors.UpstreamRateLimited(retry_after_seconds=7)]))
     response = app.test_client().post("/chat/wait", json=ASKED)
@@ -439,6 +443,7 @@ def test_worker_that_stops_takes_nothing_new_and_serves_what_there_is(make: Make
         ("OPTIONS", "/nothing"),
     ],
 )
+@pytest.mark.requirement("core FR-005")
 def test_response_of_any_status_carries_a_fresh_correlation_id(client: FlaskClient, method: str, path: str) -> None:
     ids = [client.open(path, method=method).headers.getlist("X-Correlation-Id") for _ in range(2)]
 
@@ -905,6 +910,7 @@ def test_delete_after_the_end_says_how_it_ended(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
+@pytest.mark.requirement("tasks T016", "tasks checklist 5")
 def test_health_is_healthy_and_touches_nothing(client: FlaskClient, prefix: str) -> None:
     body = client.get(f"{prefix}/health").json
 

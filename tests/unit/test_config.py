@@ -74,6 +74,7 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("variable", "value", "allowed"), cases())
+@pytest.mark.requirement("plan design 5")
 def test_setting_that_cannot_be_used_is_named_with_its_value_and_what_is_allowed(
     variable: str, value: str, allowed: str
 ) -> None:
@@ -109,6 +110,7 @@ def test_base_url_with_a_bad_port_or_address_is_told_what_is_allowed(value: str)
     assert "http:// or https:// URL" in problem(OPENAI_BASE_URL=value)
 
 
+@pytest.mark.requirement("tasks T005")
 def test_settings_that_cannot_be_used_are_named_all_at_once() -> None:
     text = problem(PORT="x", LOG_LEVEL="y", WORKERS="3", HOST="0.0.0.0")
 
@@ -120,6 +122,7 @@ def test_settings_that_cannot_be_used_are_named_all_at_once() -> None:
 # Good ones
 
 
+@pytest.mark.requirement("core FR-009", "chatwait resilience 4", "chatwait clarification 5")
 def test_settings_without_anything_have_the_defaults_of_the_contract() -> None:
     settings = read()
 
@@ -171,6 +174,7 @@ def test_setting_that_is_blank_is_absent(value: str) -> None:
         ("SYSTEM_PROMPT", " Be brief. ", "Be brief."),
     ],
 )
+@pytest.mark.requirement("tasks T005")
 def test_setting_is_read_in_its_own_way(variable: str, value: str, read_as: Any) -> None:
     assert getattr(read(**{variable: value}), variable.lower()) == read_as
 
@@ -178,6 +182,7 @@ def test_setting_is_read_in_its_own_way(variable: str, value: str, read_as: Any)
 # What is filled in
 
 
+@pytest.mark.requirement("core assumption 2")
 def test_models_allowed_are_the_default_one_where_none_are_listed() -> None:
     assert read(OPENAI_MODEL="a").allowed_models == ("a",)
     settings = read(ALLOWED_MODELS="a, b")
@@ -288,6 +293,7 @@ def read_file(path: Path, text: str | bytes, **environ: str) -> Settings:
     return read_settings({"ENV_FILE": str(file), **environ})
 
 
+@pytest.mark.requirement("core dependency 2")
 def test_env_file_is_read_and_the_environment_wins(tmp_path: Path) -> None:
     text = "# comment\n\nOPENAI_BASE_URL=http://model.test/v1\nPORT=9000\nLOG_LEVEL=ERROR\nUNKNOWN=x\n"
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from app.config import Settings, read_settings, table
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.requirement("tasks T030")
 def test_readme_settings_are_the_codes_table() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*?) \| (.*) \|$", readme, re.MULTILINE)
@@ -17,6 +20,7 @@ def test_readme_settings_are_the_codes_table() -> None:
     assert [tuple(cell.replace("\\|", "|") for cell in row) for row in rows] == table()
 
 
+@pytest.mark.requirement("tasks T003")
 def test_env_example_names_every_setting_with_its_default(tmp_path: Path) -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     lines = dict(re.findall(r"^#([A-Z_]+)=(.*)$", example, re.MULTILINE))

@@ -63,6 +63,7 @@ def test_errors_have_the_codes_of_the_contract_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("code", TABLE)
+@pytest.mark.requirement("core FR-010", "chatwait errors 2")
 def test_error_has_status_origin_and_retryable_of_the_contract(code: str) -> None:
     kinds = [kind for kind in ALL if kind.error_code == code]
 
@@ -84,6 +85,7 @@ def test_errors_of_one_code_have_one_status() -> None:
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+@pytest.mark.requirement("core constitution V", "core SC-005", "core UX-002")
 def test_error_says_what_happened_why_and_what_to_do(kind: type[errors.ChatError]) -> None:
     body = kind().body("c-1")
 
@@ -97,6 +99,7 @@ def test_error_says_what_happened_why_and_what_to_do(kind: type[errors.ChatError
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+@pytest.mark.requirement("chatwait errors 3")
 def test_error_names_no_host_key_id_or_place_in_the_program(kind: type[errors.ChatError]) -> None:
     text = json.dumps(kind().body(""))
 

@@ -56,6 +56,7 @@ def build(kind: type[openai.OpenAIError]) -> openai.OpenAIError:
 
 
 @pytest.mark.parametrize("kind", sdk_classes(), ids=lambda kind: kind.__name__)
+@pytest.mark.requirement("core FR-008", "tasks T019")
 def test_every_exception_class_of_the_sdk_is_mapped_without_its_words(kind: type[openai.OpenAIError]) -> None:
     error = failures.from_sdk(build(kind))
 

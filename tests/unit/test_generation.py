@@ -408,6 +408,7 @@ def test_generation_longer_than_allowed_fails_and_says_so(gate: Gate) -> None:
     assert "600 seconds" in error["detail"]
 
 
+@pytest.mark.requirement("chatwait clarification 5")
 def test_generation_without_a_reader_is_abandoned_only_after_its_time(gate: Gate) -> None:
     made = Run(FakeUpstream([*texts("a"), gate]))
     made.start()
@@ -528,6 +529,7 @@ def delays_of(monkeypatch: pytest.MonkeyPatch, error: errors.UpstreamError, jitt
     return waits.delays
 
 
+@pytest.mark.requirement("core risk 2")
 def test_generation_backs_off_exponentially_with_full_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert delays_of(monkeypatch, errors.UpstreamUnavailable(), 1.0) == [0.5, 1.0]
     assert delays_of(monkeypatch, errors.UpstreamUnavailable(), 0.5) == [0.25, 0.5]
@@ -609,6 +611,7 @@ def test_usage_of_an_answer_that_broke_off_is_counted_here(gate: Gate) -> None:
 # What it tells the log
 
 
+@pytest.mark.requirement("core SC-006")
 def test_generation_is_booked_once_with_its_figures(events: Events) -> None:
     made = run([*texts("hello"), finish(), Part(usage=PROVIDED), done()])
 

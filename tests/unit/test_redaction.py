@@ -90,6 +90,7 @@ AROUND = [
 
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("name", SECRETS | PEOPLE)
+@pytest.mark.requirement("core FR-007", "plan design 2")
 def test_secrets_and_personal_data_are_taken_out_wherever_they_stand(name: str, around: str) -> None:
     secret = (SECRETS | PEOPLE)[name]
     redacted = redact(around.format(secret))
@@ -137,6 +138,7 @@ def test_text_that_only_looks_like_it_stays(text: str) -> None:
     assert redact(text) == text
 
 
+@pytest.mark.requirement("core FR-007")
 def test_our_own_ids_hashes_and_times_stay() -> None:
     for number in range(500):
         digest = hashlib.sha256(str(number).encode()).hexdigest()

@@ -42,6 +42,7 @@ def fields_of(body: Any, **changes: Any) -> dict[str, list[str]]:
     return error.fields
 
 
+@pytest.mark.requirement("core entity ChatRequest", "chatwait extensibility 2")
 def test_request_with_a_message_alone_has_its_defaults() -> None:
     request = read({"message": "Hello"})
 
@@ -50,6 +51,7 @@ def test_request_with_a_message_alone_has_its_defaults() -> None:
     assert request.prompt_tokens == 3 + 3 + 1 + 1
 
 
+@pytest.mark.requirement("core entity ChatRequest", "chatwait entity Chat Message")
 def test_request_with_everything_is_read_in_order_without_its_timestamps() -> None:
     request = read(
         {
@@ -220,6 +222,7 @@ def test_body_that_is_no_object_is_an_invalid_request(body: Any) -> None:
         ({"": 1}, "_schema"),
     ],
 )
+@pytest.mark.requirement("plan design 1", "tasks T011", "tasks T021")
 def test_field_that_cannot_be_used_is_named(change: dict[str, Any], field: str) -> None:
     named = fields_of({"message": "a", **change})
 
@@ -238,10 +241,12 @@ def test_message_that_is_missing_is_named() -> None:
     ("name", "value"),
     [("max_tokens", 1), ("max_tokens", 16384), ("temperature", 0), ("temperature", 2), ("temperature", 2.0)],
 )
+@pytest.mark.requirement("plan design 5")
 def test_number_at_its_bound_is_taken(name: str, value: float) -> None:
     assert getattr(read({"message": "a", name: value}), name) == value
 
 
+@pytest.mark.requirement("chatwait entity Conversation Context")
 def test_context_of_too_many_messages_is_refused_before_they_are_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -259,10 +264,12 @@ def test_context_of_too_many_messages_is_refused_before_they_are_looked_at(
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\r ", "\u2003\u00a0"])
+@pytest.mark.requirement("core US2.3", "tasks T021")
 def test_message_that_is_blank_is_empty(text: str) -> None:
     assert type(refused({"message": text})) is errors.MessageEmpty
 
 
+@pytest.mark.requirement("tasks T011", "tasks T021")
 def test_message_too_long_tells_the_numbers() -> None:
     assert read({"message": "é" * 8000})
     error = refused({"message": "é" * 8001})
@@ -272,6 +279,7 @@ def test_message_too_long_tells_the_numbers() -> None:
     assert "8000" in error.detail
 
 
+@pytest.mark.requirement("core US2.4", "core FR-002")
 def test_message_alone_over_the_tokens_is_too_long() -> None:
     error = refused({"message": "a b " * 100, "context": [{"role": "user", "content": "a"}]}, max_input_tokens=50)
 
@@ -279,6 +287,7 @@ def test_message_alone_over_the_tokens_is_too_long() -> None:
     assert "50" in error.detail
 
 
+@pytest.mark.requirement("core edge 2")
 def test_message_and_context_together_over_the_tokens_are_a_context_too_long() -> None:
     body = {"message": "a", "context": [{"role": "user", "content": "a b " * 100}]}
 
@@ -288,6 +297,7 @@ def test_message_and_context_together_over_the_tokens_are_a_context_too_long() -
     )
 
 
+@pytest.mark.requirement("tasks T011", "tasks T021")
 def test_model_not_listed_is_not_allowed() -> None:
     assert type(refused({"message": "a", "model": "gpt-4"})) is errors.ModelNotAllowed
     assert type(refused({"message": "a", "model": "OTHER"})) is errors.ModelNotAllowed
@@ -423,6 +433,7 @@ def test_message_of_a_mebibyte_is_refused_without_being_counted(monkeypatch: pyt
 # The waited-for answer
 
 
+@pytest.mark.requirement("tasks T012")
 def test_answer_folds_a_log_in_the_order_of_the_contract() -> None:
     store = MemoryStore(max_active=1, budget_bytes=100_000, retention_seconds=60)
     log, _ = store.create(Origin("c-1", "m", "2026-11-21T09:00:00.000Z"))

@@ -517,6 +517,7 @@ def test_readers_attached_a_thousand_times_at_random_moments_get_the_log_exactly
     assert log.resumes == attaches - 1
 
 
+@pytest.mark.requirement("chatwait entity Stream Connection")
 def test_log_counts_its_readers_and_since_when_there_is_none(store: Any, clock: Time) -> None:
     log = begin(store)
     assert log.unread_since == 1000.0

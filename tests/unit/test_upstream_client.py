@@ -93,6 +93,7 @@ def parts_of(upstream: OpenAIUpstream, question: Question = QUESTION) -> list[Pa
         answer.close()
 
 
+@pytest.mark.requirement("tasks T010")
 def test_the_network_is_blocked_where_a_mock_does_not_bite() -> None:
     upstream = OpenAIUpstream(base_url=URL, api_key="")
 
@@ -104,6 +105,7 @@ def test_the_network_is_blocked_where_a_mock_does_not_bite() -> None:
 # What is sent
 
 
+@pytest.mark.requirement("core FR-003", "plan decision 2", "tasks T013", "tasks pattern 2")
 def test_question_is_sent_as_asked_and_read_to_its_end(clients: Clients) -> None:
     upstream, server = clients()
 
@@ -121,6 +123,7 @@ def test_question_is_sent_as_asked_and_read_to_its_end(clients: Clients) -> None
     ]
 
 
+@pytest.mark.requirement("core dependency 1", "page dependency 5")
 def test_question_is_sent_with_the_key_and_asks_for_an_unpacked_event_stream(clients: Clients) -> None:
     upstream, server = clients(api_key="test-key")
     parts_of(upstream)
@@ -275,6 +278,7 @@ def test_two_first_questions_at_once_both_learn_what_is_refused(clients: Clients
     ],
     ids=["error", "json", "html", "untyped", "empty", "no content"],
 )
+@pytest.mark.requirement("page assumption 1")
 def test_answer_that_is_no_event_stream_is_an_upstream_error(clients: Clients, answer: httpx.Response) -> None:
     upstream, server = clients()
     server.answer(answer)

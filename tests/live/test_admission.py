@@ -1,0 +1,186 @@
+"""At its limits the service refuses at once, starts nothing, and serves those that it has admitted as before."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import median
+
+import pytest
+
+from tests.harness.reader import get, post, read_answer
+from tests.harness.server import ChatWait
+from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token
+from tests.live.figures import unheard
+from tests.live.many import Asker, Got, read_one, run
+from tests.live.pace import in_ms, paced_upstream, percentile, read_paced
+from tests.live.steps import KEY, about, begin, log_name, poll, settings
+
+
+@pytest.fixture(scope="module")
+def small(shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
+    """A service that takes ten generations and twelve readers."""
+    with ChatWait(**settings(shared_upstream, MAX_ACTIVE_STREAMS=10, MAX_READERS=12)) as chatwait:
+        yield chatwait
+
+
+@pytest.mark.requirement("core edge 4")
+def test_one_stream_over_the_limit_is_503_at_once_while_the_others_go_on(
+    small: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    """Case 17: MAX_ACTIVE_STREAMS + 1, and room again when one has ended."""
+    steps = [Token("a"), Gate("first"), Token("b"), Gate("second"), Token("c"), Finish(), Done()]
+    with ThreadPoolExecutor(10) as pool:
+        url = f"{small.base_url}/chat/streaming"
+        upstream.always(Script(steps=steps))
+        readers = [pool.submit(read_answer, url, {"message": "Hi"}, timeout=30) for _ in range(10)]
+        upstream.wait_reached("first", count=10)
+
+        def assert_full() -> None:
+            for mode in ("streaming", "wait"):
+                begun = time.monotonic()
+                reply = post(f"{small.base_url}/chat/{mode}", {"message": "One more"})
+                assert (reply.status, reply.json["error_code"]) == (503, "overloaded")
+                assert (int(reply.headers["retry-after"]) >= 1, reply.json["retryable"]) == (True, True)
+                assert time.monotonic() - begun < 2.0
+
+        assert_full()
+        upstream.open("first")
+        upstream.wait_reached("second", count=10)
+        assert_full()
+        upstream.open("second")
+        assert [reader.result(15).text for reader in readers] == ["abc"] * 10
+        assert len(upstream.completions) == 10
+        assert read_answer(url, {"message": "One more"}).text == "abc"
+
+
+def test_reader_over_the_limit_is_503_and_the_others_go_on(small: ChatWait, upstream: ScriptedUpstream) -> None:
+    """Case 17: MAX_READERS + 1; nothing is started for whom nothing could be sent."""
+    with ThreadPoolExecutor(12) as pool:
+        url = f"{small.base_url}/chat/streaming"
+        body = about(upstream, Script(steps=[Token("a"), Gate("go"), Token("b"), Finish(), Done()]))
+        stream_id = begin(small.base_url, body)
+        name = log_name(stream_id)
+        small.wait_for_log("reader_left", stream=name)
+        readers = [pool.submit(read_answer, f"{url}/{stream_id}") for _ in range(12)]
+        poll(lambda: len(small.log_of("reader_attached", stream=name)) == 13, seconds=5, what="all readers")
+        for reply in (get(f"{url}/{stream_id}"), get(f"{small.base_url}/chat/wait/{stream_id}"), post(url, body)):
+            assert (reply.status, reply.json["error_code"]) == (503, "overloaded")
+            assert int(reply.headers["retry-after"]) >= 1
+        upstream.open("go")
+        assert [reader.result(15).text for reader in readers] == ["ab"] * 12
+        assert len(upstream.completions) == 1
+
+
+# The pace of those that are in
+
+STREAMS = 50
+TOKENS = 240
+GAP_SECONDS = 0.05
+REFUSED = 500
+RESUMES = 20
+TRIES = 3  # a busy machine may be late now and then, not each time
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of streams met. Units: seconds."""
+
+    gaps: list[float]
+    refusals: list[float]
+    others: list[float]
+
+
+async def timed(call: Awaitable[Got], took: list[float]) -> Got:
+    begun = time.monotonic()
+    got = await call
+    took.append(time.monotonic() - begun)
+    return got
+
+
+async def play(chatwait: ChatWait, full: str | None) -> Round:
+    """Run the streams, beside them many that are refused for what is full, if anything is."""
+    url = f"{chatwait.base_url}/chat/streaming"
+    played = Round([], [], [])
+    # Begun one after another, over a second, as they come in life; then they do not all wake at one moment.
+    askers, until = [], time.monotonic() + TOKENS * GAP_SECONDS * 0.8
+    for _ in range(STREAMS):
+        askers.append(await Asker.ask(url, {"message": "Hi"}))
+        await asyncio.sleep(1 / STREAMS)
+    assert {asker.status for asker in askers} == {200}
+    ids = [asker.headers["x-stream-id"] for asker in askers]
+    gaps: list[tuple[float, float]] = []
+    reading = asyncio.gather(*(read_paced(asker, gaps) for asker in askers))
+    resuming: list[asyncio.Task[Got]] = []
+    begun = time.monotonic()
+    for number in range(REFUSED if full else 0):
+        if time.monotonic() > until:  # on a busy machine not all have their turn
+            break
+        if full == "readers" and number % 2:
+            call = read_one(f"{url}/{ids[number % STREAMS]}")
+        else:
+            call = read_one(url, {"message": "One more"})
+        got = await timed(call, played.refusals)
+        assert (got.status, b'"overloaded"' in got.body) == (503, True)
+        assert int(got.headers["retry-after"]) >= 1
+        if number % (REFUSED // RESUMES) == 0:
+            assert (await timed(read_one(f"{chatwait.base_url}/health"), played.others)).status == 200
+            if full == "streams":
+                resuming.append(asyncio.create_task(read_one(f"{url}/{ids[number % STREAMS]}")))
+        await asyncio.sleep(begun + (until - begun) * (number + 1) / REFUSED - time.monotonic())
+    if full:
+        assert len(played.refusals) > REFUSED // 2
+        assert not reading.done(), "the streams had ended, so nothing was full any more"
+    assert all(b'"status":"complete"' in last for last in await reading)
+    played.gaps.extend(gap for _, gap in gaps)
+    resumed = await asyncio.gather(*resuming)
+    assert [(got.event, got.answer.tokens) for got in resumed] == [("done", TOKENS)] * len(resuming)
+    return played
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("full", ["streams", "readers"])
+def test_hundreds_that_are_refused_change_nobodys_pace(full: str) -> None:
+    """Case 17: some 500 beside 50 streams of 20 tokens a second, in rounds with and without them, A B B A."""
+    limits = {"MAX_ACTIVE_STREAMS": STREAMS, "MAX_READERS": STREAMS if full == "readers" else 2 * STREAMS}
+    with (
+        paced_upstream(TOKENS, GAP_SECONDS * 1000) as base_url,
+        ChatWait(OPENAI_BASE_URL=base_url, OPENAI_API_KEY=KEY, probe=True, **limits) as chatwait,
+        unheard(chatwait),
+    ):
+
+        def play_round(is_full: bool) -> Round:
+            played = run(play(chatwait, full if is_full else None))
+            poll(lambda: chatwait.inside()["live"] == 0, seconds=10, what="the round to be over")
+            return played
+
+        for _ in range(TRIES):
+            a1, b1, b2, a2 = (play_round(is_full) for is_full in (False, True, True, False))
+            print(f"\n{full} at the limit, others refused (B) or not (A); gaps between frames, ms")
+            for name, played in (("A", a1), ("B", b1), ("B", b2), ("A", a2)):
+                print(name, in_ms(played.gaps), end="")
+                if played.refusals:
+                    took, p99 = median(played.refusals), percentile(played.refusals, 99)
+                    print(f"; {len(played.refusals)} refused in {took * 1000:.1f} (p99 {p99 * 1000:.1f})", end="")
+                    print(f", health in {median(played.others) * 1000:.1f}", end="")
+                print()
+            if is_unchanged((a1, a2), (b1, b2)):
+                break
+        assert is_unchanged((a1, a2), (b1, b2))
+
+
+def is_unchanged(without: tuple[Round, ...], refusing: tuple[Round, ...]) -> bool:
+    """Compare the better round of each kind: the worse one tells of the machine. What is doubled was changed."""
+
+    def best(rounds: tuple[Round, ...], percent: int) -> float:
+        return min(percentile(played.gaps, percent) for played in rounds)
+
+    at_once = min(median(played.refusals) for played in refusing)
+    ordinary = min(median(played.others) for played in refusing)
+    return at_once < 5 * ordinary + 0.02 and all(
+        best(refusing, percent) < 1.5 * best(without, percent) + 0.02 for percent in (50, 90, 99)
+    )
