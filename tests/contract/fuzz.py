@@ -87,8 +87,6 @@ def _excuse_refusal(case: Case, error: dict[str, Any], cursor: str) -> str:
         return code
     if code == "cursor_malformed" and CURSOR.fullmatch(cursor) and int(cursor.rpartition(".")[2]) > 2**53:
         return "a number that the pattern takes and that is over 2^53"
-    if code == "message_empty" and isinstance(case.body, dict) and not str(case.body.get("message")).strip():
-        return "white space that a pattern's \\S does not know"  # U+001C to U+001F and U+0085
     is_float = isinstance(case.body, dict) and isinstance(case.body.get("max_tokens"), float)
     if is_float and error.get("fields") == {"max_tokens": ["Not a valid integer."]}:
         return "5.0, which JSON Schema takes for an integer"

@@ -21,6 +21,8 @@ from tests.unit.fakes import FakeUpstream, whole
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
+NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+
 
 def test_limits_are_the_settings_defaults() -> None:
     settings = Settings()
@@ -176,12 +178,22 @@ def test_request_schema_is_marshmallows_with_the_limits_of_the_settings() -> Non
     settings = Settings()
     properties = described["properties"]
     # Those with an error code of their own, or a setting, are judged after the schema.
-    properties["message"] |= {"minLength": 1, "maxLength": settings.max_message_chars, "pattern": r"\S"}
+    properties["message"] |= {"minLength": 1, "maxLength": settings.max_message_chars, "pattern": NOT_BLANK}
     properties["context"]["maxItems"] = settings.max_context_messages
     properties["max_tokens"] |= {"minimum": 1, "maximum": settings.max_tokens}
     properties["max_tokens"]["default"] = settings.default_max_tokens
 
     assert without_words(CONTRACT["components"]["schemas"]["ChatRequest"]) == described
+
+
+def test_blank_is_what_the_contract_says_and_what_the_service_refuses() -> None:
+    """ECMA's \\s and Python's white space are not the same, so the contract names the characters."""
+    pattern = re.compile(NOT_BLANK)
+    for code in range(0x110000):
+        assert (pattern.search(chr(code)) is None) == (not chr(code).strip()), f"U+{code:04X}"
+    message = validator(CONTRACT["components"]["schemas"]["ChatRequest"]["properties"]["message"])
+    for text in ("\x1c\x1f\x85\u3000", "\ufeff", "\u200b"):
+        assert message.is_valid(text) == bool(text.strip())
 
 
 def test_header_schemas_are_the_codes_patterns() -> None:
