@@ -13,8 +13,8 @@ blueprint = Blueprint("pages", __name__)
 STATIC = Path(__file__).parent.parent / "static"
 CONTRACTS = Path(__file__).parent.parent.parent / "contracts"
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
 )
 
 

@@ -78,6 +78,10 @@ def from_status(status: int, body: object, headers: Mapping[str, str]) -> errors
         return errors.PromptRefusedAsTooLong()
     if status == 400 and _POLICY.search(text):
         return errors.ContentFiltered()
+    if status == 404:
+        return errors.UpstreamError(
+            "The model's server refused the request with status 404: it may not know the model, or the address."
+        )
     return errors.UpstreamError(f"The model's server refused the request with status {status}.")
 
 

@@ -26,6 +26,10 @@ def test_env_example_names_every_setting_with_its_default(tmp_path: Path) -> Non
     lines = dict(re.findall(r"^#([A-Z_]+)=(.*)$", example, re.MULTILINE))
 
     assert lines == {variable: default for variable, default, _, _ in table()}
+    ranges = re.findall(r"\((\d+ to \S+)\)\n#([A-Z_]+)=", example)
+    assert {variable: bounds for bounds, variable in ranges} == {
+        variable: bounds for variable, _, bounds, _ in table() if bounds
+    }
     uncommented = tmp_path / "env"
     uncommented.write_text(re.sub(r"^#([A-Z_]+=)", r"\1", example, flags=re.MULTILINE), encoding="utf-8")
     assert read_settings({"ENV_FILE": str(uncommented)}) == read_settings({"ENV_FILE": str(tmp_path / "none")})
