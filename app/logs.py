@@ -22,12 +22,13 @@ from pythonjsonlogger.json import JsonFormatter
 
 from app.config import Settings
 from app.output import LineHandler
-from app.redaction import redact
+from app.redaction import MARK, redact
 
 __all__ = ["ChunkLog", "configure", "correlation", "event", "flush", "utc_now"]
 
-LONGEST_LINE_BYTES = 16_384
-LONGEST_TEXT_CHARS = 2_000
+LONGEST_LINE_BYTES = 4_095  # and its end: what a pipe takes whole or not at all
+LONGEST_TEXT_CHARS = 1_000
+SHORT_TEXT_CHARS = 200
 DEEPEST = 6
 
 correlation: contextvars.ContextVar[str | None] = contextvars.ContextVar("correlation", default=None)
@@ -37,7 +38,7 @@ _log = logging.getLogger("app")
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 # Made here: nothing that a client or a library said is in them, and every line has them.
-_OWN_FIELDS = frozenset({"timestamp", "correlation_id", "stream"})
+_OWN_FIELDS = frozenset({"timestamp", "correlation_id", "stream", "bytes", "ms"})
 
 
 def utc_now(at: float | None = None) -> str:
@@ -86,16 +87,19 @@ class _Formatter(JsonFormatter):
             log_data["exception"] = _describe(record.exc_info[1])
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        return {name: value if name in _OWN_FIELDS else self._clean(value) for name, value in log_data.items()}
+        return {name: value if name in _OWN_FIELDS else self._named(name, value) for name, value in log_data.items()}
 
     def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
         line = super().jsonify_log_record(log_data)
         if len(line) <= LONGEST_LINE_BYTES:
             return line
-        # The longest go first; what is said of them tells that they were there.
-        kept = {name: super(_Formatter, self).jsonify_log_record({"": value}) for name, value in log_data.items()}
-        for name, _ in sorted(kept.items(), key=lambda item: -len(item[1])):
-            log_data[name] = f"[{len(kept[name])} bytes left out]"
+        # The longest go first; of a text its beginning stays, of the rest what tells that it was there.
+        sizes = {name: len(json.dumps(value)) for name, value in log_data.items()}
+        for name in sorted(sizes, key=lambda name: -sizes[name]):
+            value = log_data[name]
+            log_data[name] = (
+                value[:SHORT_TEXT_CHARS] + "…" if isinstance(value, str) else f"[{sizes[name]} bytes left out]"
+            )
             line = super().jsonify_log_record(log_data)
             if len(line) <= LONGEST_LINE_BYTES:
                 break
@@ -125,10 +129,16 @@ class _Formatter(JsonFormatter):
         if isinstance(value, dict | list | tuple) and depth == DEEPEST:
             return "…"
         if isinstance(value, dict):
-            return {self._text(name): self._clean(inner, depth + 1) for name, inner in value.items()}
+            return {self._text(name): self._named(name, inner, depth + 1) for name, inner in value.items()}
         if isinstance(value, list | tuple):
             return [self._clean(inner, depth + 1) for inner in value[:1000]]
         return self._text(value)
+
+    def _named(self, name: object, value: Any, depth: int = 0) -> Any:
+        """Redact a value, also by its name: of a password nothing but that gives it away."""
+        if isinstance(value, str) and isinstance(name, str) and redact(f"{name}=x").endswith(MARK):
+            return MARK
+        return self._clean(value, depth)
 
     def _text(self, value: object) -> str:
         text = value if type(value) is str else _attempt(lambda: str(value), f"[{type(value).__name__}]")
@@ -207,7 +217,7 @@ class ChunkLog:
     Units: `bytes` of UTF-8; `ms` since the generation began.
     """
 
-    LINE_CHUNKS = 800
+    LINE_CHUNKS = 240
 
     __slots__ = ("_correlation_id", "_first", "_flushed", "_sizes", "_started", "_stream", "_times", "debug")
 

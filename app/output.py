@@ -1,19 +1,25 @@
 """Write lines to stdout without ever waiting for whoever reads it.
 
 A full pipe (a log collector that is slow or stopped) would stop the whole worker, every stream included. So a pipe or a
-terminal is opened once more, without blocking, which leaves the descriptor that others share as it is; what it does not
-take is kept within bounds and sent later, and what goes beyond is counted and told when there is room again. A file
-takes all; a socket cannot be opened twice and is written as it is.
+terminal is opened once more, without blocking, and a socket is asked call by call, which leaves the descriptor that
+others share as it is; what it does not take is kept within bounds and sent later, and what goes beyond is counted and
+told when there is room again. A file takes all.
+
+A pipe takes up to 4,096 bytes whole or not at all: longer lines could be torn by another process's. Must not be used
+in a signal handler.
 """
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import logging
 import os
 import select
 import stat
+import time
 from collections import deque
+from collections.abc import Callable
 
 __all__ = ["LineHandler", "Lines"]
 
@@ -27,10 +33,20 @@ class Lines:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._own = -1
-        kind = os.fstat(fd).st_mode
+        self._connection: _socket.socket | None = None
+        self._send: Callable[[bytes], int] = lambda data: os.write(self._fd, data)
+        try:
+            kind = os.fstat(fd).st_mode
+        except OSError:
+            kind, self._fd = 0, -1  # closed: its number will be another's
         if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
             with contextlib.suppress(OSError):  # another user's: then it blocks, as any program's output does
                 self._fd = self._own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        elif stat.S_ISSOCK(kind):
+            self._fd = self._own = os.dup(fd)
+            # Not socket.socket: gevent's would make the descriptor that others share non-blocking.
+            self._connection = connection = _socket.socket(fileno=self._own)
+            self._send = lambda data: connection.send(data, _socket.MSG_DONTWAIT)
         self._process = os.getpid()
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -39,6 +55,9 @@ class Lines:
 
     def write(self, line: bytes) -> None:
         """Send one line, its end included, or keep it for later, or count it as lost. Raises: OSError."""
+        if self._process != os.getpid():  # what a parent process had not sent is not its child's to send
+            self._process = os.getpid()
+            self._drop()
         if self._waiting_bytes + len(line) > MOST_WAITING_BYTES:
             self.lost += 1
             return
@@ -48,15 +67,14 @@ class Lines:
 
     def send(self) -> None:
         """Send what waits, as far as there is room. Raises: OSError when nobody will ever read it."""
-        while self._waiting:
+        while self._waiting and self._process == os.getpid():
             line = self._waiting[0]
             try:
-                sent = os.write(self._fd, line)
+                sent = self._send(line)
             except BlockingIOError:
                 return
             except OSError:
-                self._waiting.clear()
-                self._waiting_bytes = 0
+                self._drop()
                 raise
             self._waiting_bytes -= sent
             if sent == len(line):
@@ -75,17 +93,24 @@ class Lines:
 
     def close(self) -> None:
         """Give the reader a moment to take what waits, then give up. May be called again."""
-        if self._process == os.getpid():  # what a parent process had not sent is not its child's to send
+        if self._waiting and self._process == os.getpid():  # what a parent had not sent is not its child's to send
             poll = select.poll()
             poll.register(self._fd, select.POLLOUT)
+            until = time.monotonic() + LAST_SECONDS
             with contextlib.suppress(OSError):
-                while self._waiting and poll.poll(LAST_SECONDS * 1000):
+                while self._waiting and (left := until - time.monotonic()) > 0 and poll.poll(left * 1000):
                     self.send()
-        self._waiting.clear()
-        self._waiting_bytes = 0
+        self._drop()
+        self._fd = -1  # its number may be another's the next moment
+        if self._connection is not None:
+            self._connection.detach()  # or it would close the number once more when it is collected
         if self._own >= 0:
             os.close(self._own)
             self._own = -1
+
+    def _drop(self) -> None:
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
 
 class LineHandler(logging.Handler):
@@ -102,13 +127,13 @@ class LineHandler(logging.Handler):
 
     def flush(self) -> None:
         """Send what waits, as far as there is room."""
-        with contextlib.suppress(OSError):
+        with self.lock, contextlib.suppress(OSError):  # type: ignore[union-attr]
             self._lines.send()
             self._tell_lost()
 
     def close(self) -> None:
-        self._lines.close()
         self.flush()
+        self._lines.close()
         super().close()
 
     def _tell_lost(self) -> None:

@@ -19,20 +19,30 @@ LONGEST_SECRET_CHARS = 4_096
 
 _SECRETS = re.compile(
     r"""
-      \bcw_[A-Za-z0-9_-]{16,}+                                     # a stream id: the right to read it and to stop it
-    | \b(?:sk|rk|pk)[-_][A-Za-z0-9_-]{8,}+                         # OpenAI, Anthropic, Stripe
+      cw_[A-Za-z0-9_-]{16,}+                                       # a stream id: the right to read it and to stop it
+    | (?:\b|(?<=_)|(?<=\\[nrt])|(?<=%[0-9A-F][0-9A-F]))(?:
+          (?:sk|rk|pk)[-_][A-Za-z0-9_*-]{8,}+                        # OpenAI (which masks with *), Anthropic, Stripe
+        | (?:gsk|npm|r8|pplx|xai|nvapi)[-_][A-Za-z0-9_-]{16,}+       # Groq, npm, Replicate, Perplexity, xAI, NVIDIA
+        | hf_[A-Za-z0-9]{20,}+                                       # Hugging Face
+        | (?:gh[pousr]|github_pat|glpat|xox[a-z])[-_][A-Za-z0-9_-]{10,}+ # GitHub, GitLab, Slack
+      )
     | (?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]*+){0,4}     # a JWT
     | \b(?:AKIA|ASIA|AIDA|AROA|AGPA|ANPA|ABIA|ACCA)[A-Z0-9]{12,}+  # AWS: the key's id
     | \bAIza[A-Za-z0-9_-]{20,}+ | \bya29\.[A-Za-z0-9_-]{10,}+      # Google
-    | \b(?:gh[pousr]|github_pat|glpat|hf|xox[a-z])[-_][A-Za-z0-9_-]{10,}+ # GitHub, GitLab, Hugging Face, Slack
-    | -----BEGIN[ ](?:[A-Z]{1,20}[ ]){0,3}PRIVATE[ ]KEY-----(?s:.*+)
+    | -----BEGIN[ ](?:[A-Z]{1,20}[ ]){0,3}PRIVATE[ ]KEY(?:[ ]BLOCK)?-----(?s:.*+)
     | ://[^\s/@"']++@                                              # user and password of a URL
     | (?i:
-          \b(?:bearer|basic)\s{1,8}+[A-Za-z0-9._~+/=-]{6,}+
-        | (?<![a-z])(?:(?:set-)?cookie2?|(?:proxy-)?authorization)["']?\s{0,8}+[:=][^\r\n]++ # whole, to the end
-        | (?:api[-_ ]?key|account[-_]?key|(?:secret|private)(?:[-_]?access)?[-_]?key|(?:client|app)[-_]?secret
-            |(?:access|refresh|id|auth|session|security|csrf)[-_]?token|idempotency-key|password|passwd|passphrase
-            |session[-_]?id|[?&;]sig)["']?\s{0,8}+[:=]\s{0,8}+(?:"[^"\r\n]*+|'[^'\r\n]*+|[^\s"',;&}]++)
+          \bbearer(?:[\s"':=+]|%20){1,8}+[A-Za-z0-9._~+/=-]{6,}+
+        | \bbasic(?:[\s+]|%20){1,8}+(?-i:(?=[a-z]*+[A-Z0-9+/=]))[A-Za-z0-9._~+/=-]{6,}+
+        | (?<![a-z])(?:(?:set-)?cookie2?|(?:proxy-)?authorization)
+          (?:\\{0,4}+["']?\s{0,8}+(?:[:=]|%3[ad])|["']\s{0,8}+,\s{0,8}+b?["'])[^\r\n]++ # whole, to the end
+        | (?:api[-_ ]?key(?:[ ]provided)?|(?:account|subscription)[-_]?key|(?:secret|private)(?:[-_]?access)?[-_]?key
+            |(?:client|app)[-_]?secret|(?:access|refresh|(?<![a-z])id|auth|session|security|csrf)[-_]?token
+            |idempotency[-_]key|password|passwd|passphrase|passwort|session[-_]?id|phpsessid
+            |[?&;](?:sig|key|token|code)|signature(?==)|(?<![a-z])(?:token|secret|pwd)(?==))
+          (?:\\{0,4}+["']?\s{0,8}+(?:=>|[:=]|%3[ad])|["']\s{0,8}+,(?=\s{0,8}+b?["']))\s{0,8}+
+          (?:[\[(]{1,2}+|[a-z]{1,20}+\()?+(?:b(?=["']))?+(?:(?:bearer|basic|token)\s{1,8}+)?+
+          (?:\\{1,4}+"[^"\r\n]*+|"(?:[^"\\\r\n]|\\.)*+|'(?:[^'\\\r\n]|\\.)*+|[^\s"',;&}]++)
       )
     """,
     re.VERBOSE,
@@ -44,20 +54,27 @@ _OURS = re.compile(
     r"(?<![0-9A-Za-z])(?:"
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
     r"|[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32}"
-    r"|\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?"
+    r"|(?:19|20)\d\d-[01]\d-[0-3]\d(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?"
     r")(?![0-9A-Za-z])"
 )
 
-_EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]++@[\w-]++(?:\.[\w-]++)*+")
+_EMAIL = re.compile(
+    r"(?<![\w.%+-])[\w.%+-]++(?:['&][\w.%+-]++){0,2}+@[\w-]++(?:\.[\w-]++)*+"
+    r"|(?<![\w.+-])[\w.+-]++(?:%2[Bb][\w.+-]++){0,4}+(?:%(?:25){0,3}40|\\u0040|&#64;)[\w-]++(?:\.[\w-]++)*+"
+)
+_IPV4 = re.compile(r"(?<![0-9A-Za-z.])\d{1,3}+(?:\.\d{1,3}+){3}(?!\.?\d)")
 _ADDRESS = re.compile(r"(?<![\w:.])[0-9A-Fa-f:][0-9A-Fa-f:.]++(?!\w)")
-_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,60}+")
-_DIGITS = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,}+")
+_IBAN = re.compile(r"(?<![A-Za-z0-9])(?=([A-Za-z]{2}\d{2}(?:[ \u00a0.-]?[A-Za-z0-9]){11,30}+))")
+_GAP = r"(?:[ \u00a0+_-]|%20)"
+_DIGITS = re.compile(rf"(?<!\d)(?<!\d\.)\d(?:{_GAP}?\d){{12,}}+")
+_PHONE_GAP = r"(?:[ \t\u00a0\u2009\u202f()./\u2010-\u2013-]|%20){0,3}"
 _PHONE = re.compile(
-    r"(?<![\w.+])(?:"
-    r"\+\d(?:[ ()./-]{0,3}\d){6,14}"  # international
-    r"|\(?0\d(?:[ ()./-]{0,3}\d){7,13}"  # with the zero of a long distance call, or two
+    r"(?<![0-9A-Za-z.+])(?:"
+    rf"(?:\+|%2[Bb])\d(?:{_PHONE_GAP}\d){{6,14}}(?!\d)"  # international
+    rf"|(?:\(?0\d(?:{_PHONE_GAP}\d){{7,13}}"  # with the zero of a long distance call, or two
     r"|(?:1[ .-])?(?:\(\d{3}\)[ ]?|\d{3}[ .-])\d{3}[ .-]\d{4}"  # North American
-    r")(?![\dA-Za-z]|[.,]\d)"
+    r"|\(\d{2,4}\)[ ]?\d{3,5}-\d{2,4}(?:-\d{2})?)(?![\dA-Za-z]|[.,]\d)"  # Brazil, Russia
+    r")"
 )
 
 
@@ -92,8 +109,9 @@ _redact_again = lru_cache(1024)(_redact)
 def _redact_people(text: str) -> str:
     text = _FORTY.sub(_random_forty, text)
     text = _EMAIL.sub(MARK, text)
+    text = _IPV4.sub(_address, text)
     text = _ADDRESS.sub(_address, text)
-    text = _IBAN.sub(_account, text)
+    text = _accounts(text)
     text = _DIGITS.sub(_card, text)
     return _PHONE.sub(MARK, text)
 
@@ -124,22 +142,38 @@ def _address(match: re.Match[str]) -> str:
     return text if address.is_loopback or address.is_unspecified else MARK + text[len(plain) :]
 
 
-def _account(match: re.Match[str]) -> str:
-    """Replace an IBAN, by the check digits of ISO 13616; words may follow it that look like more of it."""
-    signs = [sign for sign in match[0] if sign not in " -"]
-    ends = [at for at, sign in enumerate(match[0]) if sign in " -"] + [len(match[0])]
-    for end in ends:
-        count = end - sum(sign in " -" for sign in match[0][:end])
-        if 15 <= count <= 34:
-            rotated = signs[4:count] + signs[:4]
-            if int("".join(str(int(sign, 36)) for sign in rotated)) % 97 == 1:
-                return MARK + match[0][end:]
-    return match[0]
+def _accounts(text: str) -> str:
+    """Replace IBANs, by the check digits of ISO 13616; words may stand beside them that look like more of them."""
+    parts: list[str] = []
+    done = 0
+    for match in _IBAN.finditer(text):
+        if match.start() >= done and (length := _iban_length(match[1])):
+            parts += text[done : match.start()], MARK
+            done = match.start() + length
+    return "".join([*parts, text[done:]])
+
+
+def _iban_length(run: str) -> int:
+    """Tell how much of a run is an IBAN: its first beginning, up to a gap or the end, that checks."""
+    head = body = count = 0
+    for at, sign in enumerate(run):
+        if not sign.isalnum():
+            continue
+        value = int(sign, 36)
+        count += 1
+        if count <= 4:  # the country and the check digits, which count as if they stood at the end
+            head = head * (100 if value > 9 else 10) + value
+        else:
+            body = (body * (100 if value > 9 else 10) + value) % 97
+        ends = at + 1 == len(run) or not run[at + 1].isalnum()
+        if count >= 15 and ends and (body * 1_000_000 + head) % 97 == 1:
+            return at + 1
+    return 0
 
 
 def _card(match: re.Match[str]) -> str:
     """Replace a run of digits that has a card's number in it: 13 to 19 of them, group by group, that obey Luhn."""
-    groups = re.split("[ -]", match[0])
+    groups = re.split(_GAP, match[0])
     digits = [int(digit) for group in groups for digit in group]
     plain_then_doubled = accumulate(
         (_DOUBLED[digit] if at % 2 else digit for at, digit in enumerate(digits)), initial=0

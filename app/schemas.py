@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
@@ -24,7 +24,7 @@ LONGEST_NAME = 100
 LONGEST_MODEL = 200
 MOST_DIGITS = 10_000
 DEEPEST = 500
-PARTS = 1000
+PARTS = 10_000
 PARTS_PER_MESSAGE = 20
 
 
@@ -161,10 +161,12 @@ def _check_parts(body: bytes, settings: Settings) -> None:
         return  # cheap, and true of most requests; a text may hold as many commas as it likes
     parts = [body[part.start()] for part in islice(_PART.finditer(body), most + 1)]
     if len(parts) > most:
-        if sum(part in b"[{" for part in parts) - sum(part in b"]}" for part in parts) > DEEPEST:
+        if max(accumulate((part in b"[{") - (part in b"]}") for part in parts)) > DEEPEST:
             raise errors.InvalidJson("The body is nested too deep.")
         raise errors.InvalidRequest(
-            "The body has far more parts than a request can have.", fields={"_schema": ["Too many values."]}
+            "The body has far more parts than a request can have; a context has at most "
+            f"{settings.max_context_messages} messages.",
+            fields={"_schema": ["Too many values."]},
         )
 
 

@@ -44,8 +44,9 @@ def register(app: Flask, runtime: Runtime) -> None:
         )
         _check_host(settings.allowed_hosts)
         _check_origin(settings.cors_origins)
-        if request.environ["PATH_INFO"].startswith("//"):
-            raise errors.NotFound  # werkzeug takes any number of slashes at the beginning for one
+        path = request.environ["PATH_INFO"]
+        if path.startswith("//") or not path.startswith("/"):
+            raise errors.NotFound  # werkzeug takes none, or any number, at the beginning for one slash
         if request.method == "OPTIONS":
             return _options()
         return None
@@ -79,6 +80,7 @@ def _closable(wsgi_app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterabl
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         environ[CLOSE] = getattr(getattr(start_response, "__self__", None), "force_close", None)
+        environ["PATH_INFO"] = environ.get("PATH_INFO") or "/"  # of http://host: werkzeug would redirect
         environ.pop("HTTP_UPGRADE", None)  # there is nothing to upgrade to; werkzeug would look for web sockets' routes
         return wsgi_app(environ, start_response)
 
@@ -91,11 +93,16 @@ def close_connection() -> None:
         close()
 
 
-def _check_host(allowed: tuple[str, ...]) -> None:
-    host = request.environ.get("HTTP_HOST", "").lower()
+def _host() -> str:
+    """Tell which host is asked, by the target where it names one, else by the header."""
     target = request.environ.get("RAW_URI", "/")
-    if "://" in target and not target.startswith("/"):  # then it is the target that names the host
-        host = target.split("://", 1)[1].split("/", 1)[0].split("?", 1)[0].lower()
+    if "://" in target and not target.startswith("/"):
+        return str(target).split("://", 1)[1].split("/", 1)[0].split("?", 1)[0].lower()
+    return str(request.environ.get("HTTP_HOST", "")).lower()
+
+
+def _check_host(allowed: tuple[str, ...]) -> None:
+    host = _host()
     name = re.sub(r":[0-9]*$", "", host)
     if host not in allowed and name not in allowed:
         raise errors.HostNotAllowed
@@ -105,7 +112,7 @@ def _own_origin(origin: str) -> bool:
     """Compare hosts only: in front of us a proxy may speak https."""
     try:
         there = urlsplit(origin)
-        here = urlsplit(f"//{request.environ.get('HTTP_HOST', '')}".lower())
+        here = urlsplit(f"//{_host()}")
         default = {"http": 80, "https": 443}.get(there.scheme)
         return (
             default is not None

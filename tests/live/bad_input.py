@@ -87,7 +87,7 @@ def chunked(body: bytes, coding: str = CHUNKED) -> Row:
 
 
 CHUNKS = {
-    "crumbs": chunked(chunks(*[b" "] * 10_000)),
+    "crumbs": chunked(chunks(*[b" "] * 30_000)),
     "a hexadecimal prefix": chunked(b"0x2\r\n{}\r\n0\r\n\r\n"),
     "a plus": chunked(b"+2\r\n{}\r\n0\r\n\r\n"),
     "an underscore": chunked(b"0_2\r\n{}\r\n0\r\n\r\n"),

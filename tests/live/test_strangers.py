@@ -14,7 +14,7 @@ import yaml
 from tests.harness.reader import KeptAlive, Reply, get, open_stream, post, read_answer, request
 from tests.harness.server import ROOT, ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token, answer
-from tests.live.rawhttp import HOST, assert_ours, assert_refused
+from tests.live.rawhttp import HOST, JSON, assert_ours, assert_refused, raw, sized, statuses, talk
 from tests.live.steps import about, asked, begin, live, log_name, new_key, poll, settings
 
 LISTED = "https://chat.example.org"
@@ -317,3 +317,18 @@ def test_methods_of_no_route_answer_nobody(chatwait: ChatWait, upstream: Scripte
                 assert allowed <= set(re.split(", *", reply.headers["allow"]))
                 assert b"secret" not in reply.body
     assert upstream.completions == []
+
+
+def test_target_that_names_the_host_is_judged_for_host_and_origin(chatwait: ChatWait) -> None:
+    """RFC 9112, 3.2.2: then the header does not count, for whose page it is neither."""
+    body = b'{"message": "Hi"}'
+    target = f"http://localhost:{chatwait.port}/chat/wait"
+    own = sized(f"POST {target} HTTP/1.1", JSON, "Origin: http://evil.example", body=body)
+    foreign = own.replace(b"Host: localhost", b"Host: evil.example")
+    root = raw(f"GET http://localhost:{chatwait.port} HTTP/1.1", host="evil.example")
+
+    for asking in (own, foreign):
+        received = talk(chatwait.port, asking)
+        assert statuses(received) == [403]
+        assert b"origin_not_allowed" in received
+    assert statuses(talk(chatwait.port, root)) == [200], "the start page, and no way to another host"

@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from app import output
+from app.logs import LONGEST_LINE_BYTES
 from app.output import LineHandler, Lines
 
 Pipe = tuple[int, int]
@@ -143,15 +145,81 @@ def test_closing_gives_up_on_a_reader_that_does_not_read(pipe: Pipe, monkeypatch
     assert lines.is_clear
 
 
+def test_closing_takes_no_longer_than_its_moment_with_a_reader_that_reads_slowly(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "LAST_SECONDS", 0.3)
+    lines = Lines(pipe[1])
+    for number in range(10_000):  # 3 MB, of which 4 KiB are taken every tenth of a second
+        lines.write(line(number))
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.wait(0.1):
+            os.read(pipe[0], 4096)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    begin = time.monotonic()
+    lines.close()
+    took = time.monotonic() - begin
+    done.set()
+    reader.join(10)
+    assert took < 10  # all of it would take over a minute
+
+
+def test_lines_to_a_full_socket_wait_for_nobody_and_come_later() -> None:
+    """Such as journald's, which cannot be opened twice."""
+    here, there = socket.socketpair()
+    with here, there:
+        lines = Lines(here.fileno())
+        sent = b"".join(map(line, range(5000)))
+        for number in range(5000):
+            lines.write(line(number))
+        assert not lines.is_clear, "the premise: it is full"
+        assert os.get_blocking(here.fileno())
+        received = b""
+        while len(received) < len(sent):
+            received += there.recv(65_536)
+            lines.send()
+        assert received == sent
+        lines.close()
+        os.fstat(here.fileno())  # still there, and ours
+
+
+def test_nothing_is_written_after_the_end_into_what_has_the_number_now(pipe: Pipe, tmp_path: Path) -> None:
+    handler = LineHandler(pipe[1])
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.close()
+    with (tmp_path / "a").open("wb"), (tmp_path / "b").open("wb"):
+        handler.handle(logging.makeLogRecord({"msg": "late"}))
+
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b""
+    assert read_all(pipe[0]) == b""
+
+
+def test_line_of_the_longest_size_is_taken_whole_or_not_at_all(pipe: Pipe) -> None:
+    lines = Lines(pipe[1])
+    lines.write(b"x" * 100 + b"\n")
+    lines.write(b"y" * LONGEST_LINE_BYTES + b"\n")
+
+    assert read_all(pipe[0]) == b"x" * 100 + b"\n"
+    lines.send()
+    assert read_all(pipe[0]) == b"y" * LONGEST_LINE_BYTES + b"\n"
+
+
 def test_child_does_not_send_what_its_parent_had_not_sent(pipe: Pipe) -> None:
     lines = Lines(pipe[1])
     for number in range(100):
         lines.write(line(number))
     before = read_all(pipe[0])
     lines._process = -1  # as after a fork
+    lines.send()
+    assert read_all(pipe[0]) == b""
+    lines.write(b"of the child\n")
+    assert read_all(pipe[0]) == b"of the child\n"
     lines.close()
 
-    assert read_all(pipe[0]) == b""
     assert before
 
 
