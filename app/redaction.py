@@ -15,7 +15,7 @@ from itertools import accumulate
 __all__ = ["MARK", "redact"]
 
 MARK = "[redacted]"
-LONGEST_SECRET_CHARS = 4_096
+LONGEST_SECRET_CHARS = 2_048
 
 _SECRETS = re.compile(
     r"""
@@ -78,7 +78,7 @@ _PHONE = re.compile(
 )
 
 
-def redact(text: str, *, secret: str = "", longest: int = 2_000) -> str:
+def redact(text: str, *, secret: str = "", longest: int = 1_000) -> str:
     """Replace secrets, and people's e-mail addresses, telephone, card and account numbers and IP addresses.
 
     `secret` is one more text that may not be seen, whatever it looks like. A text over `longest` characters is cut,

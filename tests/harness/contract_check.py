@@ -48,7 +48,9 @@ class Asked:
 
     @property
     def path(self) -> str:
-        return unquote(urlsplit(self.target if "://" in self.target else f"//x{self.target}").path or "/", "latin-1")
+        if "://" in self.target:
+            return unquote(urlsplit(self.target).path or "/", "latin-1")
+        return unquote(urlsplit(f"//x{self.target}").path, "latin-1")
 
     @property
     def cursor(self) -> str:
