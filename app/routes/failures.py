@@ -25,15 +25,9 @@ def _from_http(error: HTTPException) -> errors.ChatError:
     """Map what werkzeug raises: it refuses paths, methods and little else here."""
     if error.code == 405:
         return errors.MethodNotAllowed(allow=tuple(sorted(allowed_methods())))
-    if error.code in (404, 308):
+    if error.code == 404:
         return errors.NotFound()
-    if error.code == 413:
-        return errors.BodyTooLarge()
-    if error.code == 415:
-        return errors.UnsupportedMediaType()
-    if error.code is not None and error.code < 500:
-        return errors.InvalidRequest("The request could not be read.")
-    return errors.InternalError()
+    return errors.InvalidRequest("The request could not be read.")
 
 
 def _answer(error: errors.ChatError, cause: BaseException | None = None) -> Response:

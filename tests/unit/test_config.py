@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -374,3 +375,31 @@ def test_command_prints_the_table_and_refuses_what_it_does_not_know(capsys: pyte
     assert len(capsys.readouterr().out.splitlines()) == len(table())
     assert config.main(["x"]) == 2
     assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "exit_code"),
+    [
+        (["needs-local-model"], {}, 0),
+        (["needs-local-model"], {"OPENAI_API_KEY": "x"}, 1),
+        (["needs-local-model"], {"ENV_FILE": "LICENSE"}, 1),
+        (["table"], {}, 0),
+        ([], {}, 2),
+    ],
+)
+def test_command_line_answers_the_makefile(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    environment: dict[str, str],
+    exit_code: int,
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"ENV_FILE": os.devnull, **environment}.items():
+        monkeypatch.setenv(name, value)
+
+    assert config.main(arguments) == exit_code
+    printed = capsys.readouterr()
+    assert ("| `PORT` | 8000 |" in printed.out) == (arguments == ["table"])
+    assert bool(printed.err) == (exit_code == 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -203,6 +204,34 @@ def test_key_that_is_short_is_not_taken_out_of_every_word(unconfigured: Output) 
     event("banana")
 
     assert unconfigured.line()["event"] == "banana"
+
+
+@pytest.mark.parametrize("path", ["GET /chat/streaming/cw_x?last_event_id=words", "/?words"])
+def test_gunicorns_line_of_a_failed_request_does_not_show_the_address(output: Output, path: str) -> None:
+    try:
+        raise ValueError("words")
+    except ValueError:
+        logging.getLogger("gunicorn.error").exception("Error handling request %s", path)
+    line = output.line()
+
+    assert (line["message"], line["exception"]["types"]) == ("a request failed", ["ValueError"])
+    assert "words" not in json.dumps(line)
+
+
+def test_gunicorns_line_of_bytes_that_are_no_request_does_not_show_them(output: Output) -> None:
+    logging.getLogger("gunicorn.error").warning("Invalid request from ip=203.0.113.9: Invalid HTTP method: 'words'")
+
+    assert output.line()["message"] == "a request was refused before it could be read"
+
+
+@pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EBADF])
+def test_gunicorns_line_of_a_reader_that_vanished_is_dropped(output: Output, number: int) -> None:
+    try:
+        raise OSError(number, "gone")
+    except OSError:
+        logging.getLogger("gunicorn.error").exception("Socket error processing request.")
+
+    assert output.text() == ""
 
 
 # Exceptions

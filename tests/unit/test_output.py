@@ -208,6 +208,16 @@ def test_line_of_the_longest_size_is_taken_whole_or_not_at_all(pipe: Pipe) -> No
     assert read_all(pipe[0]) == b"y" * LONGEST_LINE_BYTES + b"\n"
 
 
+def test_stdout_that_is_closed_is_nobodys_and_written_by_nobody(pipe: Pipe) -> None:
+    os.close(pipe[1])
+    lines = Lines(pipe[1])
+    with pytest.raises(OSError):  # noqa: PT011 - of its number, -1
+        lines.write(b"x\n")
+
+    lines.close()
+    assert lines.is_clear
+
+
 def test_child_does_not_send_what_its_parent_had_not_sent(pipe: Pipe) -> None:
     lines = Lines(pipe[1])
     for number in range(100):

@@ -476,3 +476,11 @@ def test_answer_folds_a_log_in_the_order_of_the_contract() -> None:
     assert (folded["stream_id"], folded["correlation_id"]) == (log.stream_id, "c-2")
     assert (folded["content"], folded["reason"]) == ("Rome.", "client")
     assert (folded["created"], folded["usage"]) == ("2026-11-21T09:00:00.000Z", {"total_tokens": 3})
+
+
+@pytest.mark.parametrize("depth", [600, 5000, 100_000, 500_000])
+def test_body_nested_too_deep_says_so_however_deep(depth: int) -> None:
+    for opening in (b"[", b'{"a":', b'[{"a":'):
+        with pytest.raises(errors.InvalidJson) as raised:
+            schemas.read_request(b'{"message": ' + opening * (depth // len(opening)), SETTINGS)
+        assert raised.value.error_code == "invalid_json"
