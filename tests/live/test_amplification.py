@@ -72,7 +72,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
     "context of base64": lambda: context(words(1)),
     "context of brackets": lambda: context('[{"'),
     "chunks of one byte": lambda: raw(WAIT, JSON, CLOSE, CHUNKED, body=chunks(*[b"["] * (MIB // 6))),
-    "chunks of 255 bytes": lambda: raw(WAIT, JSON, CLOSE, CHUNKED, body=chunks(*[b"[" * 255] * (MIB // 262))),
+    "chunks of 127 bytes": lambda: raw(WAIT, JSON, CLOSE, CHUNKED, body=chunks(*[b"[" * 127] * (MIB // 133))),
     "a head without an end": lambda: raw("GET /health HTTP/1.1", CLOSE)[:-2] + b"X: " + b"x" * 800_000,
     "10,000 headers": lambda: raw("GET /health HTTP/1.1", CLOSE, *(f"X-{number}: y" for number in range(10_000))),
     "endless trailers": lambda: raw(WAIT, JSON, CLOSE, CHUNKED, body=b"0\r\n" + b"a: b\r\n" * 100_000),
@@ -83,7 +83,7 @@ SMALL: dict[str, Callable[[], bytes]] = {
     "as many names as are looked at": lambda: posted(
         b'{"message": "Hi",' + b",".join(b'"%x":1' % number for number in range(1400)) + b"}"
     ),
-    "as many chunks as are looked at": lambda: raw(WAIT, JSON, CLOSE, CHUNKED, body=chunks(*[b" "] * 9990)),
+    "as many chunks as are looked at": lambda: raw(WAIT, JSON, CLOSE, CHUNKED, body=chunks(*[b" "] * 4090)),
     "an unknown stream": lambda: raw("GET /chat/streaming/cw_unknownunknownunkn HTTP/1.1", CLOSE),
     "a long unknown stream": lambda: raw(f"GET /chat/streaming/{'a' * 8000} HTTP/1.1", CLOSE),
     "a long cursor": lambda: raw("GET /chat/wait/x HTTP/1.1", CLOSE, f"Last-Event-ID: {'a' * 8000}"),
