@@ -45,7 +45,8 @@ def talk(port: int, data: bytes, *, timeout: float = 10.0) -> bytes:
         received = b""
         with contextlib.suppress(ConnectionError):  # it may have answered, and closed, before it took everything
             sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # after a reset it is "not connected", which is no ConnectionError
+                sock.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
             while piece := sock.recv(RECV_BYTES):
                 received += piece
