@@ -242,9 +242,9 @@ def test_everything_of_one_client_is_in_nothing_of_another(chatwait: ChatWait, u
     stream_id = first.json["stream_id"]
     url = f"{chatwait.base_url}/chat/streaming"
     read_answer(f"{url}/{stream_id}", headers={"X-Request-ID": anna["X-Request-ID"]})
-    its_lines = {
-        line["correlation_id"] for line in chatwait.log_of("request_received", request_id=anna["X-Request-ID"])
-    }
+    named = {"request_id": anna["X-Request-ID"]}
+    poll(lambda: len(chatwait.log_of("request_received", **named)) == 2, seconds=10, what="both of Anna's lines")
+    its_lines = {line["correlation_id"] for line in chatwait.log_of("request_received", **named)}
 
     bert = {"X-Request-ID": f"bert-{secrets.token_hex(8)}"}
     with open_stream(url, json={"message": "by Bert"}, headers={**bert, **new_key()}) as connection:
