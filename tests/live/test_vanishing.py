@@ -262,8 +262,9 @@ def test_clients_that_vanish_without_a_word_are_gone_within_a_minute(
             stack.callback(client.close)
             client.sendall(text.encode())
         poll(lambda: len(chatwait.log_of("reader_attached")) == 2 + 15, seconds=30, what="all that read")
-        held = figures.note("all there")
-        assert (held["readers"], held["fds"] >= before["fds"] + 30) == (15, True)
+        # Some that were there before (a connection kept to the upstream, say) may have gone since.
+        poll(lambda: chatwait.resources()["fds"] >= before["fds"] + 25, seconds=30, what="all to be accepted")
+        assert figures.note("all there")["readers"] == 15
         vanished_at = time.monotonic()
         with swallowed(address):
             figures.assert_back(mib=24, seconds=60)
