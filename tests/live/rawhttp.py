@@ -53,6 +53,14 @@ def talk(port: int, data: bytes, *, timeout: float = 10.0) -> bytes:
     return received
 
 
+def send_anything(port: int, data: bytes) -> None:
+    """Send bytes that may be no request, and wait until they were answered or refused, or three seconds."""
+    with contextlib.suppress(OSError), connect(port, timeout=3) as sock:
+        sock.sendall(data)
+        while sock.recv(RECV_BYTES):
+            pass
+
+
 def statuses(received: bytes) -> list[int]:
     """List the statuses of the answers in what was received."""
     return [int(status) for status in re.findall(rb"(?:^|[}\n])HTTP/1\.[01] ([0-9]{3}) ", received)]

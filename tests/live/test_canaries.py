@@ -6,9 +6,7 @@ stands in its output.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
@@ -20,6 +18,7 @@ from tests.harness.reader import delete, get, post, read_answer
 from tests.harness.script import Close, Done, Finish, Raw, Reset, Script, Token, Usage
 from tests.harness.server import ChatWait, failed_start
 from tests.harness.upstream import ScriptedUpstream, error
+from tests.live.rawhttp import send_anything
 from tests.live.steps import about, poll, settings
 
 EVERYTHING = " | ".join(CANARIES.values())
@@ -34,14 +33,6 @@ def service(shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
     """A service that says all that it can say."""
     with ChatWait(**settings(shared_upstream, LOG_LEVEL="DEBUG", TIMEOUT_SECONDS=5)) as chatwait:
         yield chatwait
-
-
-def send_raw(port: int, data: bytes) -> None:
-    """Send anything, and wait until it was answered or refused."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=3) as sock:
-        sock.sendall(data)
-        while sock.recv(65_536):
-            pass
 
 
 def assert_silent(service: ChatWait) -> None:
@@ -163,7 +154,7 @@ def test_canaries_in_what_is_no_request_are_in_no_line(service: ChatWait, name: 
         b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: " + canary + b"\r\n\r\n",
         b"PROXY TCP4 " + canary + b" 127.0.0.1 1 2\r\nGET / HTTP/1.1\r\n\r\n",
     ):
-        send_raw(service.port, data)
+        send_anything(service.port, data)
 
     assert_silent(service)
 

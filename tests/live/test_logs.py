@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import secrets
-import socket
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ from tests.harness.upstream import (
     Usage,
     error,
 )
+from tests.live.rawhttp import send_anything
 from tests.live.steps import about, begin, cursor, log_name, read_on, together
 
 SECRET_WORD = "quetzalcoatl"
@@ -83,14 +82,6 @@ class Evening:
     def one(self, event: str, stream_id: str | None = None, **fields: Any) -> dict[str, Any]:
         (line,) = self.of(event, stream_id, **fields)
         return line
-
-
-def send_raw(port: int, data: bytes) -> None:
-    """Send what is no request, and wait until it was refused."""
-    with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-        sock.sendall(data)
-        while sock.recv(65_536):
-            pass
 
 
 def refuse_all(url: str, word: str, secret: str) -> list[Reply]:
@@ -214,11 +205,13 @@ def spend(chatwait: ChatWait, upstream: ScriptedUpstream, canaries: Canaries, le
         f"GET /{word()}{'x' * 9000} HTTP/1.1",
         "\0\1" + word(),
     ):
-        send_raw(chatwait.port, f"{line}\r\n\r\n".encode())
+        send_anything(chatwait.port, f"{line}\r\n\r\n".encode())
     for line in (f"Cookie: {word() * 900}", f"{word()} : x", f"X: {word()}\0", word(), f"Content-Length: {word()}"):
-        send_raw(chatwait.port, f"POST / HTTP/1.1\r\nHost: localhost\r\n{line}\r\n\r\n".encode())
+        send_anything(chatwait.port, f"POST / HTTP/1.1\r\nHost: localhost\r\n{line}\r\n\r\n".encode())
     chunked = "Content-Type: application/json\r\nTransfer-Encoding: chunked"
-    send_raw(chatwait.port, f"POST /chat HTTP/1.1\r\nHost: localhost\r\n{chunked}\r\n\r\n{word()}\r\n\r\n".encode())
+    send_anything(
+        chatwait.port, f"POST /chat HTTP/1.1\r\nHost: localhost\r\n{chunked}\r\n\r\n{word()}\r\n\r\n".encode()
+    )
 
     last = begin(url, asking(Script(steps=[Token(word()), Stall()])))  # a quick stop cuts it
     chatwait.wait_for_log("reader_left", stream=log_name(last))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
 from tests.harness.chaos import ChaosProxy, Slow
@@ -247,7 +248,7 @@ def test_clients_that_vanish_without_a_word_are_gone_within_a_minute(
         for stream_id in (quiet, talking):
             chatwait.wait_for_log("reader_left", stream=log_name(stream_id), timeout=30)
         figures = Figures("30 clients that vanish without a word", chatwait)
-        before = figures.note("before")
+        figures.note("before")
         host = "HTTP/1.1\r\nHost: localhost\r\n"
         doing = [
             f"GET /chat/streaming/{quiet} {host}\r\n",
@@ -262,8 +263,12 @@ def test_clients_that_vanish_without_a_word_are_gone_within_a_minute(
             stack.callback(client.close)
             client.sendall(text.encode())
         poll(lambda: len(chatwait.log_of("reader_attached")) == 2 + 15, seconds=30, what="all that read")
-        # Some that were there before (a connection kept to the upstream, say) may have gone since.
-        poll(lambda: chatwait.resources()["fds"] >= before["fds"] + 25, seconds=30, what="all to be accepted")
+        (worker,) = map(psutil.Process, chatwait.worker_pids())
+
+        def accepted() -> int:
+            return sum(bool(one.raddr) and one.raddr.ip == address for one in worker.net_connections(kind="tcp"))
+
+        poll(lambda: accepted() == 30, seconds=30, what="all to be accepted")
         assert figures.note("all there")["readers"] == 15
         vanished_at = time.monotonic()
         with swallowed(address):
