@@ -34,6 +34,9 @@ CURSORS = ("LastEventIdHeader", "LastEventIdQuery", "LastEventIdQueryCamel")
 CURSOR = re.compile(r"[A-Za-z0-9_-]+\.(0|[1-9][0-9]{0,15})")
 OF_STATE = ("stream_unknown", "stream_expired", "cursor_foreign", "cursor_ahead", "idempotency_key_reused")
 """Errors that no schema can foresee: they depend on what is there."""
+REFUSALS = {414: "an address", 431: "a header"}
+LONGEST_LINE = 8190
+"""In bytes; what gunicorn refuses beyond it never reaches the application, and has gunicorn's own answer."""
 
 
 @dataclass
@@ -73,12 +76,23 @@ class Found:
 
 def excuse(failure: Failure, case: Case, response: Response) -> str:
     """Tell why a failure is none, by what the contract says in words; empty for one that counts."""
+    if why := too_long(response):
+        return why
     if isinstance(failure, RejectedPositiveData):
         return _excuse_refusal(case, response.json(), asked(response).cursor)
     if isinstance(failure, AcceptedNegativeData) and case.meta is not None:
         wrong = {place for place, part in case.meta.components.items() if part.mode.is_negative}
         return _excuse_acceptance(wrong, asked(response))
     return ""
+
+
+def too_long(response: Response) -> str:
+    """Tell what of the request is longer than gunicorn takes; empty where that is not why it was refused."""
+    sent = response.request
+    headers = (f"{name}: {value}" for name, value in asked(response).headers.pairs)
+    longest = max(map(len, [f"{sent.method} {sent.path_url} HTTP/1.1", *headers]))
+    refused = response.status_code in REFUSALS and longest > LONGEST_LINE
+    return f"{REFUSALS[response.status_code]} over {LONGEST_LINE} bytes" if refused else ""
 
 
 def _excuse_refusal(case: Case, error: dict[str, Any], cursor: str) -> str:

@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+import requests
+from schemathesis import Response
 
 from tests.contract import fuzz
 from tests.harness.leaks import forgotten
@@ -63,6 +65,24 @@ def judge(chatwait: ChatWait, found: fuzz.Found, before: dict[str, int]) -> None
 
 ROOM = {"fds": 8, "threads": 0}
 """How much more there may be: the upstream connections that are kept for the next question."""
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "status", "excused"),
+    [
+        pytest.param("a" * 9000, "k", 414, "an address over 8190 bytes", id="address"),
+        pytest.param("a", "k" * 9000, 431, "a header over 8190 bytes", id="header"),
+        pytest.param("a" * 8000, "k", 404, "", id="neither"),
+    ],
+)
+def test_only_what_gunicorn_refuses_for_its_length_is_excused(
+    chatwait: ChatWait, path: str, key: str, status: int, excused: str
+) -> None:
+    url = f"{chatwait.base_url}/chat/streaming/{path}"
+    answer = requests.get(url, headers={"Idempotency-Key": key}, timeout=10)
+
+    assert answer.status_code == status
+    assert fuzz.too_long(Response.from_requests(answer, verify=True)) == excused
 
 
 @pytest.mark.timeout(300)
