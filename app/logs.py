@@ -55,14 +55,20 @@ def _attempt(make: Callable[[], str], otherwise: str) -> str:
         return otherwise
 
 
+def _plain(value: object) -> str:
+    return value if type(value) is str else _attempt(lambda: str(value), f"[{type(value).__name__}]")
+
+
 class _Formatter(JsonFormatter):
     def __init__(self, key: str) -> None:
         super().__init__(json_ensure_ascii=True)
         self._key = key if len(key) >= 6 else ""
 
     def format(self, record: logging.LogRecord) -> str:
+        text = _plain(record.msg)
         if record.args:
-            text = _attempt(record.getMessage, f"{record.msg!s:.1000} (its arguments could not be formatted)")
+            text = _attempt(record.getMessage, f"{text:.1000} (its arguments could not be formatted)")
+        if text is not record.msg:
             record = logging.makeLogRecord({**record.__dict__, "msg": text, "args": ()})
         return _attempt(lambda: super(_Formatter, self).format(record), "") or self._last_resort(record)
 
@@ -141,8 +147,7 @@ class _Formatter(JsonFormatter):
         return self._clean(value, depth)
 
     def _text(self, value: object) -> str:
-        text = value if type(value) is str else _attempt(lambda: str(value), f"[{type(value).__name__}]")
-        return redact(text, secret=self._key, longest=LONGEST_TEXT_CHARS)
+        return redact(_plain(value), secret=self._key, longest=LONGEST_TEXT_CHARS)
 
 
 def _describe(error: BaseException | None) -> dict[str, Any]:

@@ -329,6 +329,16 @@ def test_message_whose_arguments_cannot_be_formatted_is_told_without_them(
     assert line["message"] == f"{message} (its arguments could not be formatted)"
 
 
+@pytest.mark.parametrize("args", [(), ("an argument",)], ids=["alone", "with an argument"])
+def test_message_without_text_neither_raises_nor_is_silent(output: Output, args: tuple[str, ...]) -> None:
+    del logging.getLogger().handlers[1:]  # pytest's own, which do not bear it
+    logging.getLogger("some.package").warning(Unprintable(), *args)
+
+    line = output.line()
+    assert line["logger"] == "some.package"
+    assert "Unprintable" in line["message"]
+
+
 def test_line_that_would_be_too_long_leaves_out_its_longest_fields_and_says_so(output: Output) -> None:
     event("x", texts=["é" * 1000] * 10, short="a", numbers=[10**15] * 900, figure=5)
 
