@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -26,6 +27,16 @@ def front(kind: str, directory: Path, port: int, *options: str, changes: Mapping
     proxy: Nginx | HAProxy = {"nginx": Nginx, "haproxy": HAProxy}[name](directory, port)
     proxy.kind = kind
     return proxy.plain() if config == "plain" else proxy.shipped(*options, changes=changes)
+
+
+@contextmanager
+def both(directory: Path, port: int) -> Iterator[tuple[Proxy, Proxy]]:
+    """Run what deploy/ recommends, nginx and haproxy, in front of this port."""
+    for name in NAMES:
+        (directory / name).mkdir()
+    nginx, haproxy = (front(f"{name} shipped", directory / name, port) for name in NAMES)
+    with nginx, haproxy:
+        yield nginx, haproxy
 
 
 def decoded(connection: Connection) -> Iterator[Event]:

@@ -12,7 +12,7 @@ import pytest
 from tests.harness.reader import post
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream, answer
-from tests.live.fronts import NAMES, front
+from tests.live.fronts import both
 from tests.live.steps import settings
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
@@ -26,11 +26,8 @@ def test_connections_that_rest_around_every_keepalive_time_lose_no_request(tmp_p
     """A POST into a connection that was just closed would be answered with 502, for it may not be sent twice."""
     with ScriptedUpstream() as upstream, ChatWait(**settings(upstream)) as chatwait:
         upstream.always(answer(["a"]))
-        for name in NAMES:
-            (tmp_path / name).mkdir()
         with (
-            front("nginx shipped", tmp_path / "nginx", chatwait.port) as nginx,
-            front("haproxy shipped", tmp_path / "haproxy", chatwait.port) as haproxy,
+            both(tmp_path, chatwait.port) as (nginx, haproxy),
             ThreadPoolExecutor(32) as pool,
         ):
 
