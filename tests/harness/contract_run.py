@@ -6,6 +6,7 @@ where it gives them.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
@@ -59,7 +60,7 @@ def _open_checked(self: FlaskClient, *arguments: Any, **named: Any) -> TestRespo
         target = asked.full_path if asked.query_string else asked.path
         pairs = Headers(list(asked.headers.items()))
         answered = Headers(list(response.headers.items()))
-        leaks.hear(pairs)
+        leaks.hear(pairs, json.dumps(named["json"]).encode() if "json" in named else b"")
         check = Check(tap.contract(), tap.RUN, Asked(asked.method, target, pairs), response.status_code, answered)
         response.response = _Heard(response.response, check)
     return response

@@ -83,6 +83,7 @@ def leaks(lines: Iterable[str]) -> list[str]:
         wanted = dict(_heard)
     wanted |= {canary: f"the canary of {name}" for name, canary in CANARIES.items()}
     wanted |= dict.fromkeys(STREAM_ID.findall(text), "a stream id")
+    wanted |= {json.dumps(secret)[1:-1]: what for secret, what in wanted.items()}  # as a log in JSON writes it
     return [f"{what} in the log: {_line_of(text, secret)}" for secret, what in wanted.items() if secret in text]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.harness.contract import Contract
-from tests.harness.contract_check import REFUSED_WHY, Run
+from tests.harness.contract_check import REFUSED_WHY, Asked, Check, Run
+from tests.harness.http1 import Headers
 from tests.harness.tap import Tap
 from tests.unit.exchanges import ID, OTHER, TEXT, Change, common, hear, of_stream, pieces, totals
 
@@ -178,6 +179,49 @@ def test_allow_names_exactly_the_methods_of_the_path(run: Run) -> None:
     assert "content type" in hear(run, "PUT", "/health", 200, common(Content_Type="text/html"), b"x")[0]
 
 
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"Cache_Control": None}, "Cache-Control is not"),
+        ({"Cache_Control": "no-cache"}, "Cache-Control is not"),
+        ({"Content_Type": "text/plain"}, "an answer without content has a Content-Type"),
+    ],
+)
+def test_wrong_answer_to_options_is_found(run: Run, changes: Change, found: str) -> None:
+    headers = common(**({"Content_Type": None, "Allow": "GET, HEAD, OPTIONS"} | changes))
+
+    assert found in hear(run, "OPTIONS", "/health", 204, headers)[0]
+
+
+@pytest.mark.parametrize(("method", "target", "status"), [("GET", "/nothing", 404), ("PUT", "/health", 405)])
+def test_wrong_caching_of_an_error_that_no_operation_has_is_found(
+    run: Run, method: str, target: str, status: int
+) -> None:
+    code = {404: "not_found", 405: "method_not_allowed"}[status]
+    headers = common(Allow="GET, HEAD, OPTIONS", Cache_Control="no-cache")
+
+    assert "Cache-Control is not 'no-store'" in hear_error(run, method, target, status, code, headers)[0]
+
+
+def test_location_without_a_stream_is_found(run: Run) -> None:
+    assert hear_error(run, "POST", "/chat/wait", 400, "message_empty", common()) == []
+
+    headers = common(Location=f"/v1/chat/streaming/{ID}")
+    assert "Location without" in hear_error(run, "POST", "/chat/wait", 400, "message_empty", headers)[0]
+
+
+def test_body_where_there_is_none_and_none_where_there_is_one_are_found(run: Run) -> None:
+    """On a connection no body can follow what has none; an answer in this process could bring one."""
+    check = Check(Contract.read(), run, Asked("HEAD", "/health", Headers([])), 200, Headers([*common().items()]))
+    check.feed(b"{}")
+    check.end(whole=True)
+    page = common(Content_Type="text/html; charset=utf-8", Cache_Control="no-cache")
+
+    assert "a body where there is none" in run.take_problems()[0]
+    assert hear(run, "GET", "/", 200, page, b"x") == []
+    assert "no body" in hear(run, "GET", "/", 200, {**page, "X-Correlation-Id": str(uuid.uuid4())})[0]
+
+
 def test_head_and_204_have_no_body(run: Run) -> None:
     tap = Tap(run)
     raw = "".join(f"{name}: {value}\r\n" for name, value in common(Content_Length=5).items())
@@ -235,6 +279,22 @@ def test_requests_of_one_connection_are_told_apart(run: Run) -> None:
         ("POST (no operation)", "404"): 1,
         ("GET /health", "200"): 1,
     }
+
+
+@pytest.mark.parametrize("body", [b'{"status": "healthy", "timestamp": "2026-11-21T09:00:00.000Z"}', b"{}"])
+@pytest.mark.parametrize("client_closes", [True, False])
+def test_body_that_ends_with_its_connection_is_judged(run: Run, body: bytes, client_closes: bool) -> None:
+    tap = Tap(run)
+    head = "".join(f"{name}: {value}\r\n" for name, value in common().items())
+    tap.sent(b"GET /health HTTP/1.1\r\n\r\n")
+    for piece in pieces(f"HTTP/1.1 200 OK\r\n{head}\r\n".encode() + body, 7):
+        tap.received(piece)
+    assert run.take_problems() == []
+    tap.closed() if client_closes else tap.received(b"")
+
+    problems = run.take_problems()
+    assert (problems == []) == (body != b"{}")
+    assert run.seen == ({("GET /health", "200"): 1} if body != b"{}" else {})
 
 
 def answer(status: int, headers: Change, body: bytes) -> bytes:

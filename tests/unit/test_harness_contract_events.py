@@ -159,20 +159,44 @@ def test_wrong_resume_is_found(run: Run, body: str, found: str, where: str) -> N
     assert len(problems) == 1 and found in problems[0]
 
 
-def test_cut_stream_is_judged_as_far_as_it_came(run: Run) -> None:
+@pytest.mark.parametrize("client_closes", [True, False])
+def test_cut_stream_is_judged_as_far_as_it_came(run: Run, client_closes: bool) -> None:
     for body, found in ((GOOD[:-30], ""), (START + token(2, "a") + "event", "after .0 comes .2")):
         tap = Tap(run)
         raw = "".join(f"{name}: {value}\r\n" for name, value in of_events().items())
         tap.sent(f"GET {STREAM} HTTP/1.1\r\n\r\n".encode())
         tap.received(f"HTTP/1.1 200 OK\r\n{raw}Transfer-Encoding: chunked\r\n\r\n{len(body) + 9:x}\r\n{body}".encode())
-        tap.received(b"")
+        tap.closed() if client_closes else tap.received(b"")
         problems = run.take_problems()
         assert (found in problems[0]) if found else problems == []
 
     assert run.cut == 1
 
 
-def test_readers_that_get_different_ends_are_found(run: Run) -> None:
+def test_readers_that_get_different_starts_or_ends_are_found(run: Run) -> None:
     assert hear_stream(run, GOOD) == []
 
-    assert "another reader of this stream got another" in hear_stream(run, START + TOKENS + done(duration_ms=1))[0]
+    other = START.replace('heartbeat_seconds":10', 'heartbeat_seconds":11')
+    assert "another reader of this stream got another start" in hear_stream(run, other + TOKENS + done())[0]
+    ending = hear_stream(run, START + TOKENS + done(duration_ms=1))[0]
+    assert "another reader of this stream got another its terminal event" in ending
+
+
+def test_id_longer_than_a_cursor_may_be_is_found(run: Run) -> None:
+    long = "cw_" + "a" * 125
+    where = f"/v1/chat/streaming/{long}"
+    headers = of_events(X_Stream_Id=long, Location=where)
+    body = START.replace(ID, long)
+
+    assert "the id of start is longer than 128 bytes" in hear(run, "GET", where, 200, headers, body.encode())[0]
+
+
+def test_error_of_another_correlation_id_is_found(run: Run) -> None:
+    error = {"error_code": "upstream_timeout", "message": "a", "detail": "b", "action": "c", "origin": "upstream"}
+    error |= {"retryable": True, "correlation_id": GENERATION}
+    failed = {"status": "failed", "finish_reason": None, "error": error}
+    assert hear_stream(run, START + TOKENS + done("failed", **failed)) == []
+
+    failed["error"] = error | {"correlation_id": str(uuid.uuid4())}
+    problems = hear_stream(Run(), START + TOKENS + done("failed", **failed))
+    assert "correlation_id in the error is another one" in problems[0]

@@ -39,10 +39,16 @@ def test_secret_of_a_header_is_found(name: str) -> None:
 def test_what_was_said_by_either_side_is_found() -> None:
     context = [{"role": "user", "content": "What did I say before this?"}]
     leaks.hear({}, json.dumps({"message": "What is the capital of France?", "context": context}).encode())
-    leaks.overhear(["The capital of France is Paris."])
+    leaks.overhear(["The capital of France is Paris.", 'It is "Zürich",\nand not Bern.'])
 
-    for said in ("What is the capital of France?", "What did I say before this?", "The capital of France is Paris."):
-        assert leaks.leaks([LINE % said]), said
+    for said in (
+        "What is the capital of France?",
+        "What did I say before this?",
+        "The capital of France is Paris.",
+        'It is "Zürich",\nand not Bern.',
+    ):
+        assert len(leaks.leaks([json.dumps({"event": "x", "text": f"before {said}"})])) == 1, said
+        assert len(leaks.leaks([f"not JSON: {said}"])) == 1, said
 
 
 def test_what_is_short_or_no_request_is_not_looked_for() -> None:
@@ -62,3 +68,9 @@ def test_request_that_any_client_sends_to_a_service_is_heard() -> None:
         tap.sent(bytes([byte]))
 
     assert len(leaks.leaks([LINE % "What is the capital of France?", LINE % ("k" * 20)])) == 2
+
+
+def test_request_without_a_body_is_heard() -> None:
+    Tap(Run()).sent(f"GET /chat HTTP/1.1\r\nCookie: {'k' * 20}\r\n\r\n".encode())
+
+    assert leaks.leaks([LINE % ("k" * 20)])
