@@ -124,22 +124,25 @@ class _Streaming(_Asking):
     """What the users have in common that read events."""
 
     abstract = True
+    is_open = False
 
     @contextmanager
     def answered(self) -> Iterator[tuple[bytes, Answer]]:
-        """Draw a request and book its answer, which is among the open streams until then."""
+        """Draw a request and book its answer, which is among the open streams from its first head to its end."""
         with self.booked():
             wanted, body = self.request()
-            self.measurements.streams += 1
+            self.is_open = False
             try:
                 yield body, Answer(wanted=wanted, stamped=self.options.stamped)
             finally:
-                self.measurements.streams -= 1
+                self.measurements.streams -= self.is_open
 
     def pieces(self, answer: Answer, response: HTTPResponse) -> Iterator[tuple[bytes, float]]:
         """Give what comes over one connection and when; count the tokens that it brought. Raises: Incomplete."""
         answer.begin_connection(response.getheader("X-Stream-Id", ""))
         text, of = answer.text, self.measurements
+        of.streams += not self.is_open
+        self.is_open = True
         while data := response.read1(READ_BYTES):
             before = text.tokens
             yield data, time.monotonic()
@@ -153,7 +156,7 @@ class ChatUser(_Streaming):
     """Read a stream from its first frame to its last, and measure every token of it."""
 
     kind = "answer"
-    weight = 17
+    weight = 9
 
     @task
     def chat(self) -> None:
@@ -189,7 +192,7 @@ class ResumingUser(_Streaming):
     """
 
     kind = "answer (resumed)"
-    weight = 2
+    weight = 1
 
     @task
     def chat(self) -> None:

@@ -26,6 +26,8 @@ class Liar(ThreadingHTTPServer):
         self.faults = itertools.cycle(faults)
         self.bytes_of: dict[str, list[bytes]] = {}
         self.lock = threading.Lock()
+        self.is_silent = False
+        self.ended = threading.Event()
 
     @property
     def base_url(self) -> str:
@@ -44,6 +46,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(b"".join(self.server.bytes_of[stream_id][after + 1 :]), stream_id)
 
     def do_POST(self) -> None:
+        if self.server.is_silent:
+            self.server.ended.wait()
+            return
         self.rfile.read(int(self.headers["Content-Length"]))
         with self.server.lock:
             number = self.server.asked.total()
@@ -79,5 +84,14 @@ def lying(faults: list[str]) -> Iterator[Liar]:
         try:
             yield liar
         finally:
+            liar.ended.set()
             liar.shutdown()
             thread.join(5)
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """Serve one that is healthy and never answers a question; give its base URL."""
+    with lying([""]) as liar:
+        liar.is_silent = True
+        yield liar.base_url

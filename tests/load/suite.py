@@ -26,7 +26,7 @@ meaning = "any"
 [[threshold]]
 name = "streams"
 figure = "streams_at_once"
-at_least = 5
+at_least = 3
 unit = ""
 samples = 3
 source = "test"
