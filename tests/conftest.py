@@ -32,7 +32,12 @@ def _fail_if_required(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 def _fail_for_leaks(report: pytest.TestReport) -> None:
-    """Fail a test whose service, in this process, has written into its log what no log may hold."""
+    """Fail a test whose service, in this process, has written into its log what no log may hold.
+
+    Looked for once, at the end: the sections of a teardown hold what every phase has written.
+    """
+    if report.when != "teardown":
+        return
     captured = (text for name, text in report.sections if name.startswith("Captured stdout"))
     lines = [line for text in captured for line in text.splitlines() if line.startswith('{"timestamp"')]
     if report.passed and (found := leaks(lines)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,12 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from app import errors
-from tests.harness.events import Event
+from tests.harness.contract import METHODS
 
 ROOT = Path(__file__).parents[2]
 CONTRACT: dict[str, Any] = yaml.safe_load((ROOT / "contracts" / "openapi.yaml").read_text(encoding="utf-8"))
 GRAMMAR = (ROOT / "contracts" / "events.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "app" / "static" / "docs.html").read_text(encoding="utf-8")
-
-METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 
 
 def resolve(reference: str) -> Any:
@@ -66,6 +64,17 @@ def statuses() -> dict[str, int]:
     return {kind.error_code: kind.status for kind in errors.walk()}
 
 
+def codes_of(response: dict[str, Any]) -> set[str]:
+    """Read the error codes that the description of an answer names."""
+    return set(re.findall(r"`([a-z_]+)`", response["description"])) & statuses().keys()
+
+
+def elsewhere() -> set[tuple[str, str]]:
+    """List the statuses and codes that any operation can answer."""
+    said = CONTRACT["components"]["responses"]["Error"]["description"]
+    return set(re.findall(r"(\d{3})\s+`(\w+)`", said))
+
+
 def validator(schema: dict[str, Any], *, closed: bool = False) -> Draft202012Validator:
     """Check against a schema of the document; `closed`, a key that it does not name is an error."""
     whole_schema = {"allOf": [schema], "components": CONTRACT["components"]}
@@ -74,33 +83,6 @@ def validator(schema: dict[str, Any], *, closed: bool = False) -> Draft202012Val
     return Draft202012Validator(whole_schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
-def named(name: str, *, closed: bool = False) -> Draft202012Validator:
+def named(name: str) -> Draft202012Validator:
     assert name in CONTRACT["components"]["schemas"]
-    return validator({"$ref": f"#/components/schemas/{name}"}, closed=closed)
-
-
-def check_events(received: list[Event]) -> None:
-    """Check the data of events, and what they promise of one another."""
-    schema_of = CONTRACT["components"]["schemas"]["EventStream"]["x-event-data"]
-    text, sequence, stream_id = "", 0, received[0].json["stream_id"]
-    assert received[0].event == "start"
-    assert received[0].retry == 1000
-    for event in received:
-        validator(schema_of[event.event], closed=True).validate(event.json)
-        if event.event == "token":
-            sequence += event.json["count"]
-            text += event.json["content"]
-        if event.event == "ping":
-            assert event.id is None  # but for the one that opens a resume
-        elif event.event != "start":
-            assert event.json["sequence"] == sequence + (event.event != "token")
-            assert event.id == f"{stream_id}.{event.json['sequence']}"
-    end = received[-1].json
-    assert end["is_final"]
-    check_totals(end, text)
-    assert end["tokens"] == sequence
-
-
-def check_totals(totals: dict[str, Any], text: str) -> None:
-    assert totals["characters"] == len(text)
-    assert totals["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    return validator({"$ref": f"#/components/schemas/{name}"})

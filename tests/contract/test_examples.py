@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app import errors
-from tests.contract.document import CONTRACT, operations, seen_through, statuses
+from tests.contract.document import codes_of, elsewhere, operations, seen_through, statuses
 from tests.contract.golden import EXAMPLES, STREAM_IDS, answer_to, exchange, goldens, replace_ids
 from tests.contract.situations import World
 
@@ -38,10 +38,6 @@ Promise = tuple[str, str, str]
 """An operation, a status and an error code, which is empty where nothing failed."""
 
 
-def codes_of(response: dict[str, object]) -> set[str]:
-    return set(re.findall(r"`([a-z_]+)`", str(response["description"]))) & statuses().keys()
-
-
 def promised() -> set[Promise]:
     """List what the contract says that each operation can answer, its `default` left out."""
     found = set()
@@ -51,12 +47,6 @@ def promised() -> set[Promise]:
                 codes = codes_of(seen_through(response)) if status >= "400" else set()
                 found |= {(operation["operationId"], status, code) for code in codes or {""}}
     return found
-
-
-def elsewhere() -> set[tuple[str, str]]:
-    """List the statuses and codes that any operation can answer."""
-    said = CONTRACT["components"]["responses"]["Error"]["description"]
-    return set(re.findall(r"(\d{3})\s+`(\w+)`", said))
 
 
 def code_in(body: str) -> str:

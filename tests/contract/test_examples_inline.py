@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,14 +13,15 @@ from app import errors
 from tests.contract import documents
 from tests.contract.document import (
     CONTRACT,
-    check_events,
-    check_totals,
+    codes_of,
     operations,
     seen_through,
     statuses,
     validator,
     walk,
 )
+from tests.harness.contract import Contract
+from tests.harness.contract_stream import FrameCheck
 from tests.harness.events import EventParser
 
 EXAMPLES: dict[str, Any] = CONTRACT["components"]["examples"]
@@ -74,7 +75,7 @@ def test_examples_are_there_for_every_answer_and_every_error_code_it_may_have() 
     for method, path, operation in operations():
         for status, reference in operation["responses"].items():
             response = seen_through(reference)
-            codes = set(re.findall(r"`([a-z_]+)`", response["description"])) & statuses().keys()
+            codes = codes_of(response)
             for media in response.get("content", {}).values():
                 shown = [seen_through(one)["value"] for one in media["examples"].values()]
                 assert shown, (method, path, status)
@@ -94,7 +95,10 @@ def test_example_stream_is_a_stream_and_the_example_answer() -> None:
     answer = CONTRACT["components"]["examples"]["Answer"]["value"]
     received = EventParser().feed(stream.encode("ascii"))
 
-    check_events(received)
-    check_totals(answer, answer["content"])
+    check = FrameCheck(Contract.read().events, {}, received[0].json["stream_id"], cursor="")
+    check.feed(stream.encode("ascii"))
+    check.end(whole=True)
+    assert answer["characters"] == len(answer["content"])
+    assert answer["sha256"] == hashlib.sha256(answer["content"].encode()).hexdigest()
     assert "".join(event.json["content"] for event in received if event.event == "token") == answer["content"]
     assert answer.items() >= {k: v for k, v in received[-1].json.items() if k not in ("sequence", "is_final")}.items()

@@ -170,7 +170,9 @@ class Check:
         self._judge_content_type(self._said.content)
         self._judge_links()
         if self._media == "text/event-stream" and self._asked.method != "HEAD":
-            self._frames = FrameCheck(self._contract, self._run.fixed, self._header("x-stream-id"), self._asked.cursor)
+            self._frames = FrameCheck(
+                self._contract.events, self._run.fixed, self._header("x-stream-id"), self._asked.cursor
+            )
 
     def _is_refusal(self) -> bool:
         no_id = "x-correlation-id" not in self._headers

@@ -6,7 +6,10 @@ import hashlib
 import json
 import re
 from collections import Counter
-from typing import Any, NoReturn, Protocol
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from tests.harness.contract import Validator
 
 FRAME = re.compile(
     rb"(?P<retry>retry: 1000\n)?event: (?P<event>[a-z]+)\ndata: (?P<data>[\x20-\x7e]*)\n"
@@ -34,19 +37,17 @@ class Broken(Exception):
     """State what of the contract an answer breaks."""
 
 
-class Schemas(Protocol):
-    """What this needs of the contract: a validator for each event's data, and the status of each error code."""
-
-    events: dict[str, Any]
-    statuses: dict[str, int]
-
-
 class FrameCheck:
-    """Judge the frames of one answer, which begins after a cursor. Every method raises Broken."""
+    """Judge the frames of one answer, which begins after a cursor. Every method raises Broken.
 
-    def __init__(self, schemas: Schemas, fixed: dict[tuple[str, str], str], stream_id: str, cursor: str) -> None:
+    `events` has a validator for each event's data.
+    """
+
+    def __init__(
+        self, events: Mapping[str, Validator], fixed: dict[tuple[str, str], str], stream_id: str, cursor: str
+    ) -> None:
         self.seen: Counter[str] = Counter()
-        self._schemas = schemas
+        self._validators = events
         self._fixed = fixed  # what every reader of a stream gets alike, over all answers
         self._stream_id = stream_id
         number = cursor.rpartition(".")[2]
@@ -87,7 +88,7 @@ class FrameCheck:
             data = json.loads(found["data"], object_pairs_hook=_object)
         except ValueError as problem:
             _fail(f"the data of {event} is not JSON ({problem}): {found['data'][:500]!r}")
-        validator = self._schemas.events[event]
+        validator = self._validators[event]
         if not validator.is_valid(data):
             reasons = [error.message[:300] for error in list(validator.iter_errors(data))[:3]]
             _fail(f"the data of {event} is not of its schema: {reasons}: {found['data'][:500]!r}")

@@ -28,7 +28,6 @@ def hear(
     body: bytes = b"",
     *,
     asked: str = "",
-    end: str = "",
 ) -> list[str]:
     """Let a tap hear one exchange, in small pieces, and give what it found wrong."""
     tap = Tap(run)

@@ -345,13 +345,13 @@ def test_line_that_would_be_too_long_leaves_out_its_longest_fields_and_says_so(o
     line = output.line()
     assert (line["short"], line["figure"]) == ("a", 5)
     assert re.fullmatch(r"\[\d{5} bytes left out\]", line["texts"])
-    assert line["numbers"] == [10**15] * 900 or line["numbers"].endswith("bytes left out]")
+    assert line["numbers"] == "[16200 bytes left out]"
 
 
 def test_line_of_countless_fields_says_that_it_was_there(output: Output) -> None:
     event("x", **{f"field{number}": "a" * 100 for number in range(1000)})
 
-    assert output.line()["event"] in ("x", "log_line_unformatted")
+    assert output.line()["event"] == "log_line_unformatted"
 
 
 def test_line_that_cannot_be_written_prints_nothing_on_stderr(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
