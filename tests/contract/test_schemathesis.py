@@ -64,7 +64,7 @@ def judge(chatwait: ChatWait, found: fuzz.Found, before: dict[str, int]) -> None
     poll(
         lambda: all(now <= before[name] + ROOM[name] for name, now in chatwait.resources().items() if name in ROOM),
         seconds=10,
-        what=f"{before} again: {chatwait.resources()}",
+        what=lambda: f"{before} again: {chatwait.resources()}",
     )
 
 

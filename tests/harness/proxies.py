@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from tests.harness.net import HOST, reserve_port
 from tests.harness.server import ROOT
 
@@ -139,6 +141,11 @@ class Proxy:
         """Make it read its configuration again; old connections stay with the old workers."""
         assert self._process is not None
         self._process.send_signal(self.reload_signal)
+
+    def workers(self) -> set[int]:
+        """List the processes that it has started."""
+        assert self._process is not None
+        return {child.pid for child in psutil.Process(self._process.pid).children()}
 
     def close(self) -> None:
         """Give the port back."""

@@ -103,11 +103,11 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(run, call) for call in calls]]
 
 
-def poll(fact: Callable[[], bool], *, seconds: float, what: str) -> None:
+def poll(fact: Callable[[], bool], *, seconds: float, what: str | Callable[[], str]) -> None:
     """Wait for what nothing announces. Raises: AssertionError."""
     until = time.monotonic() + seconds
     while not fact():
-        assert time.monotonic() < until, f"not within {seconds:g} s: {what}"
+        assert time.monotonic() < until, f"not within {seconds:g} s: {what() if callable(what) else what}"
         time.sleep(0.05)
 
 

@@ -37,8 +37,8 @@ def service(shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
 
 def assert_silent(service: ChatWait) -> None:
     """Check that what was done is in the log, and no canary."""
-    get(f"{service.base_url}/models", {"X-Request-ID": "the-end-of-it"})
-    service.wait_for_log("request_received", request_id="the-end-of-it")
+    last = get(f"{service.base_url}/models")
+    service.wait_for_log("request_received", correlation_id=last.headers["x-correlation-id"])
     assert leaks(service.lines + service.stderr_lines) == []
 
 

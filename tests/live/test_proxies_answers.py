@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.certificates import make_certificate
 from tests.harness.net import reserve_port
 from tests.harness.proxies import Proxy
 from tests.harness.reader import get, post, read_resuming, request
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token, answer, error
 from tests.live.fronts import KINDS, NAMES, both, front
+from tests.live.rawhttp import send_anything
 from tests.live.steps import about, asked, cursor, live, new_key, poll, settings
 from tests.requirements import require_or_skip
 
@@ -215,17 +216,6 @@ def test_path_prefix_works_for_programs_when_nginx_rewrites_location(
         assert get(f"{proxy.base_url}/talk/v1/chat/wait/{stream_id}").json["content"] == "a"
 
 
-def certificate(directory: Path) -> tuple[Path, Path]:
-    """Make a certificate for chat.example.org, and give it and its key."""
-    openssl = shutil.which("openssl")
-    require_or_skip("openssl (apt-get install openssl)", openssl is not None)
-    files = directory / "chatwait.pem", directory / "chatwait.key"
-    command = [str(openssl), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-subj", "/CN=chat.example.org", "-days", "2", "-out", str(files[0]), "-keyout", str(files[1])]
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
-    return files
-
-
 @pytest.mark.parametrize("kind", SHIPPED)
 @pytest.mark.requirement("core assumption 1")
 def test_stream_over_tls_and_http_2_is_passed_on_token_by_token(
@@ -234,7 +224,7 @@ def test_stream_over_tls_and_http_2_is_passed_on_token_by_token(
     """With the name and the port that a browser sees: the page's POST must not pass for a foreign one."""
     curl = shutil.which("curl")
     require_or_skip("curl (apt-get install curl)", curl is not None)
-    public, private = certificate(tmp_path)
+    made = make_certificate(tmp_path, "DNS:chat.example.org")
     body = about(upstream, Script(steps=[Token("one"), Gate("on"), Token("two"), Finish(), Done()]))
     with (
         reserve_port(shared=False) as secure,
@@ -244,13 +234,11 @@ def test_stream_over_tls_and_http_2_is_passed_on_token_by_token(
         if kind.startswith("nginx"):
             changes = {
                 "listen 443 ": f"listen 127.0.0.1:{port} ",
-                "/etc/ssl/certs/chatwait.pem": str(public),
-                "/etc/ssl/private/chatwait.key": str(private),
+                "/etc/ssl/certs/chatwait.pem": str(made.public),
+                "/etc/ssl/private/chatwait.key": str(made.private),
             }
         else:
-            both = tmp_path / "both.pem"
-            both.write_text(public.read_text(encoding="ascii") + private.read_text(encoding="ascii"), encoding="ascii")
-            changes = {"bind :443 ": f"bind 127.0.0.1:{port} ", "/etc/haproxy/chatwait.pem": str(both)}
+            changes = {"bind :443 ": f"bind 127.0.0.1:{port} ", "/etc/haproxy/chatwait.pem": str(made.both)}
         with front(kind, tmp_path, chatwait.port, "tls", changes=changes) as proxy:
             insecure = request("POST", f"{proxy.base_url}/chat/wait", json=body, headers={"Host": "chat.example.org"})
             assert (insecure.status, insecure.headers["location"]) == (308, "https://chat.example.org/chat/wait")
@@ -269,9 +257,6 @@ def test_stream_over_tls_and_http_2_is_passed_on_token_by_token(
             assert rest.endswith("\n\n2"), rest
             assert "event: done" in rest
             assert len(asked(upstream, body)) == 1
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-                sock.sendall(b"no handshake\r\n\r\n")
-                while sock.recv(65_536):
-                    pass
+            send_anything(port, b"no handshake\r\n\r\n")
             poll(lambda: len(proxy.log_lines()) >= 3, seconds=5, what="the line of the failed handshake")
             assert "127.0.0.1" not in proxy.output

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import secrets
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from tests.harness.reader import get, open_stream, post, request
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Script, ScriptedUpstream, Stall, Token, answer
 from tests.live.fronts import NAMES, front
+from tests.live.rawhttp import talk
 from tests.live.steps import about, begin, cursor, log_name, poll
 
 ROUTE = "/chat/streaming/{stream_id}"
@@ -47,12 +46,7 @@ def ask_everything(proxy: Proxy, stream_id: str, canary: Callable[[], str]) -> N
         f"{canary()}\r\n\r\n",
         f"GET /{canary()} HTTP/9.9\r\n\r\n",
     ):
-        with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as sock:
-            sock.sendall(raw.encode())
-            with contextlib.suppress(OSError):  # it may have refused it, and closed, by now
-                sock.shutdown(socket.SHUT_WR)
-                while sock.recv(65_536):
-                    pass
+        talk(proxy.port, raw.encode())
 
 
 @pytest.mark.parametrize("name", NAMES)

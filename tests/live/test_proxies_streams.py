@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.harness.chaos import ChaosProxy, CleanCloseAfter
@@ -88,18 +87,13 @@ def test_proxy_that_is_killed_in_mid_stream_costs_a_client_nothing(through: Prox
     assert (got.connections >= 2 or got.drops) and len(asked(upstream, body)) == 1
 
 
-def workers(proxy: Proxy) -> set[int]:
-    assert proxy._process is not None
-    return {child.pid for child in psutil.Process(proxy._process.pid).children()}
-
-
 def test_proxy_that_reloads_in_mid_stream_lets_the_stream_end(through: Proxy, upstream: ScriptedUpstream) -> None:
-    body, before = about(upstream, gated()), workers(through)
+    body, before = about(upstream, gated()), through.workers()
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read_through, f"{through.base_url}/chat/streaming", body, {})
         upstream.wait_reached("half")
         through.reload()
-        poll(lambda: bool(workers(through) - before), seconds=10, what="a new worker")
+        poll(lambda: bool(through.workers() - before), seconds=10, what="a new worker")
         upstream.open("half")
         got = reading.result(60)
     assert (got.connections, got.tokens) == (1, 400)

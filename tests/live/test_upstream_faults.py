@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import ssl
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.harness.certificates import Certificate, make_certificate
 from tests.harness.reader import Answer, Reply, post, read_answer
 from tests.harness.script import Event as Sent
 from tests.harness.server import ChatWait
@@ -37,7 +35,6 @@ from tests.harness.upstream import (
     error,
 )
 from tests.live.steps import KEY, about, asked, log_name, settings, together
-from tests.requirements import require_or_skip
 
 MODES = ("streaming", "wait")
 CANARY = "raw-words-of-the-upstream"
@@ -613,29 +610,22 @@ UNKNOWN = "no-such-host.invalid"
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a certificate for 127.0.0.1 that nobody trusts; its key lies beside it."""
-    require_or_skip("openssl", shutil.which("openssl") is not None)
-    folder = tmp_path_factory.mktemp("tls")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=upstream"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", "certificate.pem", "-keyout", "key.pem"]
-    subprocess.run([*command.split(), *names], cwd=folder, check=True, capture_output=True)
-    return folder / "certificate.pem"
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "IP:127.0.0.1")
 
 
 @pytest.mark.parametrize("is_trusted", [True, False])
 @pytest.mark.requirement("core assumption 1")
 def test_upstream_over_tls_is_answered_only_if_its_certificate_is_trusted(
-    certificate: Path, *, is_trusted: bool
+    certificate: Certificate, *, is_trusted: bool
 ) -> None:
     """Upstream: TLS. Nothing is sent to a server that is not who it says, the key least of all."""
-    keyfile = str(certificate.with_name("key.pem"))
-    trust = {"SSL_CERT_FILE": str(certificate)} if is_trusted else {}
+    trust = {"SSL_CERT_FILE": str(certificate.public)} if is_trusted else {}
     with (
-        ScriptedUpstream(certfile=str(certificate), keyfile=keyfile) as upstream,
+        ScriptedUpstream(certfile=str(certificate.public), keyfile=str(certificate.private)) as upstream,
         ChatWait(**settings(upstream, **trust)) as chatwait,
     ):
-        context = ssl.create_default_context(cafile=str(certificate))
+        context = ssl.create_default_context(cafile=certificate.public)
         with socket.create_connection(("127.0.0.1", upstream.port)) as plain:
             context.wrap_socket(plain, server_hostname="127.0.0.1").close()  # premise: it speaks TLS
         for reply, stream_id in together(*(lambda mode=mode: ask(chatwait, mode, {"message": "Hi"}) for mode in MODES)):

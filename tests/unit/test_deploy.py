@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.config import read_settings
+from tests.harness.certificates import make_certificate
 from tests.harness.net import reserve_port
 from tests.harness.proxies import DEPLOY, ROOT, HAProxy, Nginx, Proxy, installed
 from tests.requirements import require_or_skip
@@ -69,25 +70,7 @@ def test_links_of_the_guide_lead_somewhere() -> None:
 def test_configuration_with_every_option_is_accepted(kind: type[Proxy], tmp_path: Path) -> None:
     program = installed(kind.name)
     require_or_skip(f"{kind.name} (apt-get install {kind.name})", program is not None)
-    openssl = shutil.which("openssl")
-    require_or_skip("openssl (apt-get install openssl)", openssl is not None)
-    pem = tmp_path / "both.pem"
-    command = [
-        str(openssl),
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-subj",
-        "/CN=x",
-        "-keyout",
-        "k",
-        "-out",
-        "c",
-    ]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    pem.write_text((tmp_path / "c").read_text(encoding="ascii") + (tmp_path / "k").read_text(encoding="ascii"))
+    pem = make_certificate(tmp_path, "DNS:chat.example.org").both
     paths = (
         ["/etc/ssl/certs/chatwait.pem", "/etc/ssl/private/chatwait.key"]
         if kind is Nginx

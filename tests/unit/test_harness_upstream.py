@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness.certificates import make_certificate
 from tests.harness.reader import Connection, Dropped, KeptAlive, get, open_stream, post, request
 from tests.harness.upstream import (
     Close,
@@ -37,7 +38,6 @@ from tests.harness.upstream import (
     answer,
     error,
 )
-from tests.requirements import require_or_skip
 
 ASKED = {"model": "m", "messages": [], "stream": True}
 
@@ -345,27 +345,10 @@ def test_upstream_stopped_in_mid_stream_leaves_no_thread() -> None:
 
 
 def test_upstream_speaks_tls(tmp_path: Path) -> None:
-    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "1",
-        "-subj",
-        "/CN=localhost",
-    ]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        require_or_skip("openssl (apt-get install openssl)", present=False)
-    trusting = ssl.create_default_context(cafile=certificate)
+    made = make_certificate(tmp_path, "IP:127.0.0.1")
+    trusting = ssl.create_default_context(cafile=made.public)
 
-    with ScriptedUpstream(certfile=certificate, keyfile=key) as upstream:
+    with ScriptedUpstream(certfile=str(made.public), keyfile=str(made.private)) as upstream:
         assert upstream.base_url.startswith("https://")
         with (
             socket.create_connection(("127.0.0.1", upstream.port), timeout=5) as plain,

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx2
 import pytest
 
 from app.upstream import transport as transports
 from app.upstream.transport import ERROR_BODY_BYTES, Call, Transport, current_call
+from tests.harness.certificates import Certificate, make_certificate
 from tests.harness.upstream import (
     Close,
     Gate,
@@ -28,7 +27,6 @@ from tests.harness.upstream import (
     TruncatedChunk,
     answer,
 )
-from tests.requirements import require_or_skip
 
 PATIENCE_SECONDS = 20.0
 ASKED = {"model": "m", "messages": [], "stream": True}
@@ -496,29 +494,19 @@ def test_odd_bytes_before_the_head_end_in_an_error_and_not_in_a_hang(
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    folder: Path = tmp_path_factory.mktemp("tls")
-    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:model.test"]
-    try:
-        made = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        made = False
-    require_or_skip("the openssl command", made)
-    return cert, key
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "IP:127.0.0.1", "DNS:model.test")
 
 
 @pytest.fixture
-def tls_upstream(certificate: tuple[str, str]) -> Iterator[ScriptedUpstream]:
-    with ScriptedUpstream(certfile=certificate[0], keyfile=certificate[1]) as server:
+def tls_upstream(certificate: Certificate) -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream(certfile=str(certificate.public), keyfile=str(certificate.private)) as server:
         yield server
 
 
 @pytest.fixture
-def trusting(certificate: tuple[str, str]) -> Iterator[Transport]:
-    made = Transport(verify=ssl.create_default_context(cafile=certificate[0]))
+def trusting(certificate: Certificate) -> Iterator[Transport]:
+    made = Transport(verify=ssl.create_default_context(cafile=certificate.public))
     yield made
     made.close()
 
