@@ -78,6 +78,8 @@ class _Asking(User):
         connection = connection_type(target.netloc, timeout=SILENCE_SECONDS)
         try:
             connection.request(method, target.path.rstrip("/") + path, body, headers or {})
+            # Not before: locust kills who rests between two answers, and by then it may be on its way to ask again.
+            self.measurements.asked[self.kind] += method == "POST"
             with connection.getresponse() as response:
                 if response.status != 200:
                     raise Incomplete(f"HTTP {response.status} {_error_code(response.read())}")
@@ -94,7 +96,6 @@ class _Asking(User):
         """Book one answer, as complete or as incomplete with its reason."""
         of = self.measurements
         self.is_measured = of.is_measuring
-        of.asked[self.kind] += 1
         of.begun[self.kind] += self.is_measured
         begun_at = time.monotonic()
         problem = None

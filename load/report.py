@@ -47,7 +47,7 @@ class Result:
         of = self.measured
         return {
             kind: {"asked": of.asked[kind], "begun": of.begun[kind], "complete": of.complete[kind]}
-            for kind in sorted(of.asked)
+            for kind in sorted(of.asked | of.begun)
         }
 
     @property
