@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-long check coverage bench golden image-proof clean
+.PHONY: help run test test-long check coverage bench golden image-proof pictures clean
 
 # The first Python that is new enough; `make PYTHON=/path/to/python3 run` names another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -52,6 +52,9 @@ bench: $(DEV) ## Measure under load: 100 streams for a minute, judged by load/th
 
 golden: $(DEV) ## Write contracts/examples, and what quotes them, anew from a running service
 	$(BIN)/python -m tests.contract.golden
+
+pictures: $(DEV) ## Make docs/pictures anew, from the page in a real browser
+	$(BIN)/python -m tests.browser.pictures
 
 image-proof: $(BASE) ## Prove the Dockerfile without a Docker engine (Linux, root)
 	@PYTHON=$(BIN)/python deploy/prove-image

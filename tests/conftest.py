@@ -61,6 +61,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    _write_figures(terminalreporter)
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(reason for report in skipped if (reason := _skip_reason(report)))
     if not reasons:
@@ -68,3 +69,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("SKIPPED BECAUSE SOMETHING IS MISSING HERE", sep="=", red=True, bold=True)
     for reason, count in sorted(reasons.items()):
         terminalreporter.line(f"{count:4} × {reason}", red=True)
+
+
+def _write_figures(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what tests have measured, and given by `record_property("figure", …)`; a test may fail much later."""
+    reports = [*terminalreporter.stats.get("passed", []), *terminalreporter.stats.get("failed", [])]
+    told = [(report.when, name, value) for report in reports for name, value in report.user_properties]
+    figures = sorted({str(value) for when, name, value in told if name == "figure" and when != "setup"})
+    if figures:
+        terminalreporter.section("MEASURED", sep="-")
+    for figure in figures:
+        terminalreporter.line(figure)

@@ -1,16 +1,31 @@
-"""Chromium for the tests that need a real browser, and an origin of the tests' own for its pages."""
+"""Chromium for the tests that need a real browser, the chat page in it, and an origin of the tests' own."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import signal
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 
+from tests.browser.chatpage import ChatPage
+from tests.browser.modules import module_origin as module_origin
+from tests.browser.modules import modules as modules
+from tests.harness.chaos import ChaosProxy
+from tests.harness.server import ChatWait
+from tests.harness.upstream import ScriptedUpstream
+from tests.live.steps import poll, settings
 from tests.requirements import require_or_skip
+
+OpenChat: TypeAlias = Callable[..., ChatPage]
+RunService: TypeAlias = Callable[..., ChatWait]
+LAN = "chat.test"  # a name whose pages are no secure context, as on a LAN: neither Web Locks nor crypto.subtle
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -20,6 +35,7 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--host-resolver-rules=MAP {LAN} 127.0.0.1",
 ]
 
 
@@ -49,18 +65,157 @@ def origin() -> Iterator[str]:
             thread.join()
 
 
-@pytest.fixture(scope="module")  # while playwright runs, no other event loop may in this thread
-def chromium() -> Iterator[Any]:
-    """Run the machine's own Chromium, headless."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    require_or_skip("Chromium (apt-get install chromium)", path is not None)
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Any]:
+    """Start playwright; while it runs, no other event loop may in this thread."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
         require_or_skip("playwright (pip install -r requirements-dev.txt)", present=False)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, headless=True, args=ARGUMENTS)
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def chromium_path() -> str:
+    """Find the machine's own Chromium."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    require_or_skip("Chromium (apt-get install chromium)", path is not None)
+    assert path is not None
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium(playwright: Any, chromium_path: str) -> Iterator[Any]:
+    """Run the machine's own Chromium, headless, as playwright likes it: every page counts as visible and as focused."""
+    browser = playwright.chromium.launch(executable_path=chromium_path, headless=True, args=ARGUMENTS)
+    try:
+        yield browser
+    finally:
+        browser.close()
+
+
+@pytest.fixture
+def plain_browser(playwright: Any, chromium_path: str, tmp_path: Path) -> Iterator[Any]:
+    """Run a Chromium as people have it, with a new profile, and give its browser context.
+
+    Pages behind another one are hidden, have no frames and slow timers, and those that were left are kept alive for
+    "back". What playwright launches has none of it: its flags switch off the back/forward cache and the throttling
+    (`ignore_default_args` could take them away), and it makes every page believe that it has the focus, which only
+    `no_defaults` prevents. In this one, "back" is `page.go_back(wait_until="commit")`: a kept page does not load.
+    """
+    profile = tmp_path / "profile"
+    arguments = [*ARGUMENTS, "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable"]
+    arguments += ["--headless", "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([chromium_path, *arguments], start_new_session=True, **quiet) as process:
         try:
-            yield browser
+            told = profile / "DevToolsActivePort"
+            poll(lambda: told.exists() and len(told.read_text().split()) == 2, seconds=30, what="Chromium's port")
+            port = told.read_text().split()[0]
+            browser = playwright.chromium.connect_over_cdp(f"http://127.0.0.1:{port}", no_defaults=True)
+            try:
+                yield browser.contexts[0]
+            finally:
+                browser.close()
         finally:
-            browser.close()
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+
+
+# The chat page
+
+
+@pytest.fixture(scope="module")
+def service_settings() -> dict[str, Any]:
+    """Give the service of this module other settings; a module overrides it."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def module_upstream() -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def upstream(module_upstream: ScriptedUpstream) -> ScriptedUpstream:
+    """Give the model that the service asks, with nothing scripted yet."""
+    module_upstream.reset()
+    return module_upstream
+
+
+@pytest.fixture(scope="module")
+def service(module_upstream: ScriptedUpstream, service_settings: dict[str, Any]) -> Iterator[ChatWait]:
+    """Run one service for the module, with a heartbeat each second."""
+    hosts = {"ALLOWED_HOSTS": f"{LAN},127.0.0.1"}
+    with ChatWait(**settings(module_upstream, **{**hosts, **service_settings})) as service:
+        yield service
+
+
+@pytest.fixture
+def proxy(service: ChatWait) -> Iterator[ChaosProxy]:
+    """Stand between the page and the service; plans and counts concern the streams, not the page's files."""
+    with ChaosProxy("127.0.0.1", service.port, marker=b"/chat/streaming") as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def run_service(module_upstream: ScriptedUpstream) -> Iterator[RunService]:
+    """Give `run_service(**settings)`: a service of the test's own, which ends after the pages were closed."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **more: stack.enter_context(ChatWait(**settings(module_upstream, **more)))
+
+
+@pytest.fixture
+def open_chat(request: pytest.FixtureRequest, run_service: RunService) -> Iterator[OpenChat]:
+    """Give `open_chat(base_url, context=None, **options)`: a ChatPage, not opened yet, of a new browser context.
+
+    At the end it closes what it made, and fails for every fault that the test does not expect.
+    """
+    pages: list[ChatPage] = []
+    contexts: list[Any] = []
+
+    def make(base_url: str, context: Any = None, **options: Any) -> ChatPage:
+        if context is None:
+            context = request.getfixturevalue("chromium").new_context(**options)
+            contexts.append(context)
+        pages.append(ChatPage(context.new_page(), base_url))
+        return pages[-1]
+
+    yield make
+    faults = [fault for page in pages for fault in page.close()]
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+@pytest.fixture
+def chat(open_chat: OpenChat, service: ChatWait, upstream: ScriptedUpstream) -> ChatPage:
+    """Give a page of the service, not opened yet, in a browser context of its own."""
+    return open_chat(service.base_url)
+
+
+@pytest.fixture
+def proxied(open_chat: OpenChat, proxy: ChaosProxy, upstream: ScriptedUpstream) -> ChatPage:
+    """Give a page that reaches the service through `proxy`, not opened yet."""
+    return open_chat(proxy.base_url)
+
+
+@pytest.fixture
+def lan_chat(open_chat: OpenChat, service: ChatWait, upstream: ScriptedUpstream) -> ChatPage:
+    """Give a page in no secure context, as on a LAN without TLS, not opened yet."""
+    return open_chat(lan(service.base_url))
+
+
+@pytest.fixture
+def plain_chat(open_chat: OpenChat, plain_browser: Any, service: ChatWait, upstream: ScriptedUpstream) -> ChatPage:
+    """Give a page in a Chromium as people have it (`plain_browser`), not opened yet."""
+    return open_chat(service.base_url, plain_browser)
+
+
+def lan(base_url: str) -> str:
+    """Name the same service so that its pages are no secure context."""
+    return base_url.replace("127.0.0.1", LAN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tests.harness.http1 import get
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
-from tests.live.steps import settings
+from tests.live.steps import poll, settings
 
 pytestmark = pytest.mark.browser
 
@@ -75,7 +76,11 @@ def test_docs_are_readable_at_any_width_without_help_from_elsewhere(
             assert needed <= there, f"{needed} px at {width} px"
             assert page.evaluate(CUT_OFF) == []
         assert page.evaluate(CONTRAST) >= 4.5
-        assert (said, asked) == ([], ["/docs", "/style.css"])
+        assert said == []
+        assert [re.sub(r"/assets/[0-9a-f]{16}/", "{{assets}}/", url) for url in asked] == [
+            "/docs",
+            "{{assets}}/docs.css",
+        ]
     finally:
         page.close()
 
@@ -94,6 +99,25 @@ def test_docs_open_and_lead_to_every_part_by_keyboard(chatwait: ChatWait, chromi
         assert first.locator("pre").is_visible()
     finally:
         page.close()
+
+
+def test_docs_ask_for_their_style_once_however_often_they_are_opened(chatwait: ChatWait, chromium: Any) -> None:
+    context = chromium.new_context()
+    try:
+        page = context.new_page()
+        seen = len(chatwait.log_of("request_received"))
+        for _ in range(3):
+            page.goto(f"{chatwait.base_url}/docs")
+            assert page.evaluate("document.styleSheets[0].cssRules.length") > 0
+        poll(lambda: len(routes_asked(chatwait, seen)) >= 4, seconds=10, what="every request is in the log")
+
+        assert sorted(routes_asked(chatwait, seen)) == ["/assets/<tree>/<name>", "/docs", "/docs", "/docs"]
+    finally:
+        context.close()
+
+
+def routes_asked(chatwait: ChatWait, seen: int) -> list[str]:
+    return [line["route"] for line in chatwait.log_of("request_received")[seen:]]
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

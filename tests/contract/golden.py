@@ -33,7 +33,7 @@ _MILLISECONDS = re.compile(r'("(first_token_ms|duration_ms)": ?)\d+')
 _REPEATED = re.compile(r"\{\{(.+?) × (\d+)\}\}")
 _NOT_SHOWN = (
     *("date", "server", "connection", "content-length", "transfer-encoding"),
-    *("content-security-policy", "x-content-type-options"),
+    *("content-security-policy", "x-content-type-options", "referrer-policy"),
 )
 """Headers of the connection, of the server, and of the browser's protection; all others are shown."""
 

@@ -57,7 +57,7 @@ def page() -> Cells:
 
 
 def test_page_needs_nothing_but_the_style(page: Cells) -> None:
-    assert page.loads == {"/style.css", "data:,"}  # no icon: a browser would ask for /favicon.ico
+    assert page.loads == {"{{assets}}/docs.css", "data:,"}  # no icon: a browser would ask for /favicon.ico
     assert not page.tags & {"script", "style", "iframe", "img"}
 
 

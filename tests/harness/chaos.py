@@ -83,6 +83,8 @@ class ChaosProxy:
     """Proxy TCP connections from a free port of 127.0.0.1 to the target, each by its policy.
 
     Policies of `plan` are taken by the next connections, one each, in order; then `default` holds.
+    With a `marker`, only requests that hold these bytes in their head take a policy, when they come by, and only their
+    connections are counted: what else a browser asks for passes, on whatever connection it chooses.
     """
 
     def __init__(
@@ -92,11 +94,13 @@ class ChaosProxy:
         *,
         default: Policy | None = None,
         server_rcvbuf: int | None = None,
+        marker: bytes = b"",
     ) -> None:
         self.default: Policy = default or Pass()
         self.connections = 0
         self.bytes_down = 0
         self._target = (target_host, target_port)
+        self._marker = marker
         self._server_rcvbuf = server_rcvbuf  # small: a blackholed server's send buffer fills soon
         self._plan: deque[Policy] = deque()
         self._links: set[_Link] = set()
@@ -138,10 +142,10 @@ class ChaosProxy:
     @property
     def live(self) -> int:
         """Count the links that are open now."""
-        return len(self._links)
+        return sum(link.is_counted for link in list(self._links))
 
     def plan(self, *policies: Policy) -> None:
-        """Set what happens to the next connections, one policy each."""
+        """Set what happens to the next connections, one policy each (with a marker: to the next requests with it)."""
         self._loop.call(lambda: self._plan.extend(policies))
 
     def refuse(self) -> None:
@@ -156,9 +160,18 @@ class ChaosProxy:
         """Close all live connections hard, both sides; done when it returns."""
         self._loop.run(self._order_all(_End.CUT))
 
-    def blackhole_all(self) -> None:
-        """Let nothing more pass on any live connection; done when it returns."""
-        self._loop.run(self._order_all(_End.HOLE))
+    def cut_all_after(self, bytes_down: int) -> None:
+        """Close each live connection hard when so many more bytes have come down on it."""
+
+        def order() -> None:
+            for link in self._links:
+                link.cut_after(bytes_down)
+
+        self._loop.call(order)
+
+    def blackhole_all(self, *, counted: bool = False) -> None:
+        """Let nothing more pass on any live connection, or on any that is counted; done when it returns."""
+        self._loop.run(self._order_all(_End.HOLE, counted))
 
     def wait_until(self, predicate: Callable[[], Any], timeout: float = 5.0, what: str = "the predicate") -> None:
         """Wait until something holds; judged whenever bytes have passed, and connections come and go."""
@@ -172,11 +185,10 @@ class ChaosProxy:
         return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=PIECE_BYTES), self._serve)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        policy = self._plan.popleft() if self._plan else self.default
-        link = _Link(policy, reader, writer, self._count)
+        link = _Link(reader, writer, self._count, self._next_policy, self._marker)
         self._links.add(link)
-        self._watch.changed()
+        if not self._marker:
+            link.take_policy()
         try:
             await link.run(self._target, self._server_rcvbuf)
         except (asyncio.CancelledError, OSError, EOFError, asyncio.LimitOverrunError):
@@ -187,12 +199,17 @@ class ChaosProxy:
             self._links.discard(link)
             self._watch.changed()
 
+    def _next_policy(self) -> Policy:
+        self.connections += 1
+        self._watch.changed()
+        return self._plan.popleft() if self._plan else self.default
+
     def _count(self, size: int) -> None:
         self.bytes_down += size
         self._watch.changed()
 
-    async def _order_all(self, end: _End) -> None:
-        links = list(self._links)
+    async def _order_all(self, end: _End, counted: bool = False) -> None:
+        links = [link for link in self._links if link.is_counted or not counted]
         for link in links:
             link.give_order(end)
         await asyncio.gather(*(link.settled.wait() for link in links))
@@ -203,16 +220,22 @@ class _Link:
 
     def __init__(
         self,
-        policy: Policy,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         count: Callable[[int], None],
+        next_policy: Callable[[], Policy],
+        marker: bytes,
     ) -> None:
         self.settled = asyncio.Event()  # the last order is carried out
-        self._policy = policy
+        self.is_counted = False
+        self._policy: Policy = Pass()
+        self._next_policy = next_policy
+        self._marker = marker
         self._client = (reader, writer)
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._count = count
+        self._left: int | None = None  # bytes that may still come down
+        self._at_limit = _End.CLOSE
         self._order: asyncio.Future[_End] = asyncio.get_running_loop().create_future()
 
     def give_order(self, end: _End) -> None:
@@ -220,6 +243,16 @@ class _Link:
         if not self._order.done():
             self.settled.clear()
             self._order.set_result(end)
+
+    def take_policy(self) -> None:
+        """Take the next policy, which holds from here on."""
+        self.is_counted = True
+        self._policy = self._next_policy()
+        self._left, self._at_limit = self._limit()
+
+    def cut_after(self, bytes_down: int) -> None:
+        """Cut the link when so many more bytes have come down."""
+        self._left, self._at_limit = bytes_down, _End.CUT
 
     async def run(self, target: tuple[str, int], server_rcvbuf: int | None) -> None:
         """Pass bytes until the policy, a peer or an order ends it.
@@ -275,6 +308,10 @@ class _Link:
         reader, writer = self._client[0], self._server[1]
         try:
             while piece := await reader.read(PIECE_BYTES):
+                if self._marker and self._marker in piece.partition(b"\r\n\r\n")[0]:
+                    self.take_policy()
+                    if isinstance(self._policy, Answer):
+                        return await self._answer(self._policy.data, piece)
                 writer.write(piece)
                 await writer.drain()
         except ConnectionError:
@@ -284,23 +321,23 @@ class _Link:
     async def _pump_down(self) -> _End:
         assert self._server is not None
         reader, writer = self._server[0], self._client[1]
-        left, end = self._limit()
         clock = asyncio.get_running_loop()
         piece_bytes, due = PIECE_BYTES, clock.time()
         if isinstance(self._policy, Slow):
             piece_bytes = max(1, int(self._policy.bytes_per_second / 20))
         try:
             while piece := await reader.read(piece_bytes):
-                passed = piece if left is None else piece[:left]
+                passed = piece[: self._left]
+                if self._left is not None:
+                    self._left -= len(passed)
                 if passed:
-                    self._count(len(passed))
+                    if self.is_counted:
+                        self._count(len(passed))
                     writer.write(passed)
                     await writer.drain()
-                if left is not None:
-                    left -= len(passed)
-                    if left == 0:
-                        await flush(writer)
-                        return end
+                if self._left == 0:
+                    await flush(writer)
+                    return self._at_limit
                 if isinstance(self._policy, Slow):
                     due = max(due, clock.time()) + len(passed) / self._policy.bytes_per_second
                     await asyncio.sleep(due - clock.time())
@@ -318,11 +355,14 @@ class _Link:
                 return count, _End.HOLE
         return None, _End.CLOSE
 
-    async def _answer(self, data: bytes) -> _End:
+    async def _answer(self, data: bytes, request: bytes = b"") -> _End:
+        """Answer a request, of which this much has been read."""
         reader, writer = self._client
-        head = await reader.readuntil(b"\r\n\r\n")
+        while b"\r\n\r\n" not in request:
+            request += await reader.readexactly(1)
+        head, _, body = request.partition(b"\r\n\r\n")
         if length := CONTENT_LENGTH.search(head):
-            await reader.readexactly(int(length[1]))
+            await reader.readexactly(int(length[1]) - len(body))
         self._count(len(data))
         writer.write(data)
         await flush(writer)

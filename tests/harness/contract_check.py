@@ -20,7 +20,14 @@ from tests.harness.contract_stream import Broken, FrameCheck
 from tests.harness.http1 import Headers
 
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-ASSET = re.compile(r"/[a-z0-9_-]+\.(css|js|svg|png|ico|woff2)")
+ASSET = re.compile(r"/assets/[0-9a-f]{16}/[a-z0-9][a-z0-9_-]*\.(css|js|svg|png)")
+ASSET_TYPES = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+    "png": "image/png",
+}
+ASSET_CACHE = "public, max-age=31536000, immutable"
 ASSET_WHY = "a file that a page loads"
 PROBE = "/__probe__"
 PROBE_WHY = "the harness's own probe in the worker"
@@ -151,6 +158,11 @@ class Check:
             self._exempt = PROBE_WHY
             return
         self._judge_ids()
+        if self._status == 200 and (asset := ASSET.fullmatch(self._asked.path)):
+            self._judge_asset(asset[1])
+            return
+        if "content-encoding" in self._headers:
+            _fail("Content-Encoding is set")
         found = self._contract.find(self._asked.path)
         if found is None:
             self._judge_elsewhere()
@@ -186,15 +198,23 @@ class Check:
             if ids[0] in self._run.ids:
                 _fail("another answer has the same X-Correlation-Id")
             self._run.ids.add(ids[0])
-        if "content-encoding" in self._headers:
-            _fail("Content-Encoding is set")
+
+    def _judge_asset(self, kind: str) -> None:
+        """Judge the head of a file that a page loads, which the contract does not tell of: its body is exempt."""
+        self._exempt = ASSET_WHY
+        told = [self._asked.method, *map(self._header, ("content-type", "content-encoding", "vary"))]
+        wanted = [("GET", "HEAD"), (ASSET_TYPES[kind],), ("", "gzip"), ("Accept-Encoding", "Accept-Encoding, Origin")]
+        for said, allowed in zip(told, wanted, strict=True):
+            if said not in allowed:
+                _fail(f"{said!r} is not one of {allowed}")
+        self._judge_cache(ASSET_CACHE)
 
     def _judge_elsewhere(self) -> None:
-        """Judge the answer to a path that the contract has not: a file of a page, or an error."""
-        if ASSET.fullmatch(self._asked.path) and self._status == 200:
-            self._exempt = ASSET_WHY
-            return
-        self._judge_error_only({"not_found", "method_not_allowed"})
+        """Judge the answer to a path that the contract has not: an error, or what may be done with a file."""
+        if self._asked.path.startswith("/assets/") and self._status in (204, 405):
+            self._judge_other_method({"GET"})
+        else:
+            self._judge_error_only({"not_found", "method_not_allowed"})
 
     def _judge_other_method(self, methods: set[str]) -> None:
         """Judge the answer to a method that the path has not."""

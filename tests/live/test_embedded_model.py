@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,24 +12,16 @@ from tests.harness.chaos import ChaosProxy, CutAfter
 from tests.harness.http1 import get, post
 from tests.harness.reader import read_answer, read_resuming
 from tests.harness.server import ChatWait
-from tests.requirements import require_or_skip
+from tests.live.embedded import PATIENCE_SECONDS, embedded_service
 
 pytestmark = pytest.mark.timeout(300)
-
-PATIENCE_SECONDS = 90.0
-"""The model computes on the cores that the other tests use too."""
 
 QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture(scope="module")
 def embedded() -> Iterator[ChatWait]:
-    require_or_skip("the embedded model (requirements-local.txt)", local_model.installed())
-    with ChatWait(TIMEOUT_SECONDS=100) as chatwait:
-        until = time.monotonic() + 90  # 15 s on a machine of its own; here others may be at work
-        while get(f"{chatwait.base_url}/ready").status != 200:
-            assert time.monotonic() < until, chatwait.output
-            time.sleep(0.2)
+    with embedded_service() as chatwait:
         yield chatwait
 
 

@@ -183,6 +183,35 @@ def test_proxy_cuts_all_live_connections_on_both_sides(proxy: ChaosProxy, target
         client.close()
 
 
+@pytest.mark.parametrize("count", [0, 1, 1000])
+def test_proxy_cuts_live_connections_after_exactly_so_many_more_bytes(proxy: ChaosProxy, count: int) -> None:
+    with connect(proxy) as client:
+        assert read_all(client, len(ANSWER)) == (ANSWER, "open")
+        proxy.cut_all_after(count)
+        client.sendall(b"go\n")
+        assert read_all(client) == (ANSWER[:count], "reset")
+    with connect(proxy) as client:
+        assert read_all(client, len(ANSWER)) == (ANSWER, "open")
+
+
+def test_proxy_with_a_marker_concerns_only_the_requests_that_hold_it(target: Target) -> None:
+    with ChaosProxy("127.0.0.1", target.port, marker=b"wanted") as proxy, connect(proxy) as client:
+        proxy.plan(CutAfter(5), Answer(b"canned"))
+        assert read_all(client, len(ANSWER)) == (ANSWER, "open")
+        with connect(proxy) as other:
+            assert read_all(other, len(ANSWER)) == (ANSWER, "open")
+            assert (proxy.connections, proxy.live, proxy.bytes_down) == (0, 0, 0)
+            client.sendall(b"wanted\n")
+            assert read_all(client) == (ANSWER[:5], "reset")
+            other.sendall(b"wanted\r\nContent-Length: 4\r\n\r\n12")
+            other.sendall(b"34")
+            assert read_all(other) == (b"canned", "fin")
+        assert b"wanted\r" not in target.received
+        with connect(proxy, b"wanted\n") as third:
+            assert read_all(third, len(ANSWER)) == (ANSWER, "open")
+            assert (proxy.connections, proxy.live) == (3, 1)
+
+
 def test_proxy_passes_the_kind_of_the_peers_end_on(proxy: ChaosProxy, target: Target) -> None:
     for hard, ending in ((False, "fin"), (True, "reset")):
         wire = Wire("127.0.0.1", proxy.port)

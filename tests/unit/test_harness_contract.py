@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.harness.contract import Contract
-from tests.harness.contract_check import REFUSED_WHY, Asked, Check, Run
+from tests.harness.contract_check import ASSET_WHY, REFUSED_WHY, Asked, Check, Run
 from tests.harness.http1 import Headers
 from tests.harness.tap import Tap
 from tests.unit.exchanges import ID, OTHER, TEXT, Change, common, hear, of_stream, pieces, totals
@@ -252,6 +252,56 @@ def test_refusal_of_gunicorns_own_is_exempt_and_nothing_else_is(run: Run) -> Non
     assert run.exempt == {REFUSED_WHY: 1} and not run.seen
     assert "X-Correlation-Id" in hear(run, "GET", "/health", 500, own, page)[0]
     assert "gunicorn's own page" in hear(run, "GET", "/health", 400, own, page.replace(b"head", b"haed"))[0]
+
+
+ASSET = "/assets/0123456789abcdef/app.js"
+
+
+def asset(**changes: Any) -> Change:
+    return common(
+        **{
+            "Content_Type": "text/javascript; charset=utf-8",
+            "Cache_Control": "public, max-age=31536000, immutable",
+            "Vary": "Accept-Encoding",
+            **changes,
+        }
+    )
+
+
+def test_file_that_a_page_loads_is_exempt_below_its_address_only(run: Run) -> None:
+    assert hear(run, "GET", ASSET, 200, asset(), b"x") == []
+    assert hear(run, "GET", ASSET, 200, asset(Content_Encoding="gzip", Vary="Accept-Encoding, Origin"), b"x") == []
+    assert hear(run, "HEAD", ASSET, 200, asset(Content_Length=5)) == []
+    assert run.exempt == {ASSET_WHY: 3} and not run.seen
+    for target in ("/app.js", "/assets/app.js", "/assets/0123/app.js", f"/v1{ASSET}", f"{ASSET}/x", f"{ASSET[:-3]}.py"):
+        assert "the content type" in hear(run, "GET", target, 200, asset(), b"x")[0], target
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "found"),
+    [
+        ("GET", {"X_Correlation_Id": None}, "X-Correlation-Id is not one UUID4"),
+        ("GET", {"Content_Type": "text/css; charset=utf-8"}, "'text/css; charset=utf-8' is not one of"),
+        ("GET", {"Content_Encoding": "br"}, "'br' is not one of"),
+        ("GET", {"Vary": None}, "'' is not one of ('Accept-Encoding'"),
+        ("GET", {"Cache_Control": "no-store"}, "Cache-Control is not 'public"),
+        ("POST", {}, "'POST' is not one of"),
+    ],
+)
+def test_wrong_head_of_a_file_that_a_page_loads_is_found(run: Run, method: str, changes: Change, found: str) -> None:
+    problems = hear(run, method, ASSET, 200, asset(**changes), b"x")
+
+    assert len(problems) == 1 and found in problems[0]
+
+
+def test_refusal_below_the_address_of_files_is_judged_as_any_other(run: Run) -> None:
+    allow = "GET, HEAD, OPTIONS"
+    assert hear_error(run, "GET", ASSET, 404, "not_found", common()) == []
+    assert hear_error(run, "POST", ASSET, 405, "method_not_allowed", common(Allow=allow)) == []
+    assert hear(run, "OPTIONS", ASSET, 204, common(Content_Type=None, Allow=allow)) == []
+    assert "Allow is not" in hear_error(run, "POST", ASSET, 405, "method_not_allowed", common(Allow="GET"))[0]
+    kept = common(Cache_Control="public, max-age=31536000, immutable")
+    assert "Cache-Control is not 'no-store'" in hear_error(run, "GET", ASSET, 404, "not_found", kept)[0]
 
 
 # What is heard

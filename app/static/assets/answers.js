@@ -1,0 +1,328 @@
+// The life of every answer in this tab: whose turn it is to read it (tabs), reading it (stream), keeping it (store),
+// and telling the page (`on`) and the other tabs. Must never touch the page or know an address.
+
+import { activeOf, requestOf } from "./context.js";
+import { isOver } from "./machine.js";
+import { openStream } from "./stream.js";
+import { createTabs } from "./tabs.js";
+
+const SAVE_MS = 1_000;
+
+/**
+ * `on`: text(conversation, answer, text), change(conversation, answer), show(conversation) when its messages are
+ * others than before, refused(conversation, answer), removed(id).
+ */
+export function createAnswers({ api, store, locks, storage, now, random, limits, on }) {
+  const known = new Map(); // conversations of this tab by id
+  const runs = new Map(); // by conversation: what is read here, or waited for
+  const tabs = createTabs({ locks, storage, random, now, onMessage: hear });
+  return { conversation, begin, again, stop, wake, watch, keep, save, remove, suspend, resume, isBusy };
+
+  /** The conversation of this id, from memory or from the store; null when there is none. */
+  function conversation(id) {
+    if (known.has(id)) return known.get(id);
+    const found = store.load(id);
+    if (!found) return null;
+    known.set(id, found);
+    if (activeOf(found)) tabs.send({ kind: "ask", id }); // the tab that reads it knows more than what is stored
+    return found;
+  }
+
+  function isBusy(id) {
+    return Boolean(known.get(id) && activeOf(known.get(id)));
+  }
+
+  /** Add messages, the last of them an answer to be fetched. Gives false when another tab is at it. */
+  async function begin(conversation, messages) {
+    known.set(conversation.id, conversation);
+    const answer = messages.at(-1);
+    if (!(await own(conversation, answer))) return false;
+    conversation.messages = conversation.messages.filter((one) => !isRefused(conversation, one));
+    conversation.messages.push(...messages);
+    on.show(conversation);
+    save(conversation);
+    tabs.send({ kind: "messages", id: conversation.id });
+    read(conversation, answer);
+    return true;
+  }
+
+  /** Come back to an interrupted answer. */
+  async function again(conversation, answer) {
+    if (!(await own(conversation, answer))) return false;
+    Object.assign(answer, { state: "reconnecting", error: null, endedAt: null });
+    changed(conversation, answer);
+    read(conversation, answer);
+    return true;
+  }
+
+  async function own(conversation, answer) {
+    const { id } = conversation;
+    if (runs.has(id)) return false;
+    const run = { answer };
+    runs.set(id, run);
+    const release = await tabs.tryOwn(id, () => lost(id, run));
+    if (release && runs.get(id) === run && !activeOf(conversation)) {
+      run.release = release;
+      return true;
+    }
+    release?.();
+    if (runs.get(id) === run) runs.delete(id);
+    return false;
+  }
+
+  /** Read an answer that is on its way as soon as no other tab does. */
+  async function watch(id) {
+    if (runs.has(id)) return;
+    const run = {};
+    runs.set(id, run);
+    const release = await tabs.own(id, () => lost(id, run));
+    if (runs.get(id) !== run || !release) {
+      release?.();
+      if (runs.get(id) === run) runs.delete(id);
+      return;
+    }
+    run.release = release;
+    const found = refresh(id);
+    const answer = found && activeOf(found);
+    if (!answer) {
+      finish(id);
+      return;
+    }
+    run.answer = answer;
+    // Whether the connection is lost is not known yet; a page that is left hears of its own end as of a loss.
+    if (answer.state === "reconnecting") Object.assign(answer, { state: answer.sequence ? "streaming" : "waiting" });
+    read(found, answer);
+  }
+
+  /** Another tab reads now, because this one was too slow: follow it. */
+  function lost(id, run) {
+    if (runs.get(id) !== run) return;
+    finish(id);
+    run.cancel?.abort();
+    watch(id);
+  }
+
+  async function read(conversation, answer) {
+    const { id } = conversation;
+    const run = runs.get(id);
+    run.cancel = new AbortController();
+    const waits = () => {
+      answer.queued = true;
+      changed(conversation, answer);
+    };
+    const slot = await tabs.slot(waits, run.cancel.signal);
+    if (runs.get(id) !== run) {
+      slot?.();
+      return;
+    }
+    answer.queued = false;
+    run.slot = slot;
+    if (!slot || run.cancel.signal.aborted) {
+      if (answer.streamId) api.stop(answer.streamId).catch(() => {}); // begun by a page that is gone
+      answer.state = "stopped"; // before its turn came
+      answer.endedAt = now();
+      changed(conversation, answer);
+      return;
+    }
+    run.stream = openStream({
+      api,
+      answer,
+      now,
+      heartbeat: limits()?.heartbeat_seconds,
+      request: () => requestOf(conversation, answer),
+      onText: (_, text) => took(conversation, answer, text),
+      onChange: () => changed(conversation, answer),
+      onReset: () => {
+        on.show(conversation);
+        tabs.send({ kind: "messages", id });
+      },
+    });
+    if (run.isStopWanted || answer.stopping) {
+      answer.stopping = false;
+      run.stream.stop();
+    }
+  }
+
+  /** The way of a token: to the page, to the other tabs, and once a second to the store. */
+  function took(conversation, answer, text) {
+    on.text(conversation, answer, text);
+    const { id } = conversation;
+    tabs.send({ kind: "text", id, answer: answer.id, text, end: answer.content.length, sequence: answer.sequence });
+    const run = runs.get(id);
+    if (now() - (run.savedAt ?? 0) >= SAVE_MS) save(conversation);
+    else run.timer ??= setTimeout(save, SAVE_MS, conversation);
+  }
+
+  function changed(conversation, answer) {
+    const { id } = conversation;
+    if (isOver(answer)) {
+      if (isTooLong(conversation, answer)) return;
+      save(conversation);
+      finish(id);
+    } else if (answer.streamId && !runs.get(id)?.isIdKept) {
+      const run = runs.get(id);
+      if (run) run.isIdKept = true;
+      save(conversation); // from here on there is something to come back to
+    }
+    const { content, ...rest } = answer;
+    tabs.send({ kind: "state", id, answer: rest, length: content.length });
+    on.change(conversation, answer);
+    if (answer.refused) on.refused(conversation, answer);
+  }
+
+  /** The service counts better than this page guesses: ask again with half of the context. */
+  function isTooLong(conversation, answer) {
+    const left = answer.error?.error_code === "context_too_long" ? requestOf(conversation, answer).context.length : 0;
+    if (!answer.refused || !left) return false;
+    answer.sent.skip += Math.max(2, 2 * Math.ceil(left / 4));
+    Object.assign(answer, { refused: false, state: "sending", error: null, endedAt: null });
+    const run = runs.get(conversation.id);
+    run.slot?.();
+    on.show(conversation); // the mark of what is left out
+    read(conversation, answer);
+    return true;
+  }
+
+  function finish(id) {
+    const run = runs.get(id);
+    runs.delete(id);
+    clearTimeout(run?.timer);
+    run?.stream?.close();
+    run?.slot?.();
+    run?.release?.();
+  }
+
+  /** Stop the answer that is on its way, whoever reads it. */
+  function stop(id) {
+    const run = runs.get(id);
+    if (run?.stream) run.stream.stop();
+    else if (run?.cancel) run.cancel.abort();
+    else {
+      if (run) run.isStopWanted = true; // should the tab that reads it be gone
+      tabs.send({ kind: "stop", id });
+    }
+  }
+
+  /** The reader or the network is back. */
+  function wake(isForced) {
+    for (const run of runs.values()) run.stream?.wake(isForced);
+  }
+
+  /** Write a conversation now. */
+  function save(conversation) {
+    const run = runs.get(conversation.id);
+    if (run) {
+      clearTimeout(run.timer);
+      run.timer = undefined;
+      run.savedAt = now();
+    }
+    if (store.save(conversation) === "removed") {
+      forget(conversation.id);
+      on.removed(conversation.id);
+    }
+  }
+
+  /** Write what is being read now: the page may not come back. */
+  function keep() {
+    for (const [id, run] of runs) if (run.stream && known.has(id)) save(known.get(id));
+  }
+
+  function remove(id) {
+    forget(id);
+    store.remove(id);
+    tabs.send({ kind: "removed", id });
+  }
+
+  /** The conversation is deleted, here or in another tab: nobody will read its answer. */
+  function forget(id) {
+    const { stream, answer } = runs.get(id) ?? {};
+    if (stream && answer.streamId && !isOver(answer)) api.stop(answer.streamId).catch(() => {});
+    finish(id);
+    known.delete(id);
+  }
+
+  /** The page goes away, perhaps for ever: keep all, hold nothing. */
+  function suspend() {
+    keep();
+    for (const run of runs.values()) {
+      clearTimeout(run.timer);
+      run.stream?.close();
+    }
+    runs.clear();
+    tabs.close();
+  }
+
+  function resume() {
+    tabs.open();
+    for (const id of known.keys()) refresh(id);
+    for (const { id, active } of store.list()) if (active) watch(id);
+  }
+
+  /** Take over what the store knows better, and tell the page. */
+  function refresh(id) {
+    const mine = known.get(id);
+    const stored = store.load(id);
+    if (!mine || !stored) return mine ?? conversation(id);
+    const ours = new Map(mine.messages.map((message) => [message.id, message]));
+    mine.messages = stored.messages.map((message) => {
+      const our = ours.get(message.id);
+      const isRead = our && runs.get(id)?.answer === our; // its stream writes to this very record
+      return isRead || (our?.sequence > message.sequence && !isOver(message)) ? our : message;
+    });
+    mine.title = stored.title;
+    on.show(mine);
+    return mine;
+  }
+
+  function isRefused({ messages }, { id, refused }) {
+    return refused || messages.some((message) => message.refused && message.asks === id);
+  }
+
+  /** What another tab says. */
+  function hear(message) {
+    const { kind, id } = message;
+    const mine = known.get(id);
+    if (kind === "removed") {
+      forget(id);
+      on.removed(id);
+    } else if (kind === "stop") {
+      if (runs.get(id)?.stream || runs.get(id)?.cancel) stop(id);
+    } else if (kind === "messages") {
+      if (mine) refresh(id);
+      watch(id);
+    } else if (kind === "ask") {
+      const { answer, cancel } = runs.get(id) ?? {};
+      if (cancel) tabs.send({ kind: "whole", id, answer }); // it reads, or waits for its turn to
+    } else if (mine) hearOf(mine, message);
+  }
+
+  function hearOf(mine, { kind, id, answer: told, text, end, sequence, length }) {
+    const answer = mine.messages.find((one) => one.id === (told.id ?? told));
+    if (!answer || isOver(answer)) {
+      if (!answer || kind === "state") refresh(id);
+      return;
+    }
+    if (kind === "text") {
+      const had = answer.content.length;
+      if (end <= had) return;
+      if (end - text.length !== had) return void tabs.send({ kind: "ask", id });
+      answer.content += text;
+      Object.assign(answer, { sequence, lastTokenAt: now(), state: "streaming" });
+      on.text(mine, answer, text);
+    } else if (kind === "whole") {
+      const had = answer.content;
+      Object.assign(answer, told);
+      if (!answer.content.startsWith(had)) return on.show(mine);
+      if (answer.content !== had) on.text(mine, answer, answer.content.slice(had.length));
+      on.change(mine, answer);
+    } else {
+      const { sequence: _, ...rest } = told;
+      if (length !== answer.content.length) {
+        if (isOver(told)) return void refresh(id);
+        tabs.send({ kind: "ask", id });
+      }
+      Object.assign(answer, rest);
+      on.change(mine, answer);
+    }
+  }
+}

@@ -1,0 +1,272 @@
+// The page: joins its parts, and says which conversation is shown. The way of a token through it:
+// stream.js → answers.js → `on.text` here → view.js. Must never ask the network itself.
+
+import { createAnnouncer } from "./announce.js";
+import { createAnswers } from "./answers.js";
+import { createApi } from "./api.js";
+import { createComposer } from "./composer.js";
+import { activeOf, answerTo, ask } from "./context.js";
+import { createFollow } from "./follow.js";
+import { createList } from "./list.js";
+import { isOver } from "./machine.js";
+import { createNotices } from "./notices.js";
+import { createStore } from "./store.js";
+import { createView, showMark } from "./view.js";
+import { BUSY, CONTINUE, COPIED, GIVEN_BACK, LOST, NOT_COPIED, countWords, importedOf, isSmallModel } from "./words.js";
+
+const MODELS_MS = 5_000; // between two tries to learn the models
+const TITLE_LENGTH = 60;
+const element = (id) => document.getElementById(id);
+const now = () => Date.now();
+
+/** 144 random bits: for ids and for keys that nobody may guess. */
+function random() {
+  const bytes = crypto.getRandomValues(new Uint8Array(18));
+  return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_");
+}
+
+const storage = reachableStorage();
+const store = createStore({ storage, now, random });
+const api = createApi();
+const marks = new Map(); // what happened to conversations that are not looked at: "done" | "error"
+let shown = null; // the conversation
+let models = null;
+
+const answers = createAnswers({
+  api, store, storage, now, random, locks: navigator.locks, limits: () => models?.limits,
+  on: { text, change, show, refused, removed },
+});
+const announcer = createAnnouncer({ polite: element("polite"), alert: element("alert"), now });
+const follow = createFollow({ scroller: element("scroller"), jump: element("jump") });
+const notices = createNotices({ root: element("notices"), onChange: follow.changed });
+const view = createView({
+  log: element("log"),
+  now,
+  onAction: act,
+  onCopy: (isDone) => announcer.say(isDone ? COPIED : NOT_COPIED),
+  onCommit: follow.changed,
+});
+const composer = createComposer({
+  form: element("composer"),
+  now,
+  onSend: send,
+  onStop: () => answers.stop(shown.id),
+  onDraft: (draft) => store.saveDraft(shown?.id ?? "", draft),
+  onSay: announcer.say,
+});
+const list = createList({
+  nav: element("list"),
+  onOpen: (id) => (location.hash = id),
+  onNew: () => (location.hash = ""),
+  onRename(id, title) {
+    store.rename(id, title);
+    refreshFrame();
+  },
+  onDelete(id) {
+    answers.remove(id);
+    removed(id);
+  },
+  onExport: () => store.exportAll(),
+  onImport(file) {
+    try {
+      composer.say(importedOf(store.importAll(file)));
+    } catch ({ message, detail, action }) {
+      composer.say([message, detail, action].filter(Boolean).join(" "));
+    }
+    refreshFrame();
+  },
+});
+
+open(location.hash.slice(1)); // what is kept is painted before anything is asked
+answers.resume();
+learnModels();
+addEventListener("hashchange", () => open(location.hash.slice(1)));
+addEventListener("storage", ({ key }) => store.changed(key) !== null && refreshFrame());
+addEventListener("online", () => answers.wake());
+addEventListener("pagehide", () => answers.suspend());
+addEventListener("pageshow", ({ persisted }) => persisted && answers.resume());
+document.addEventListener("visibilitychange", () => (document.hidden ? answers.keep() : seen()));
+setInterval(tick, 1_000);
+element("drawer").addEventListener("click", () => showList(element("drawer").ariaExpanded !== "true"));
+element("shade").addEventListener("click", () => showList(false));
+element("list").addEventListener("keydown", ({ key, defaultPrevented }) => {
+  if (key === "Escape" && !defaultPrevented && element("drawer").ariaExpanded === "true") {
+    showList(false);
+    element("drawer").focus();
+  }
+});
+
+function open(id) {
+  if (id && id === shown?.id) return;
+  if (shown || composer.text) store.saveDraft(shown?.id ?? "", composer.text); // the last moment's, not handed over yet
+  const found = id ? answers.conversation(id) : null;
+  if (id && !found) history.replaceState(null, "", location.pathname);
+  shown = found;
+  marks.delete(id);
+  composer.setDraft(store.draft(shown?.id ?? ""));
+  composer.say(id && !found ? LOST : "");
+  view.show(shown);
+  follow.pin();
+  showList(false);
+  refreshModel();
+  refreshFrame();
+  composer.focus();
+}
+
+// What the reader does
+
+function send(message) {
+  if (shown && answers.isBusy(shown.id)) {
+    composer.say(BUSY);
+    return false;
+  }
+  const at = now();
+  shown ??= { v: 2, id: random(), title: titleFrom(message), created: at, updated: at, messages: [] };
+  start(ask(shown, message, how(at)), message);
+  return true;
+}
+
+function act(name, answerId) {
+  const answer = shown.messages.find(({ id }) => id === answerId);
+  if (name === "try") answers.wake(true);
+  else if (name === "reconnect") answers.again(shown, answer).then((isOurs) => isOurs || composer.say(BUSY));
+  else if (name === "continue") send(CONTINUE);
+  else {
+    const question = shown.messages.find(({ id }) => id === answer.asks);
+    if (!question) return;
+    if (answer === shown.messages.at(-1)) start([answerTo(shown, question, how(now()))]);
+    else send(question.content);
+  }
+}
+
+/** `message` is given back when another tab is faster. */
+async function start(messages, message) {
+  const conversation = shown;
+  const isOurs = await answers.begin(conversation, messages);
+  if (isOurs) {
+    if (message) store.saveDraft("", "");
+    if (location.hash.slice(1) !== conversation.id) history.replaceState(null, "", `#${conversation.id}`);
+    follow.pin();
+    announcer.started(messages.at(-1));
+    refreshFrame();
+    return;
+  }
+  if (message && shown === conversation) composer.giveBack(message);
+  composer.say(BUSY);
+}
+
+function how(at) {
+  return { id: random, key: random, model: element("model").value || null, at, limits: models?.limits };
+}
+
+// What answers.js tells
+
+function text(conversation, answer, piece) {
+  if (conversation === shown) view.append(answer, piece);
+}
+
+function change(conversation, answer) {
+  if (conversation === shown) {
+    view.update(answer);
+    follow.changed();
+    if (isOver(answer)) announcer.ended(answer);
+  }
+  if (isOver(answer) && (conversation !== shown || document.hidden)) {
+    marks.set(conversation.id, answer.state === "complete" || answer.state === "stopped" ? "done" : "error");
+  }
+  refreshFrame();
+}
+
+function show(conversation) {
+  if (conversation !== shown) return;
+  view.show(conversation);
+  follow.changed();
+  refreshFrame();
+}
+
+function refused(conversation, answer) {
+  const question = conversation.messages.find(({ id }) => id === answer.asks);
+  if (conversation === shown) {
+    composer.giveBack(question.content);
+    composer.say(GIVEN_BACK);
+  } else store.saveDraft(conversation.id, question.content);
+}
+
+function removed(id) {
+  marks.delete(id);
+  if (id === shown?.id) {
+    history.replaceState(null, "", location.pathname);
+    open("");
+  } else refreshFrame();
+}
+
+// What is around the messages
+
+function refreshFrame() {
+  const active = shown && activeOf(shown);
+  composer.busy(active ? (active.stopping ? "stopping" : active.state) : null);
+  const mark = ({ id, active: isActive }) => marks.get(id) ?? (isActive ? "streaming" : undefined);
+  const entries = store.list();
+  const entry = entries.find(({ id }) => id === shown?.id);
+  if (entry && !entry.problem) shown.title = entry.title; // another tab may have renamed it
+  list.show(entries.map((entry) => ({ ...entry, mark: mark(entry) })), shown?.id);
+  notices.show(store.problems());
+  element("title").textContent = shown?.title ?? "ChatWait";
+  const all = new Set(marks.values());
+  showMark(shown?.title, active ? "streaming" : all.has("error") ? "error" : all.has("done") ? "done" : undefined);
+}
+
+/** In a small window: the drawer. */
+function showList(isOpen) {
+  element("drawer").ariaExpanded = String(isOpen);
+}
+
+function seen() {
+  if (shown) marks.delete(shown.id);
+  answers.wake();
+  refreshFrame();
+}
+
+function tick() {
+  view.tick(now());
+  const active = shown && activeOf(shown);
+  if (active) announcer.answering(countWords(active.content));
+}
+
+async function learnModels() {
+  try {
+    const response = await api.models();
+    if (!response.ok) throw new Error("not now");
+    models = await response.json();
+  } catch {
+    setTimeout(learnModels, MODELS_MS);
+    return;
+  }
+  const picker = element("model");
+  picker.replaceChildren(...models.data.map(({ id }) => new Option(id, id)));
+  composer.limit(models.limits.max_message_chars);
+  refreshModel();
+}
+
+/** A conversation goes on with the model it had. */
+function refreshModel() {
+  if (!models) return;
+  const last = shown?.messages.findLast(({ sent }) => sent)?.sent.model;
+  element("model").value = models.data.some(({ id }) => id === last) ? last : models.default;
+  element("embedded").hidden = !isSmallModel(models.default);
+}
+
+function titleFrom(message) {
+  const line = message.trim().split("\n", 1)[0];
+  const points = [...line.slice(0, 4 * TITLE_LENGTH)];
+  return points.length > TITLE_LENGTH ? `${points.slice(0, TITLE_LENGTH - 1).join("")}…` : line;
+}
+
+function reachableStorage() {
+  try {
+    localStorage.getItem("chatwait.index");
+    return localStorage;
+  } catch {
+    return null; // blocked by the browser's settings
+  }
+}

@@ -1,0 +1,169 @@
+// One stream's client: opens the connection, reads its events, and comes back after every loss.
+// The way of a token: read → sse → machine → `onText` (answers.js hands it to the page). Must never touch the page.
+
+import { createMachine, isOver } from "./machine.js";
+import { createParser } from "./sse.js";
+
+const TICK_MS = 500;
+const TERMINALS = new Set(["done", "cancelled", "failed"]);
+const LONGEST_ERROR = 65_536;
+
+/**
+ * Read one answer to its end. `request()` is asked when a POST is due.
+ * `onText(answer, text)` for every new piece, `onChange(answer, before)` when its state has changed, and
+ * `onReset(answer)` when its text begins anew. Gives `{stop, wake, close}`; after `close` nothing is called any more.
+ */
+export function openStream({ api, answer, request, now, heartbeat, onText, onChange, onReset }) {
+  const machine = createMachine(answer, { now: now(), heartbeat });
+  let turn = 0; // of the connection that counts; what an older one still says is not heard
+  let abort = null;
+  let timer = 0;
+  let shown = "";
+  const ticking = setInterval(() => carryOut(machine.tick(now())), TICK_MS);
+  carryOut(machine.begin());
+  return {
+    stop: () => carryOut(machine.stop(now())),
+    wake: (isForced) => carryOut(machine.wake(now(), isForced)),
+    close,
+  };
+
+  function close() {
+    turn = -1;
+    clearInterval(ticking);
+    clearTimeout(timer);
+    abort?.abort();
+  }
+
+  function carryOut(orders) {
+    if (turn < 0) return;
+    for (const order of orders) {
+      if (order === "drop") drop();
+      else if (order === "stop") askStop();
+      else if (order === "ended") close();
+      else {
+        clearTimeout(timer);
+        timer = setTimeout(connect, machine.delay);
+      }
+    }
+    if (machine.wasReset) {
+      machine.wasReset = false;
+      onReset(answer);
+    }
+    const { state, stopping, retryAt, busy, model } = answer;
+    const looks = `${state} ${stopping} ${retryAt} ${busy} ${model}`;
+    if (looks !== shown) {
+      shown = looks;
+      onChange(answer);
+    }
+  }
+
+  function drop() {
+    turn += 1;
+    abort?.abort();
+    abort = null;
+  }
+
+  async function connect() {
+    drop();
+    const mine = turn;
+    abort = new AbortController();
+    machine.connecting(now());
+    carryOut([]);
+    try {
+      const { signal } = abort;
+      const response = answer.streamId
+        ? await api.attach(answer.streamId, answer.sequence, signal)
+        : await api.start(request(), answer.key, signal);
+      if (mine === turn) await take(response, mine);
+    } catch {
+      if (mine === turn) carryOut(machine.lost(now()));
+    }
+  }
+
+  async function take(response, mine) {
+    const isStream = (response.headers.get("Content-Type") ?? "").startsWith("text/event-stream");
+    if (response.status !== 200 || !isStream) {
+      const error = await errorOf(response);
+      if (mine === turn) carryOut(machine.refused(response.status, error, retryAfter(response), now()));
+      return;
+    }
+    carryOut(machine.opened(response.headers.get("X-Stream-Id"), now()));
+    await read(response.body.getReader(), mine);
+  }
+
+  async function read(reader, mine) {
+    let end = null;
+    const parser = createParser(({ event, data }) => {
+      if (mine !== turn || end) return;
+      if (event === "token") takeToken(JSON.parse(data));
+      else if (event === "ping") carryOut(machine.ping(now()));
+      else if (event === "start") carryOut(machine.start(JSON.parse(data), now()));
+      else if (TERMINALS.has(event)) end = { event, data: JSON.parse(data) };
+    });
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (mine !== turn) return;
+      if (done) break;
+      machine.byteAt = now();
+      parser.feed(value);
+      if (mine !== turn) return;
+      if (end) {
+        const isSound = await isWhole(answer.content, end.data);
+        if (mine === turn) carryOut(machine.terminal(end.event, end.data, isSound, now()));
+        return;
+      }
+    }
+    carryOut(machine.lost(now()));
+  }
+
+  function takeToken(data) {
+    const before = answer.state;
+    if (!machine.token(data, now())) {
+      if (data.sequence > answer.sequence) carryOut(machine.hole(now())); // else it is here already
+      return;
+    }
+    onText(answer, data.content);
+    if (before !== answer.state) carryOut([]);
+  }
+
+  async function askStop() {
+    let status = 0;
+    try {
+      status = (await api.stop(answer.streamId, AbortSignal.timeout(5_000))).status;
+    } catch {
+      // not reached; the next tick asks again
+    }
+    if (turn >= 0 && !isOver(answer)) carryOut(machine.stopAnswered(status, now()));
+  }
+}
+
+/** Compare the text with what the terminal event tells of it; the hash only where the browser has one. */
+export async function isWhole(text, { characters, sha256 }) {
+  let count = text.length;
+  for (let at = 0; at < text.length; at += 1) {
+    const unit = text.charCodeAt(at);
+    if (unit >= 0xdc00 && unit <= 0xdfff) count -= 1; // the second half of a pair
+  }
+  if (count !== characters) return false;
+  if (!globalThis.crypto?.subtle) return true; // a page over plain HTTP
+  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text));
+  return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("") === sha256;
+}
+
+/** The service's error body, or null: what a proxy says is not for people. */
+async function errorOf(response) {
+  try {
+    const text = await response.text();
+    const body = text.length <= LONGEST_ERROR ? JSON.parse(text) : null;
+    return typeof body?.error_code === "string" ? body : null;
+  } catch {
+    return null;
+  }
+}
+
+function retryAfter(response) {
+  const value = response.headers.get("Retry-After");
+  if (!value) return 0;
+  const ms = /^\d+$/.test(value) ? Number(value) * 1_000 : Date.parse(value) - Date.now();
+  return ms > 0 ? ms : 0;
+}

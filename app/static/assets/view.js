@@ -1,0 +1,297 @@
+// The messages of the shown conversation: their text as it comes, their states, actions and details.
+// Must never ask the network, never write a word of its own into [data-answer], never hold a token back.
+
+import { isOver } from "./machine.js";
+import { createMarkdown } from "./markdown.js";
+import { EMPTY, actionsOf, buttonOf, cutOf, detailsOf, failureOf, statusOf, titleOf } from "./words.js";
+
+const COPIED_MS = 2_000;
+
+/**
+ * `log`: the element with role=log. `onAction(name, answerId)`: reconnect again continue try.
+ * Copy (of an answer, of a code block) is done here; `onCopy(isDone)` tells it, for the announcer.
+ * `onCommit(answerId, sequence)` after text has reached the page.
+ */
+export function createView({ log, now = Date.now, onAction, onCopy = () => {}, onCommit = () => {} }) {
+  const answers = new Map(); // id -> what is shown of it
+  const waiting = new Set(); // with text for the next frame
+  let frame = 0;
+  log.addEventListener("copytext", (event) => copy(event.detail, event.target));
+  document.addEventListener("visibilitychange", () => document.hidden && flush());
+  return { show, add, remove, update, replace, append, tick, flush };
+
+  /** Paint a whole conversation `{messages}`; null or one without messages: the empty page. */
+  function show(conversation) {
+    forget();
+    log.replaceChildren();
+    const messages = conversation?.messages ?? [];
+    log.classList.toggle("empty", messages.length === 0);
+    if (messages.length === 0) log.append(greeting());
+    for (const message of messages) paint(message);
+  }
+
+  /** Append one message; one that is shown already is painted anew in its place. */
+  function add(message) {
+    if (log.classList.contains("empty")) show({ messages: [message] });
+    else paint(message);
+  }
+
+  function remove(id) {
+    answers.delete(id);
+    articleOf(id)?.remove();
+    log.querySelector(`[data-cut="${CSS.escape(id)}"]`)?.remove();
+    if (!log.querySelector("article")) show(null);
+  }
+
+  /** State, status line, actions, failure and details; the text only comes by `append` and `replace`. */
+  function update(answer) {
+    const shown = answers.get(answer.id);
+    if (!shown) return;
+    shown.answer = answer;
+    const isLive = !isOver(answer);
+    if (!isLive) settle(shown);
+    else if (shown.isSettled) renew(shown);
+    const { article } = shown;
+    if (article.dataset.state !== answer.state) {
+      article.dataset.state = answer.state;
+      article.setAttribute("aria-busy", String(isLive));
+    }
+    article.dataset.sequence = shown.sequence;
+    setText(shown.status, statusOf(answer, now()));
+    fillBox(shown);
+    fillActions(shown);
+    fillDetails(shown);
+  }
+
+  /** The text is not what was shown (it was read again from its beginning): paint all of it. */
+  function replace(answer) {
+    const shown = answers.get(answer.id);
+    if (!shown) return;
+    shown.answer = answer;
+    renew(shown);
+    update(answer);
+  }
+
+  /** The way of a token. `answer.content` already ends with `text`. */
+  function append(answer, text) {
+    const shown = answers.get(answer.id);
+    if (!shown) return;
+    shown.answer = answer;
+    shown.buffer += text;
+    if (document.hidden) return commit(shown);
+    waiting.add(shown);
+    frame ||= requestAnimationFrame(flush);
+  }
+
+  /** Commit everything that was appended, now. */
+  function flush() {
+    if (frame) cancelAnimationFrame(frame);
+    frame = 0;
+    for (const shown of waiting) commit(shown);
+  }
+
+  function commit(shown) {
+    waiting.delete(shown);
+    const { answer, buffer } = shown;
+    shown.buffer = "";
+    shown.length += buffer.length;
+    if (shown.isSettled || shown.length !== answer.content.length) renew(shown);
+    else shown.markdown.append(buffer);
+    tellSequence(shown);
+    onCommit(answer.id, shown.sequence);
+  }
+
+  /** Let the seconds of the status lines go on; `at` in epoch ms. */
+  function tick(at = now()) {
+    for (const shown of answers.values()) {
+      if (!isOver(shown.answer)) setText(shown.status, statusOf(shown.answer, at));
+    }
+  }
+
+  // Below: one answer
+
+  function paint(message) {
+    const old = articleOf(message.id);
+    const article = message.role === "user" ? question(message) : answerOf(message);
+    if (old) old.replaceWith(article);
+    else log.append(article);
+    if (message.role !== "user") markCut(message);
+  }
+
+  function answerOf(answer) {
+    const text = element("div", { className: "prose" });
+    text.dataset.answer = "";
+    const status = element("p", { className: "status" });
+    const actions = element("div", { className: "actions" });
+    const foot = element("div", { className: "foot" }, status, actions);
+    const article = element("article", { className: "answer" }, heading("Answer"), text, foot);
+    article.dataset.id = answer.id;
+    const shown = { answer, article, text, status, actions, foot, box: null, details: null, buffer: "", isOpen: false };
+    answers.set(answer.id, shown);
+    renew(shown);
+    update(answer);
+    actions.addEventListener("click", (event) => press(shown, event.target.closest("button")));
+    return article;
+  }
+
+  /** Paint the text of the record anew. */
+  function renew(shown) {
+    const { text, answer } = shown;
+    waiting.delete(shown);
+    text.replaceChildren();
+    shown.markdown = createMarkdown(text);
+    if (answer.content) shown.markdown.set(answer.content);
+    shown.buffer = "";
+    shown.length = answer.content.length;
+    shown.isSettled = false;
+    tellSequence(shown);
+  }
+
+  function settle(shown) {
+    if (waiting.has(shown)) commit(shown);
+    if (shown.length !== shown.answer.content.length) renew(shown);
+    if (!shown.isSettled) shown.markdown.end();
+    shown.isSettled = true;
+    tellSequence(shown);
+  }
+
+  function tellSequence(shown) {
+    shown.sequence = shown.answer.sequence ?? 0;
+    shown.article.dataset.sequence = shown.sequence;
+  }
+
+  function fillBox(shown) {
+    const failure = failureOf(shown.answer);
+    shown.box?.remove();
+    shown.box = failure && box(failure);
+    if (shown.box) shown.foot.before(shown.box);
+  }
+
+  function fillActions(shown) {
+    const names = actionsOf(shown.answer);
+    const hasDetails = detailsOf(shown.answer).length > 0;
+    const key = `${names} ${hasDetails}`;
+    if (shown.actionKey === key) return;
+    shown.actionKey = key;
+    const focused = shown.actions.contains(document.activeElement) ? document.activeElement.dataset.action : null;
+    shown.actions.replaceChildren(...names.map((name) => button(name, buttonOf(name))));
+    if (hasDetails) shown.actions.append(button("details", "Details"));
+    if (focused) shown.actions.querySelector(`[data-action="${focused}"]`)?.focus({ preventScroll: true });
+  }
+
+  function fillDetails(shown) {
+    const rows = shown.isOpen ? detailsOf(shown.answer) : [];
+    shown.details?.remove();
+    shown.details = rows.length ? element("dl", { className: "details" }) : null;
+    for (const [name, value] of rows) {
+      shown.details.append(element("div", {}, element("dt", {}, name), element("dd", {}, value)));
+    }
+    if (shown.details) shown.foot.after(shown.details);
+    shown.actions.querySelector('[data-action="details"]')?.setAttribute("aria-expanded", String(rows.length > 0));
+  }
+
+  function press(shown, pressed) {
+    const name = pressed?.dataset.action;
+    if (!name) return;
+    if (name === "copy") return copy(shown.answer.content, pressed);
+    if (name !== "details") return onAction(name, shown.answer.id);
+    shown.isOpen = !shown.isOpen;
+    fillDetails(shown);
+  }
+
+  async function copy(text, pressed) {
+    const isDone = await copyText(text);
+    if (isDone) {
+      pressed.classList.add("copied");
+      setTimeout(() => pressed.classList.remove("copied"), COPIED_MS);
+    }
+    onCopy(isDone);
+  }
+
+  /** Mark the question before which older messages were left out. */
+  function markCut(answer) {
+    const skip = answer.sent?.skip ?? 0;
+    const before = skip > 0 && answer.asks ? articleOf(answer.asks) : null;
+    if (!before || log.querySelector(`[data-cut="${CSS.escape(answer.asks)}"]`)) return;
+    const mark = element("p", { className: "cut" }, cutOf(skip));
+    mark.dataset.cut = answer.asks;
+    before.before(mark);
+  }
+
+  function articleOf(id) {
+    return log.querySelector(`article[data-id="${CSS.escape(id)}"]`);
+  }
+
+  function forget() {
+    if (frame) cancelAnimationFrame(frame);
+    frame = 0;
+    answers.clear();
+    waiting.clear();
+  }
+}
+
+/** Copy by the clipboard, or where there is none (plain HTTP) by a hidden text box. Gives whether it was done. */
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const focused = document.activeElement;
+    const field = element("textarea", { className: "quiet", value: text, readOnly: true });
+    field.setAttribute("aria-hidden", "true");
+    (focused?.closest("dialog") ?? document.body).append(field);
+    field.select();
+    const isDone = document.execCommand("copy");
+    field.remove();
+    focused?.focus?.({ preventScroll: true });
+    return isDone;
+  }
+}
+
+/** Title and icon of the window. `mark`: "streaming" | "done" | "error" | undefined */
+export function showMark(title, mark) {
+  const text = titleOf(title, mark);
+  if (document.title !== text) document.title = text;
+  const link = document.querySelector('link[rel="icon"]');
+  const url = new URL(mark ? `icon-${mark}.svg` : "icon.svg", import.meta.url).href;
+  if (link && link.href !== url) link.href = url;
+}
+
+function question({ id, content }) {
+  const bubble = element("div", { className: "bubble", dir: "auto" }, content);
+  const article = element("article", { className: "question" }, heading("Question"), bubble);
+  article.dataset.id = id;
+  return article;
+}
+
+function greeting() {
+  const title = element("h2", {}, EMPTY.title);
+  return element("div", { className: "greeting" }, title, element("p", {}, EMPTY.text));
+}
+
+function box({ tone, happened, why, safe, todo }) {
+  const first = element("p", {}, element("strong", {}, happened), why ? ` ${why}` : "");
+  const made = element("div", { className: "box" }, first, element("p", {}, safe), element("p", {}, todo));
+  made.dataset.tone = tone;
+  return made;
+}
+
+function button(action, name) {
+  const made = element("button", { type: "button", className: "action" }, name);
+  made.dataset.action = action;
+  return made;
+}
+
+function heading(text) {
+  return element("h2", { className: "quiet" }, text);
+}
+
+function element(name, properties, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}

@@ -1,0 +1,242 @@
+// Every sentence of the page: what a state, a failure, a notice is called. Short, and blaming nobody.
+// Pure. Must never touch the DOM or the network, and never puts a word into an answer's text.
+
+import { isOver } from "./machine.js";
+
+const SECOND = 1_000;
+
+/** `tone`: of the box. `retry`: what goes first. Page's own codes; the service tells its own in three parts. */
+const OWN = {
+  connection_lost: {
+    happened: "The connection was lost, and two minutes of tries did not bring it back.",
+    why: "The answer may still be being written on the server.",
+    todo: "Reconnect picks it up where it broke off.",
+  },
+  overloaded_long: {
+    happened: "The server has been busy for two minutes.",
+    todo: "Reconnect in a while, or ask again later.",
+  },
+  answer_gone: {
+    happened: "The server no longer has this answer.",
+    todo: "Ask again for a new one.",
+    todoKept: "Continue from here, or ask again for a new one.",
+  },
+  ended_by_server: {
+    happened: "The server ended this answer before it was complete.",
+    todo: "Ask again for a new one.",
+    todoKept: "Continue from here, or ask again for a new one.",
+  },
+  text_damaged: {
+    happened: "The text that arrived is not the text that was sent.",
+    why: "It was read twice.",
+    todo: "Reconnect reads it once more; ask again for a new answer.",
+  },
+  refused: {
+    happened: "The message was not taken.",
+    why: "What answered was not this service; a proxy on the way, perhaps.",
+    todo: "Send it again in a while.",
+  },
+};
+const REASONS = {
+  shutdown: "The server was stopped or restarted during this answer.",
+  abandoned: "The server ended this answer, because no page was reading it any more.",
+};
+/** Where the service speaks to programs, what a person can do instead. */
+const TODO = {
+  context_too_long: "Shorten the message, or start a new conversation.",
+  body_too_large: "Shorten the message, or start a new conversation.",
+  model_not_allowed: "Choose another model next to the message, then send it again.",
+  invalid_request: "Reload the page, then send the message again.",
+  invalid_json: "Reload the page, then send the message again.",
+  idempotency_key_reused: "Send the message again.",
+  not_found: "Reload the page.",
+};
+const RECONNECTING = new Set(["connection_lost", "overloaded_long", "text_damaged", "refused"]);
+
+export const COPIED = "Copied.";
+export const NOT_COPIED = "This browser does not let the page copy. Select the text and copy it by hand.";
+export const BUSY = "An answer is on its way. Your text stays here; send it when the answer is complete.";
+export const CONTINUE = "Continue exactly where you stopped.";
+export const LOST = "This conversation is not in this browser. Here is a new one.";
+export const GIVEN_BACK = "The message was not sent. It is back in the box.";
+export const EMPTY = {
+  title: "What would you like to ask?",
+  text: "Answers appear while they are written. If the connection breaks, they come back where they stopped.",
+};
+
+/** Words of a text, counted as people do. */
+export function countWords(text) {
+  const trimmed = text.trim();
+  return trimmed ? trimmed.split(/\s+/).length : 0;
+}
+
+/** "1 word", "1,214 words". */
+export function wordsOf(text) {
+  return many(countWords(text), "word");
+}
+
+/** A time span in ms as people say it: "0.4 s", "12 s", "2 min 5 s". */
+export function spanOf(ms) {
+  const seconds = Math.max(0, ms) / SECOND;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  return whole % 60 ? `${Math.floor(whole / 60)} min ${whole % 60} s` : `${whole / 60} min`;
+}
+
+/** The line below an answer; `now` in epoch ms. */
+export function statusOf(answer, now) {
+  if (answer.stopping && !isOver(answer)) return "Stopping…";
+  if (answer.queued) return "Waiting: this browser already receives four answers. This one is next.";
+  switch (answer.state) {
+    case "sending":
+      return `Sending…${since(answer.sentAt, now)}`;
+    case "waiting":
+      return `Thinking…${since(answer.sentAt, now)}`;
+    case "streaming":
+      return "Answering…";
+    case "slow":
+      return `Still answering; last words${since(answer.lastTokenAt, now)} ago`;
+    case "reconnecting":
+      return reconnecting(answer, now);
+    case "complete":
+      return completeOf(answer);
+    case "stopped":
+      return answer.note === "stop_unconfirmed" ? "Stopped by you. The server did not confirm it." : "Stopped by you.";
+    case "interrupted":
+      return "Interrupted.";
+    default:
+      return answer.refused ? "Not sent." : "Failed.";
+  }
+}
+
+function reconnecting(answer, now) {
+  const happened = answer.busy ? "The server is busy." : "Connection lost.";
+  const wait = Math.round(((answer.retryAt ?? 0) - now) / SECOND);
+  const next = wait > 1 ? ` Next try in ${wait} s.` : "";
+  return `${happened} ${kept(answer, "")}Reconnecting…${next}`;
+}
+
+function completeOf(answer) {
+  if (answer.finishReason === "length") return "Complete up to the length limit.";
+  if (answer.finishReason === "content_filter") return "Ended by the provider's content filter.";
+  return "Complete.";
+}
+
+/** The box of an answer that did not get to its end: what happened (and why), what is safe, what to do; else null. */
+export function failureOf(answer) {
+  if (answer.state !== "interrupted" && answer.state !== "failed") return null;
+  const error = answer.error ?? {};
+  const code = error.code ?? error.error_code;
+  const own = OWN[code] ?? (error.message ? null : OWN.ended_by_server);
+  const hasText = answer.content !== "";
+  const happened = own ? (REASONS[error.reason] ?? own.happened) : error.message;
+  const why = own ? own.why : error.detail;
+  const todo = own ? (hasText && own.todoKept) || own.todo : (TODO[code] ?? error.action);
+  return {
+    tone: answer.state === "interrupted" ? "warning" : "danger",
+    happened,
+    why: why && why !== happened ? why : "",
+    safe: safeOf(answer),
+    todo: todo ?? "Ask again.",
+    actions: actionsOf(answer),
+  };
+}
+
+function safeOf(answer) {
+  if (answer.refused) return "Your message is back in the box below.";
+  return answer.content ? kept(answer, " here").trim() : "Your message is kept.";
+}
+
+/** Names of `onAction` that make sense now, the most useful first. */
+export function actionsOf(answer) {
+  const copy = answer.content ? ["copy"] : [];
+  const goOn = answer.content ? ["continue"] : [];
+  switch (answer.state) {
+    case "reconnecting":
+      return answer.queued || answer.stopping ? copy : ["try", ...copy];
+    case "complete":
+      return answer.finishReason === "length" ? [...goOn, ...copy] : copy;
+    case "stopped":
+      return [...goOn, "again", ...copy];
+    case "interrupted":
+    case "failed":
+      if (answer.refused) return copy;
+      if (RECONNECTING.has(answer.error?.code)) return ["reconnect", "again", ...copy];
+      return [...goOn, "again", ...copy];
+    default:
+      return copy;
+  }
+}
+
+/** `[[name, value], …]` of an answer that is over. Times as this reader met them, else as the server did. */
+export function detailsOf(answer) {
+  if (!isOver(answer)) return [];
+  const first = answer.firstAt && answer.sentAt ? answer.firstAt - answer.sentAt : answer.firstTokenMs;
+  const whole = answer.durationMs ?? (answer.endedAt && answer.sentAt ? answer.endedAt - answer.sentAt : null);
+  const writing = answer.firstTokenMs == null ? 0 : (answer.durationMs ?? 0) - answer.firstTokenMs;
+  const speed = answer.tokens > 1 && writing > 0 ? (answer.tokens - 1) / (writing / SECOND) : 0;
+  const rows = [
+    ["First word after", first == null ? "" : spanOf(first)],
+    ["Duration", whole == null ? "" : spanOf(whole)],
+    ["Length", answer.content ? wordsOf(answer.content) : ""],
+    ["Tokens", answer.tokens == null ? "" : number(answer.tokens)],
+    ["Speed", speed ? `${speed < 10 ? speed.toFixed(1) : number(Math.round(speed))} tokens/s` : ""],
+    ["Model", answer.model ?? ""],
+    ["Reconnects", answer.reconnects ? number(answer.reconnects) : ""],
+    ["Note", answer.note && answer.note !== "stop_unconfirmed" ? answer.note : ""],
+    ["Error", answer.error?.error_code ?? answer.error?.code ?? ""],
+    ["Correlation id", answer.error?.correlation_id ?? ""],
+  ];
+  return rows.filter(([, value]) => value !== "");
+}
+
+/** The mark above the question at which the request began; `skip` in messages. */
+export function cutOf(skip) {
+  return skip === 1 ? "1 older message was not sent" : `${number(skip)} older messages were not sent`;
+}
+
+const MARKS = { streaming: "… ", done: "✓ ", error: "! " };
+
+/** The window's title. `mark`: "streaming" | "done" | "error" | undefined */
+export function titleOf(title, mark) {
+  return `${MARKS[mark] ?? ""}${title ? `${title} · ChatWait` : "ChatWait"}`;
+}
+
+const BUTTONS = {
+  reconnect: "Reconnect",
+  again: "Ask again",
+  continue: "Continue",
+  copy: "Copy",
+  try: "Try now",
+};
+
+/** The name of an action's button. */
+export function buttonOf(action) {
+  return BUTTONS[action];
+}
+
+function kept(answer, where) {
+  const count = countWords(answer.content);
+  return count ? `${many(count, "word")} ${count === 1 ? "is" : "are"} safe${where}. ` : "";
+}
+
+function since(at, now) {
+  const seconds = Math.floor((now - (at ?? now)) / SECOND);
+  return seconds > 0 ? ` ${seconds < 60 ? `${seconds} s` : spanOf(seconds * SECOND)}` : "";
+}
+
+function many(count, name) {
+  return `${number(count)} ${name}${count === 1 ? "" : "s"}`;
+}
+
+function number(value) {
+  return value.toLocaleString("en");
+}
+
+/** Whether this is the model inside the server, which is small. */
+export const isSmallModel = (name) => name.startsWith("smollm2-135m");
+
+/** What an import did: of store.importAll. */
+export const importedOf = ({ added, skipped }) =>
+  `${many(added, "conversation")} added${skipped ? `, ${number(skipped)} that could not be read left out` : ""}.`;

@@ -1,0 +1,144 @@
+"""The page's modules by themselves, in a real browser and under the page's policy: the `modules` fixture.
+
+Must never run the service: what a module needs of it, a test gives.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ASSETS = Path(__file__).parents[2] / "app" / "static" / "assets"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+CONTENT_TYPES = {
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+VIOLATIONS = """
+addEventListener("securitypolicyviolation", (event) =>
+  console.error(`policy violation: ${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}`));
+"""
+
+
+class Modules:
+    """Hold one page that loads modules; `tab` gives another one of the same browser and origin.
+
+    `faults` collects errors of the page and of its console; a test that expects one takes it out.
+    """
+
+    def __init__(self, context: Any, origin: _Origin) -> None:
+        self.context = context
+        self.base_url = origin.base_url
+        self.page = context.new_page()
+        self.faults: list[str] = []
+        self._origin = origin
+        self._tabs: list[Modules] = []
+        self.page.add_init_script(VIOLATIONS)
+        self.page.on("pageerror", lambda error: self.faults.append(f"page error: {error}\n{error.stack or ''}"))
+        self.page.on(
+            "console",
+            lambda message: self.faults.append(message.text) if message.type in ("error", "warning") else None,
+        )
+        self.open()
+
+    def open(self, body: str = "", style: str = "") -> Modules:
+        """Load the page anew, with this HTML as its body and this file of the assets as its style sheet."""
+        link = f'<link rel="stylesheet" href="/assets/{style}">' if style else ""
+        html = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Modules</title>{link}<body>{body}'
+        self.page.goto(self._origin.put(html))
+        return self
+
+    def run(self, source: str, arg: Any = None) -> Any:
+        """Call a JavaScript function in the page and give what it returns, as JSON would; it may be async.
+
+        It takes `(load, arg)`; `await load("sse")` gives the module sse.js. Raises: what it throws.
+        """
+        return self.page.evaluate(f"([arg]) => ({source})((name) => import(`/assets/${{name}}.js`), arg)", [arg])
+
+    def tab(self) -> Modules:
+        """Open another page of this browser and origin; it is closed, and its faults are asserted, with this one."""
+        self._tabs.append(Modules(self.context, self._origin))
+        return self._tabs[-1]
+
+    def close(self) -> list[str]:
+        """Close this page and its tabs, and list their faults."""
+        faults = [fault for tab in self._tabs for fault in tab.close()]
+        self.page.close()
+        return faults + self.faults
+
+
+class _Origin(ThreadingHTTPServer):
+    """Serve the assets and the pages that tests put, each under the strict policy."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.base_url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.pages: list[bytes] = []
+
+    def put(self, html: str) -> str:
+        self.pages.append(html.encode())
+        return f"{self.base_url}/{len(self.pages) - 1}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Origin
+
+    def do_GET(self) -> None:
+        folder, _, name = self.path[1:].rpartition("/")
+        known = {path.name: path for path in ASSETS.iterdir()} if folder == "assets" else {}
+        if folder == "" and name.isdigit():
+            self._send(200, "text/html; charset=utf-8", self.server.pages[int(name)])
+        elif name in known:
+            self._send(200, CONTENT_TYPES[known[name].suffix], known[name].read_bytes())
+        else:
+            self._send(204 if name == "favicon.ico" else 404, "text/plain", b"")
+
+    def _send(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Security-Policy", POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def module_origin() -> Iterator[_Origin]:
+    """Serve the assets for the tests of one module."""
+    with _Origin() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def modules(chromium: Any, module_origin: _Origin) -> Iterator[Modules]:
+    """Give a page of a new browser context; fail at the end for every fault that is left."""
+    context = chromium.new_context()
+    try:
+        modules = Modules(context, module_origin)
+        yield modules
+        assert modules.close() == []
+    finally:
+        context.close()

@@ -1,0 +1,56 @@
+"""The chat page's own HTML, style and policy without its wiring, so that one part of it runs alone in a browser."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.browser.modules import ASSETS, Modules
+
+BODY = re.compile(r"<body>(.*)</body>", re.DOTALL)
+POLL_MS = 20
+
+
+class Parts:
+    """Hold the page; a test starts the parts that it is about."""
+
+    def __init__(self, modules: Modules) -> None:
+        found = BODY.search((ASSETS.parent / "index.html").read_text(encoding="utf-8"))
+        assert found is not None
+        html = found[1].replace("\ndisabled>", ">").replace(" disabled>", ">")  # the wiring does that
+        self.page = modules.open(html, "page.css").page
+
+    def run(self, script: str, argument: Any = None) -> Any:
+        """Run a script in the page; modules are imported from /assets/."""
+        return self.page.evaluate(script, argument)
+
+    def rule(self, text: str) -> None:
+        """Add a rule to the page's style."""
+        self.run(
+            "rule => { const [sheet] = document.styleSheets; sheet.insertRule(rule, sheet.cssRules.length); }", text
+        )
+
+    def wait(self, fact: Callable[[], Any] | str, what: str, seconds: float = 15) -> Any:
+        """Wait for a fact, or for a script to give something true; give it."""
+        until = time.monotonic() + seconds
+        while True:
+            found = self.run(fact) if isinstance(fact, str) else fact()
+            if found:
+                return found
+            assert time.monotonic() < until, f"not within {seconds:g} s: {what}"
+            self.page.wait_for_timeout(POLL_MS)
+
+
+@contextmanager
+def open_parts(browser: Any, origin: Any, **options: Any) -> Iterator[Parts]:
+    """Open the page in a browser context of its own (`options`), and fail at the end for every fault of it."""
+    context = browser.new_context(**options)
+    try:
+        modules = Modules(context, origin)
+        yield Parts(modules)
+        assert modules.close() == []
+    finally:
+        context.close()

@@ -1,0 +1,170 @@
+"""What a screen reader is given to say: few sentences, one after the other, each in a region that was empty before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser.parts import Parts, open_parts
+
+pytestmark = pytest.mark.browser
+
+START = """
+async () => {
+    const { createAnnouncer } = await import("/assets/announce.js");
+    window.clock = 1_000_000;
+    window.heard = [];
+    for (const id of ["polite", "alert"]) {
+        const region = document.getElementById(id);
+        const listen = () => heard.push([id, region.textContent]);
+        new MutationObserver(listen).observe(region, {childList: true, characterData: true, subtree: true});
+    }
+    window.announcer = createAnnouncer({
+        polite: document.getElementById("polite"), alert: document.getElementById("alert"), now: () => clock,
+    });
+    window.answer = (id, state, more) => ({id, role: "assistant", state, content: "one two three", ...more});
+}
+"""
+BROKEN = {
+    "error": {
+        "code": "upstream_timeout",
+        "message": "The model took too long.",
+        "detail": "No word came for 60 s.",
+        "action": "Ask again.",
+        "retryable": True,
+    }
+}
+
+
+class Announcer:
+    """Drive the announcer, and hear what it says."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        parts.run(START)
+
+    def call(self, script: str, argument: Any = None) -> None:
+        self.parts.run(f"argument => {{ {script} }}", argument)
+
+    def later(self, seconds: float) -> None:
+        self.parts.run("ms => { window.clock += ms; }", 1000 * seconds)
+
+    def heard(self, region: str) -> list[str]:
+        """Wait until all was said; give the sentences of a region, and see that it was empty between them."""
+        quiet = (
+            "() => document.getElementById('polite').textContent + document.getElementById('alert').textContent === ''"
+        )
+        silent = 0
+        while silent < 6:  # a next sentence comes 0.1 s after the last one went
+            silent = silent + 1 if self.parts.run(quiet) else 0
+            self.parts.page.wait_for_timeout(100)
+        said = [text for id_, text in self.parts.run("heard") if id_ == region]
+        assert said[1::2] == [""] * (len(said) // 2), said
+        assert len(said) % 2 == 0
+        return said[::2]
+
+
+@pytest.fixture
+def announcer(chromium: Any, module_origin: Any) -> Iterator[Announcer]:
+    with open_parts(chromium, module_origin) as parts:
+        assert parts.page.locator("#polite").get_attribute("role") == "status"
+        assert parts.page.locator("#alert").get_attribute("role") == "alert"
+        yield Announcer(parts)
+
+
+def test_answer_is_said_to_start_once_and_to_be_complete_once(announcer: Announcer) -> None:
+    announcer.call("for (let time = 0; time < 5; time++) announcer.started(answer('a', 'sending'));")
+    announcer.call("for (let time = 0; time < 5; time++) announcer.ended(answer('a', 'complete'));")
+
+    assert announcer.heard("polite") == [
+        "Your message is sent. The answer is on its way.",
+        "The answer is complete: 3 words.",
+    ]
+    assert announcer.heard("alert") == []
+
+
+def test_progress_is_said_at_most_every_ten_seconds(announcer: Announcer) -> None:
+    """Half a minute of an answer, asked for every half second; the page's clock ticks each second."""
+    announcer.call("announcer.started(answer('a', 'sending'));")
+    announcer.heard("polite")
+    said = []
+    for number in range(64):
+        announcer.later(0.5)
+        before = len(announcer.parts.run("heard"))
+        announcer.call("announcer.answering(argument);", number)
+        if len(announcer.parts.run("heard")) > before:
+            said.append((number + 1) / 2)
+            announcer.heard("polite")
+    assert said == [10, 20, 30]
+    assert announcer.heard("polite")[1:3] == ["Still answering: 19 words so far.", "Still answering: 39 words so far."]
+
+
+def test_progress_without_a_word_yet_says_so(announcer: Announcer) -> None:
+    announcer.call("announcer.started(answer('a', 'sending'));")
+    announcer.heard("polite")
+    announcer.later(11)
+    announcer.call("announcer.answering(0);")
+    assert announcer.heard("polite")[1:] == ["Still waiting for the first word."]
+    announcer.later(11)
+    announcer.call("announcer.answering(1);")
+    assert announcer.heard("polite")[2:] == ["Still answering: 1 word so far."]
+
+
+def test_progress_that_is_old_is_not_said_after_the_end(announcer: Announcer) -> None:
+    announcer.call("announcer.say('Something else.');")
+    announcer.call("announcer.answering(5); announcer.ended(answer('a', 'complete'));")
+    assert announcer.heard("polite") == ["Something else.", "The answer is complete: 3 words."]
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+def test_failure_is_an_alert_in_three_parts_and_is_said_once(announcer: Announcer, state: str) -> None:
+    announcer.call("announcer.started(answer('a', 'sending')); announcer.say('Not so important.');")
+    script = f"for (let time = 0; time < 3; time++) announcer.ended(answer('a', '{state}', argument));"
+    announcer.call(script, BROKEN)
+
+    (said,) = announcer.heard("alert")
+    assert said.startswith("The model took too long.")
+    assert "3 words are safe" in said
+    assert said.endswith("Ask again.")
+    assert announcer.heard("polite") == ["Your message is sent. The answer is on its way."]  # nothing behind an alert
+
+
+def test_answer_that_was_stopped_is_said_calmly(announcer: Announcer) -> None:
+    announcer.call("announcer.ended(answer('a', 'stopped')); announcer.ended(answer('b', 'stopped', {content: ''}));")
+    assert announcer.heard("polite") == ["Stopped by you: 3 words kept.", "Stopped by you."]
+    assert announcer.heard("alert") == []
+
+
+def test_two_answers_at_once_are_each_said_once_and_share_the_ten_seconds(announcer: Announcer) -> None:
+    announcer.call("announcer.started(answer('a', 'sending')); announcer.started(answer('b', 'sending'));")
+    announcer.later(10)
+    announcer.call("announcer.answering(7); announcer.answering(8);")
+    announcer.call(
+        "announcer.ended(answer('b', 'complete', {content: 'x'})); announcer.ended(answer('a', 'complete'));"
+    )
+    announcer.call("announcer.ended(answer('b', 'complete', {content: 'x'}));")
+
+    said = announcer.heard("polite")
+    assert said[:2] == ["Your message is sent. The answer is on its way."] * 2  # the same words, twice
+    assert said[-2:] == ["The answer is complete: 1 word.", "The answer is complete: 3 words."]
+    assert len(said) == 4
+
+
+def test_answer_that_goes_on_after_a_failure_is_said_again(announcer: Announcer) -> None:
+    announcer.call(
+        "announcer.started(answer('a', 'sending')); announcer.ended(answer('a', 'failed', argument));", BROKEN
+    )
+    announcer.heard("alert")
+    announcer.call(
+        "announcer.started(answer('a', 'sending')); announcer.ended(answer('a', 'failed', argument));", BROKEN
+    )
+    first, second = announcer.heard("alert")
+    assert first == second
+    assert len(announcer.heard("polite")) == 2
+
+
+def test_words_are_text_never_html(announcer: Announcer) -> None:
+    announcer.call("announcer.error('<img src=x> & <b>bold</b>');")
+    assert announcer.heard("alert") == ["<img src=x> & <b>bold</b>"]

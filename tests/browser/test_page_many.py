@@ -1,0 +1,213 @@
+"""Many conversations at once in one browser: four are read at a time, the others wait and say so; all come whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.browser.chatpage import ChatPage
+from tests.browser.conftest import OpenChat, lan
+from tests.browser.tab_steps import conversation_id, listed, reading_all, stream_id
+from tests.harness.server import ChatWait
+from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token
+from tests.live.steps import about, asked, poll
+
+pytestmark = pytest.mark.browser
+
+MOST = 4
+MANY = 8
+WAITS = r"Waiting: this browser already receives four answers"
+
+
+@pytest.fixture(params=["near", "lan"])
+def chat(
+    request: pytest.FixtureRequest, open_chat: OpenChat, service: ChatWait, upstream: ScriptedUpstream
+) -> ChatPage:
+    """Give a page with Web Locks, and one of plain HTTP on a LAN, where leases stand in for them."""
+    return open_chat(service.base_url if request.param == "near" else lan(service.base_url)).open()
+
+
+def script(upstream: ScriptedUpstream, number: int) -> str:
+    """Answer one question of its own, with a gate before the second word; give the question."""
+    steps = [Token(f"{name(number)} "), Gate(name(number)), Token("is answered."), Finish(), Done()]
+    about(upstream, Script(steps=steps), f"Question {name(number)}")
+    return f"Question {name(number)}"
+
+
+def name(number: int) -> str:
+    return "ABCDEFGHIJ"[number]
+
+
+def whole(number: int) -> str:
+    return f"{name(number)} is answered."
+
+
+def running(upstream: ScriptedUpstream) -> list[str]:
+    """List the questions that the model was asked and has not answered yet."""
+    return [one.json["messages"][-1]["content"][-1] for one in upstream.completions if one.finished_at is None]
+
+
+def ask_in_new(chat: ChatPage, question: str) -> str:
+    """Ask in a new conversation, and give its id."""
+    chat.press("New conversation")
+    chat.wait(lambda: conversation_id(chat) == "" and chat.states() == [], 5, "an empty page")
+    chat.send(question)
+    chat.wait(lambda: chat.states() and conversation_id(chat), 10, "the new conversation")
+    return conversation_id(chat)
+
+
+def show(chat: ChatPage, conversation: str) -> None:
+    """Open a conversation from the list."""
+    chat.page.locator(f'#list li[data-id="{conversation}"] a.open').click()
+    chat.wait(lambda: conversation_id(chat) == conversation and chat.states(), 10, "the conversation")
+
+
+def read_all(upstream: ScriptedUpstream, look: Callable[[], None]) -> list[str]:
+    """Let one answer after the other end; give the order in which the model was asked."""
+    done: set[str] = set()
+    while len(done) < MANY:
+        expected = min(MOST, MANY - len(done))
+        poll(
+            lambda expected=expected: len(running(upstream)) == expected,
+            seconds=20,
+            what=lambda: str(running(upstream)),
+        )
+        assert len(upstream.completions) == len(done) + expected
+        look()
+        first = running(upstream)[0]
+        upstream.open(first)
+        done.add(first)
+    return [one.json["messages"][-1]["content"][-1] for one in upstream.completions]
+
+
+@pytest.mark.requirement("page edge 7", "page entity Conversation Session", "page SC-005")
+def test_eight_conversations_in_one_tab_are_read_four_at_a_time_and_all_come_whole(
+    chat: ChatPage, upstream: ScriptedUpstream
+) -> None:
+    ids = [ask_in_new(chat, script(upstream, number)) for number in range(MANY)]
+    assert len(set(ids)) == MANY
+    for number in range(MOST, MANY):
+        show(chat, ids[number])
+        chat.wait_shown(WAITS)
+        assert chat.state() == "sending"
+        assert chat.has_button("Stop")
+    show(chat, ids[0])
+    chat.wait_text("A ")
+    assert chat.state() in ("streaming", "slow")
+
+    order = read_all(upstream, lambda: None)
+    assert sorted(order) == [name(number) for number in range(MANY)]
+    chat.wait(
+        lambda: not chat.page.locator("#list [data-mark=streaming]").count(), 30, "all ends"
+    )  # and a list at rest
+    for number, conversation in enumerate(ids):
+        show(chat, conversation)
+        chat.wait_state("complete")
+        assert chat.text() == whole(number)
+        assert chat.stored_answers()[0]["content"] == whole(number)
+        assert len(chat.states()) == 1
+
+
+@pytest.mark.requirement("page edge 7", "page entity Conversation Session", "page SC-005")
+def test_eight_tabs_are_read_four_at_a_time_and_all_come_whole(chat: ChatPage, upstream: ScriptedUpstream) -> None:
+    tabs = [chat, *(chat.tab().open() for _ in range(MANY - 1))]
+    for number, tab in enumerate(tabs):
+        tab.send(script(upstream, number))
+        tab.wait(lambda tab=tab: tab.states() and conversation_id(tab), 10, "the conversation")
+
+    def look() -> None:
+        seen = [tab.state() for tab in tabs]
+        assert seen.count("sending") <= MANY - MOST
+        assert seen.count("streaming") + seen.count("slow") <= MOST
+
+    for tab in tabs[MOST:]:
+        tab.wait_shown(WAITS)
+        assert tab.state() == "sending"
+    order = read_all(upstream, look)
+    assert sorted(order) == [name(number) for number in range(MANY)]
+    for number, tab in enumerate(tabs):
+        tab.wait_state("complete")
+        assert tab.text() == whole(number)
+        assert tab.stored_answers()[0]["content"] == whole(number)
+    chat.wait(lambda: sorted(listed(chat)) == [f"Question {name(number)}" for number in range(MANY)], 5, "a whole list")
+
+
+@pytest.mark.requirement("page edge 7", "page edge 5")
+def test_tab_loaded_again_with_eight_answers_on_their_way_reads_four_at_a_time(
+    chat: ChatPage, service: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    ids = [ask_in_new(chat, script(upstream, number)) for number in range(MANY)]
+    chat.wait_shown(WAITS)
+    before = len(service.log_of("reader_attached"))
+    chat.reload()
+    chat.wait(lambda: len(service.log_of("reader_attached")) == before + MOST, 20, "four connections")
+    chat.wait(lambda: reading_all(service) == MOST, 20, "the old connections to be given up")
+    chat.page.wait_for_timeout(1_000)  # nothing may happen, and nothing tells that it does not
+    assert len(service.log_of("reader_attached")) == before + MOST
+    for number in range(MANY):
+        upstream.open(name(number))
+    chat.wait(
+        lambda: not chat.page.locator("#list [data-mark=streaming]").count(), 30, "all ends"
+    )  # and a list at rest
+    for number, conversation in enumerate(ids):
+        show(chat, conversation)
+        chat.wait_state("complete")
+        assert chat.text() == whole(number)
+    assert len(upstream.completions) == MANY
+
+
+@pytest.mark.requirement("page edge 7", "page scope 2")
+@pytest.mark.parametrize("is_elsewhere", [False, True], ids=["its tab", "another tab"])
+def test_answer_that_waits_for_its_turn_is_stopped_and_never_asked(
+    chat: ChatPage, upstream: ScriptedUpstream, is_elsewhere: bool
+) -> None:
+    ids = [ask_in_new(chat, script(upstream, number)) for number in range(MOST + 1)]
+    chat.wait_shown(WAITS)
+    other = chat.tab().open(f"#{ids[-1]}") if is_elsewhere else chat
+    other.wait_shown(WAITS)
+    other.stop()
+    for tab in {chat, other}:
+        tab.wait_state("stopped")
+        tab.button("Send").wait_for()
+    poll(lambda: len(running(upstream)) == MOST, seconds=10, what="four answers")
+
+    upstream.open("A")
+    show(chat, ids[0])
+    chat.wait_state("complete")
+    assert running(upstream) == ["B", "C", "D"]
+    show(chat, ids[-1])
+    chat.press("Ask again")
+    upstream.open("E")
+    chat.wait(lambda: chat.states() == ["stopped", "complete"], 20, "the new answer")
+    assert chat.text() == whole(MOST)
+    assert len(asked(upstream, {"message": "Question E"})) == 1
+    for number in range(MOST):
+        upstream.open(name(number))
+    poll(lambda: running(upstream) == [], seconds=10, what="all answers")
+    for tab in {chat, other}:
+        tab.wait(lambda tab=tab: not tab.page.locator("[data-mark=streaming]").count(), 10, "no answer on its way")
+
+
+@pytest.mark.requirement("page edge 7", "page edge 5")
+def test_answer_whose_tab_is_closed_while_it_waits_is_asked_by_another_tab(
+    chat: ChatPage, upstream: ScriptedUpstream
+) -> None:
+    ids = [ask_in_new(chat, script(upstream, number)) for number in range(MOST)]
+    closing = chat.tab().open()
+    last = ask_in_new(closing, script(upstream, MOST))
+    closing.wait_shown(WAITS)
+    show(chat, last)
+    chat.wait_shown(WAITS)
+    closing.page.close(run_before_unload=True)
+    upstream.open("A")
+    chat.wait_text("E ")
+    for number in range(MOST + 1):
+        upstream.open(name(number))
+    chat.wait_state("complete")
+    assert chat.text() == whole(MOST)
+    assert stream_id(chat)
+    assert len(upstream.completions) == MOST + 1
+    for conversation in ids:
+        show(chat, conversation)
+        chat.wait_state("complete")

@@ -1,0 +1,117 @@
+"""markdown.js: the work that a long or a hostile answer makes, in a real browser."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser.markdown_samples import HOSTILE
+from tests.browser.modules import Modules
+
+pytestmark = pytest.mark.browser
+
+TOKENS = 12_000
+LIMIT_MS = 100
+LONG = {  # tokens of 12,000 in one block
+    "paragraph": ("", ["word ", "**bold** ", "and ", "`code`, ", "[a](http://b.c) ", "so "]),
+    "plain paragraph": ("", ["word "]),
+    "list": ("", ["- ", "item ", "with ", "**some** ", "`words`", "\n"]),
+    "nested list": ("", ["- a", "\n", "  - ", "b", " c", "\n"]),
+    "code": ("```py\n", ["value", " = ", "call", "(1, 2)", "  # note", "\n"]),
+    "one line of code": ("```\n", ["word "]),
+    "table": ("| a | b |\n|---|---|\n", ["| x", " y ", "| **", "z** ", "|", "\n"]),
+    "quote": ("> ", ["quoted ", "words ", "are ", "here", "\n", "> "]),
+}
+# [texts, size of a piece] -> for each text, milliseconds for all of it (the best of three)
+TIME = """
+async (load, [texts, size]) => {
+  const { createMarkdown } = await load("markdown");
+  return texts.map((text) => Math.min(...[1, 2, 3].map(() => {
+    const markdown = createMarkdown(document.createElement("div"));
+    const begun = performance.now();
+    for (let at = 0; at < text.length; at += size) markdown.append(text.slice(at, at + size));
+    markdown.end();
+    return performance.now() - begun;
+  })));
+}
+"""
+# tokens -> milliseconds of the longest append, the mean, the longest layout, and the characters shown. Other processes
+# take their time too, but seldom at the same token: of every token's three times the least one counts.
+STREAM = """
+async (load, tokens) => {
+  const { createMarkdown } = await load("markdown");
+  const appends = tokens.map(() => Infinity);
+  const layouts = [];
+  let characters = 0;
+  for (let run = 0; run < 3; run++) {
+    const place = document.createElement("div");
+    place.className = "prose";
+    document.body.append(place);
+    const markdown = createMarkdown(place);
+    tokens.forEach((token, index) => {
+      const begun = performance.now();
+      markdown.append(token);
+      const done = performance.now();
+      appends[index] = Math.min(appends[index], done - begun);
+      if (index % 400) return;
+      place.offsetHeight;
+      layouts[index / 400] = Math.min(layouts[index / 400] ?? Infinity, performance.now() - done);
+    });
+    characters = place.textContent.length;
+    place.remove();
+  }
+  const mean = appends.reduce((sum, one) => sum + one, 0) / tokens.length;
+  return [Math.max(...appends), mean, Math.max(...layouts), characters];
+}
+"""
+# texts -> the depth of the deepest node
+DEEPEST = """
+async (load, texts) => {
+  const { createMarkdown } = await load("markdown");
+  const depth = (node) => 1 + Math.max(0, ...Array.from(node.children, depth));
+  return Math.max(...texts.map((text) => {
+    const place = document.createElement("div");
+    createMarkdown(place).set(text);
+    return depth(place);
+  }));
+}
+"""
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_answers_are_appended_without_a_pause(
+    modules: Modules, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modules.open(style="page.css")
+    start, pieces = LONG[name]
+    tokens = [start, *(pieces * TOKENS)[:TOKENS]]
+
+    longest, mean, layout, characters = modules.run(STREAM, tokens)
+
+    with capsys.disabled():
+        print(
+            f"\n{name}: {TOKENS} tokens, longest append {longest:.1f} ms, mean {mean:.3f} ms, "
+            f"longest layout {layout:.1f} ms, {characters} characters"
+        )
+    assert characters >= TOKENS
+    assert longest < 5 * LIMIT_MS
+
+
+@pytest.mark.parametrize("size", [64, 1_000_000])
+def test_hostile_text_takes_time_in_proportion_to_its_length(modules: Modules, size: int) -> None:
+    slow = []
+    for name, (start, piece) in HOSTILE.items():
+        short, long = (start + piece * (count // len(piece)) for count in (8_000, 64_000))
+        for _ in range(3):  # eight times the text; in the square of it would be 64 times
+            once, eightfold = modules.run(TIME, [[short, long], size])
+            if eightfold < max(25 * once, 300):
+                break
+        else:
+            slow.append((name, once, eightfold))
+
+    assert slow == []
+
+
+def test_hostile_nesting_is_bounded(modules: Modules) -> None:
+    texts = [start + piece * 5000 for start, piece in HOSTILE.values()]
+
+    assert 20 < modules.run(DEEPEST, texts) < 80

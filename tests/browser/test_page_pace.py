@@ -1,0 +1,245 @@
+"""How soon the page shows what there is, and what a long answer costs it.
+
+Figures stand at the end of the run. A test fails at five times what is promised, and on a machine with more to do than
+it has cores at that many times more: then each of its processes waits so long for its turn.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests.browser.chatpage import ChatPage
+from tests.browser.page_steps import LOST, gated, open_gates
+from tests.browser.paint import PaintClock, summary
+from tests.browser.tab_steps import begin, stream_id
+from tests.harness.chaos import ChaosProxy
+from tests.harness.reader import read_answer
+from tests.harness.server import ChatWait
+from tests.harness.upstream import Done, Finish, Paced, Script, ScriptedUpstream, error
+
+pytestmark = pytest.mark.browser
+
+Tell: TypeAlias = Callable[[str, object], None]
+
+TOKEN_MS = 100
+FIRST_MS = 1_000
+STATE_MS = 1_000
+FRAME_MS = 100
+WRITES_A_SECOND = 1.2
+SLOW_MS = 5_000
+
+NOTE_STATES = """
+window.states = [];
+new MutationObserver((changes) => {
+  for (const { target, addedNodes } of changes) {
+    for (const one of [target, ...addedNodes]) {
+      const state = one.dataset?.state;
+      if (!state || one.dataset.noted === state) continue;
+      one.dataset.noted = state;
+      requestAnimationFrame(() => setTimeout(() => states.push([state, Date.now()])));
+    }
+  }
+}).observe(document, { subtree: true, childList: true, attributes: true, attributeFilter: ["data-state"] });
+"""
+NOTE_COST = """
+window.cost = { frames: 0, longest: 0, late: 0, tasks: [], writes: 0, last: 0 };
+const frame = (at) => {
+  const gap = cost.last ? at - cost.last : 0;
+  cost.last = at;
+  cost.frames++;
+  cost.longest = Math.max(cost.longest, gap);
+  if (gap > 100) cost.late++;
+  requestAnimationFrame(frame);
+};
+requestAnimationFrame(frame);
+new PerformanceObserver((list) => cost.tasks.push(...list.getEntries().map((entry) => Math.round(entry.duration))))
+  .observe({ entryTypes: ["longtask"] });
+const { setItem } = Storage.prototype;
+Storage.prototype.setItem = function (...written) { cost.writes++; return setItem.apply(this, written); };
+"""
+
+
+def factor() -> float:
+    """Tell how many times more than what is promised is allowed now."""
+    return 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+@pytest.fixture
+def clock(chat: ChatPage) -> PaintClock:
+    """Give the paint clock of `chat`, which is opened."""
+    clock = PaintClock(chat)
+    chat.open()
+    return clock
+
+
+def words(count: int) -> list[str]:
+    """Make plain prose: a paragraph's end after each 80th word."""
+    return [f"word{number:05}" + ("\n\n" if number % 80 == 79 else " ") for number in range(count)]
+
+
+def paced(texts: list[str], gap: float) -> Script:
+    return Script(steps=[Paced(texts, gap), Finish(), Done()])
+
+
+@pytest.mark.requirement("page SC-002", "page US1.2", "page FR-002", "page SC-001", "page US1.1", "page assumption 2")
+@pytest.mark.parametrize(
+    ("count", "a_second"),
+    [(60, 20), pytest.param(500, 20, marks=pytest.mark.long), pytest.param(2_000, 200, marks=pytest.mark.long)],
+)
+def test_each_token_is_painted_soon_after_the_model_has_sent_it(
+    chat: ChatPage,
+    clock: PaintClock,
+    upstream: ScriptedUpstream,
+    record_property: Tell,
+    count: int,
+    a_second: int,
+) -> None:
+    texts = words(count)
+    upstream.always(paced(texts, 1 / a_second))
+    chat.box.fill("Tell a story.")
+    clicked_at = time.monotonic()
+    chat.press("Send")
+    chat.wait_state("complete", seconds=20 + 2 * count / a_second)
+    assert chat.text() == "".join(texts)
+
+    [record] = upstream.completions
+    assert [text for text, _ in record.tokens] == texts
+    figures = summary(clock.delays(record))
+    first_ms = round((clock.paints()[0].painted - clicked_at) * 1000)
+    record_property("figure", f"{count} tokens at {a_second}/s: ms until painted {figures}, the first after {first_ms}")
+    assert figures["tokens"] == count
+    assert figures["p99"] <= factor() * TOKEN_MS
+    assert first_ms <= factor() * FIRST_MS
+
+
+@pytest.mark.requirement("page edge 4", "page FR-002", "page FR-008", "page constraint 1")
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_answer_of_twelve_thousand_tokens_costs_no_slow_frame_and_few_writes(
+    chat: ChatPage, service: ChatWait, upstream: ScriptedUpstream, record_property: Tell
+) -> None:
+    texts = words(12_000)
+    chat.page.add_init_script(NOTE_COST)
+    clock = PaintClock(chat)
+    chat.open()
+    upstream.always(paced(texts, 1 / 200))
+    begun = time.monotonic()
+    chat.send("Tell a long story.")
+    until = time.monotonic() + 240
+    while chat.state() not in ("complete", "failed", "interrupted") and time.monotonic() < until:
+        chat.page.wait_for_timeout(1_000)  # what asks the page disturbs it
+    seconds = time.monotonic() - begun
+    assert chat.state() == "complete"
+    text = "".join(texts)
+    assert chat.text() == text
+    [stored] = chat.stored_answers()
+    assert (stored["content"], stored["tokens"], stored["sequence"]) == (text, 12_000, 12_000)
+    # It verifies the hash that the service tells.
+    assert read_answer(f"{service.base_url}/chat/streaming/{stream_id(chat)}").text == text
+
+    cost = chat.page.evaluate("cost")
+    delays = summary(clock.delays(upstream.completions[0]))
+    writes = cost["writes"] / seconds
+    record_property(
+        "figure",
+        f"12,000 tokens at 200/s: {cost['frames']} frames in {seconds:.1f} s, longest gap {cost['longest']:.0f} ms, "
+        f"{cost['late']} over 100 ms, long tasks {sorted(cost['tasks'])[-5:]} ms, "
+        f"{writes:.2f} writes/s, painted {delays}",
+    )
+    assert cost["frames"] > 5 * seconds
+    assert max(cost["tasks"], default=0) <= factor() * FRAME_MS
+    assert cost["longest"] <= factor() * FRAME_MS
+    assert delays["p99"] <= factor() * TOKEN_MS
+    assert writes <= WRITES_A_SECOND + 3 / seconds  # the question, the stream's id and the end are written at once
+
+
+# Changes of state
+
+
+@pytest.fixture
+def seen(proxied: ChatPage, record_property: Tell, request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """Give `seen(state, since)`: wait until a state is painted, and note how long after `since` that was."""
+    proxied.page.add_init_script(NOTE_STATES)
+    figures: list[str] = []
+
+    def wait_seen(state: str, since: float, *, promised_ms: float = STATE_MS, allowed_before_ms: float = 0) -> None:
+        noted: list[Any] = []
+
+        def is_noted() -> bool:
+            noted[:] = proxied.page.evaluate("states")
+            return any(one == state and at >= since - allowed_before_ms for one, at in noted)
+
+        proxied.wait(is_noted, 30, f"the state {state}; {noted}")
+        after = next(at for one, at in noted if one == state and at >= since - allowed_before_ms) - since
+        figures.append(f"{state} {after:.0f}")
+        assert after <= factor() * promised_ms
+
+    yield wait_seen
+    record_property("figure", f"{request.node.name}: ms until a state was painted: {', '.join(figures)}")
+
+
+def wall() -> float:
+    """Tell the time as the page's Date.now() does."""
+    return time.time() * 1000
+
+
+@pytest.mark.requirement("page SC-007", "page FR-005", "page US2.1", "page US2.2", "page US2 test")
+def test_changes_of_state_are_painted_soon_from_the_click_to_the_end(
+    proxied: ChatPage, proxy: ChaosProxy, upstream: ScriptedUpstream, seen: Callable[..., None]
+) -> None:
+    texts = ["One ", "two ", "three."]
+    upstream.always(gated(texts))
+    proxied.expect_fault(LOST)
+    proxied.open()
+    proxied.box.fill("Count.")
+    at = wall()
+    proxied.press("Send")
+    seen("sending", at)
+    upstream.wait_reached("0")
+    seen("waiting", at)
+
+    at = wall()
+    upstream.open("0")
+    seen("streaming", at)
+    seen("slow", at + SLOW_MS)
+    at = wall()
+    upstream.open("1")
+    seen("streaming", at)
+
+    proxy.refuse()
+    at = wall()
+    proxy.cut_all()
+    seen("reconnecting", at)
+    proxy.accept()
+    at = wall()
+    proxied.press("Try now")
+    seen("streaming", at, allowed_before_ms=10_000)  # it may have tried by itself
+
+    at = wall()
+    open_gates(upstream, 2, 4)
+    seen("complete", at)
+
+
+@pytest.mark.requirement("page SC-007", "page US2.3", "page FR-006", "page scope 2")
+def test_stop_and_failure_are_painted_soon(
+    proxied: ChatPage, upstream: ScriptedUpstream, seen: Callable[..., None]
+) -> None:
+    upstream.always(gated(["One ", "two."]))
+    proxied.open()
+    begin(proxied)
+    upstream.open("0")
+    proxied.wait_text("One ")
+    proxied.page.wait_for_timeout(500)  # Stop ignores the first 400 ms
+    at = wall()
+    proxied.press("Stop")
+    seen("stopped", at)
+
+    upstream.always(error(400))
+    at = wall()
+    proxied.send("And now?")
+    seen("failed", at)

@@ -1,0 +1,99 @@
+"""Test how the tree of pages is read: what its address depends on, what is served, and what is not."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from app.routes import files
+from app.routes.pages import STATIC
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "index.html").write_text('<script src="{{assets}}/a.js"></script>{{assets}}{{other}}')
+    (tmp_path / "assets" / "a.js").write_text("// a\n" * 100)
+    (tmp_path / "assets" / "b.css").write_text("b {}")
+    return tmp_path
+
+
+def test_tree_gives_its_files_their_addresses_and_the_pages_the_prefix(tree: Path) -> None:
+    read = files.read(tree)
+
+    assert read.prefix.removeprefix("/assets/") == f"{int(read.prefix[-16:], 16):016x}"
+    assert read.assets.keys() == {f"{read.prefix}/a.js", f"{read.prefix}/b.css"}
+    assert read.pages == {
+        "index.html": f'<script src="{read.prefix}/a.js"></script>{read.prefix}{{{{other}}}}'.encode()
+    }
+    assert files.read(tree) == read
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("assets/a.js", "// changed"),
+        ("assets/b.css", ""),
+        ("assets/c.svg", ""),
+        ("index.html", "{{assets}}"),
+        ("docs.html", ""),
+    ],
+)
+def test_address_changes_with_any_content_and_any_name(tree: Path, name: str, content: str) -> None:
+    before = files.read(tree).prefix
+    (tree / name).write_text(content)
+
+    assert files.read(tree).prefix != before
+
+
+def test_address_changes_when_a_file_is_renamed_or_bytes_move_from_one_to_the_next(tree: Path) -> None:
+    (tree / "assets" / "a.js").write_text("ab.css")
+    before = files.read(tree).prefix
+    (tree / "assets" / "a.js").write_text("a")
+    (tree / "assets" / "b.css").write_text("b.cssb {}")
+    moved = files.read(tree).prefix
+    (tree / "assets" / "b.css").rename(tree / "assets" / "c.css")
+
+    assert len({before, moved, files.read(tree).prefix}) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["a.js~", ".a.js", "#a.js#", "A.js", "a.js.swp", "notes.txt", "a.html", "x/a.js", "-.js"]
+)
+def test_leftovers_are_neither_served_nor_part_of_the_address(tree: Path, name: str) -> None:
+    before = files.read(tree)
+    (tree / "assets" / name).parent.mkdir(exist_ok=True)
+    (tree / "assets" / name).write_text("left")
+
+    assert files.read(tree) == before
+
+
+def test_file_is_packed_where_that_is_shorter_and_comes_out_the_same(tree: Path) -> None:
+    read = files.read(tree)
+    long, short = read.assets[f"{read.prefix}/a.js"], read.assets[f"{read.prefix}/b.css"]
+
+    assert long.packed is not None and len(long.packed) < len(long.plain)
+    assert gzip.decompress(long.packed) == long.plain == b"// a\n" * 100
+    assert short.packed is None and short.plain == b"b {}"
+
+
+def test_tree_that_is_too_large_for_memory_is_refused(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
+    monkeypatch.setattr(files, "MOST_BYTES", size)
+    files.read(tree)
+    (tree / "assets" / "c.svg").write_text("c")
+
+    with pytest.raises(ValueError, match=f"holds more than {size} bytes"):
+        files.read(tree)
+
+
+def test_tree_of_the_service_is_served_whole() -> None:
+    """What stands in assets/ is an asset: none is skipped for its name."""
+    read = files.read(STATIC)
+    there = {path.name for path in (STATIC / "assets").iterdir()}
+
+    assert {path.rpartition("/")[2] for path in read.assets} == there
+    assert read.pages.keys() == {"index.html", "docs.html"}
+    assert sum(len(asset.plain) for asset in read.assets.values()) < files.MOST_BYTES / 10
