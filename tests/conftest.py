@@ -73,9 +73,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def _write_figures(terminalreporter: pytest.TerminalReporter) -> None:
     """List what tests have measured, and given by `record_property("figure", …)`; a test may fail much later."""
-    reports = [*terminalreporter.stats.get("passed", []), *terminalreporter.stats.get("failed", [])]
-    told = [(report.when, name, value) for report in reports for name, value in report.user_properties]
-    figures = sorted({str(value) for when, name, value in told if name == "figure" and when != "setup"})
+    reports = [one for kind in ("passed", "failed", "") for one in terminalreporter.stats.get(kind, [])]
+    told = [item for report in reports for item in getattr(report, "user_properties", [])]
+    figures = sorted({str(value) for name, value in told if name == "figure"})
     if figures:
         terminalreporter.section("MEASURED", sep="-")
     for figure in figures:

@@ -52,6 +52,11 @@ DOCUMENTS = {
         '<p>See <a href="https://a.b/c_d">https://a.b/c_d</a>. (<a href="http://e.f/(g)">http://e.f/(g)</a>) '
         '<a href="https://h.i/">https://h.i</a> xhttp://no <strong><a href="https://j.k/">https://j.k</a></strong></p>',
     ),
+    "an address before many marks": (
+        "https://a.b~~~~~~~~~~~~~~c http://d.e..............",
+        '<p><a href="https://a.b~~~~~~~~~~~~~~c/">https://a.b~~~~~~~~~~~~~~c</a> <a href="http://d.e/">http://d.e</a>'
+        "..............</p>",
+    ),
     "HTML is text": (
         "<b>x</b> &lt; <br>\n<!-- y -->",
         "<p>&lt;b&gt;x&lt;/b&gt; &amp;lt; &lt;br&gt;\n&lt;!-- y --&gt;</p>",

@@ -154,6 +154,7 @@ def test_page_cut_after_every_byte_of_a_frame_reads_on(
     cut_within_frames(proxied, proxy, upstream, step=1)
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page US3.1", "page FR-003", "page FR-004", "page US3 test")
 def test_page_cut_twenty_times_in_two_thousand_tokens_has_every_token(
     proxied: ChatPage, proxy: ChaosProxy, upstream: ScriptedUpstream

@@ -78,7 +78,9 @@ def assert_action_works(chat: ChatPage, upstream: ScriptedUpstream, action: str)
 
 
 @pytest.mark.requirement("page US3.2", "page FR-004", "page FR-011", "page SC-006")
-@pytest.mark.parametrize("action", ["Ask again", "Continue", "Copy"])
+@pytest.mark.parametrize(
+    "action", ["Continue", *(pytest.param(action, marks=pytest.mark.long) for action in ("Ask again", "Copy"))]
+)
 def test_page_of_a_service_that_was_restarted_keeps_the_partial_and_goes_on(
     chat: ChatPage, service: ChatWait, upstream: ScriptedUpstream, action: str
 ) -> None:

@@ -20,7 +20,7 @@ MANY = 8
 WAITS = r"Waiting: this browser already receives four answers"
 
 
-@pytest.fixture(params=["near", "lan"])
+@pytest.fixture(params=["near", pytest.param("lan", marks=pytest.mark.long)])
 def chat(
     request: pytest.FixtureRequest, open_chat: OpenChat, service: ChatWait, upstream: ScriptedUpstream
 ) -> ChatPage:
@@ -109,6 +109,7 @@ def test_eight_conversations_in_one_tab_are_read_four_at_a_time_and_all_come_who
         assert len(chat.states()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page edge 7", "page entity Conversation Session", "page SC-005")
 def test_eight_tabs_are_read_four_at_a_time_and_all_come_whole(chat: ChatPage, upstream: ScriptedUpstream) -> None:
     tabs = [chat, *(chat.tab().open() for _ in range(MANY - 1))]
@@ -133,6 +134,7 @@ def test_eight_tabs_are_read_four_at_a_time_and_all_come_whole(chat: ChatPage, u
     chat.wait(lambda: sorted(listed(chat)) == [f"Question {name(number)}" for number in range(MANY)], 5, "a whole list")
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page edge 7", "page edge 5")
 def test_tab_loaded_again_with_eight_answers_on_their_way_reads_four_at_a_time(
     chat: ChatPage, service: ChatWait, upstream: ScriptedUpstream
@@ -189,6 +191,7 @@ def test_answer_that_waits_for_its_turn_is_stopped_and_never_asked(
         tab.wait(lambda tab=tab: not tab.page.locator("[data-mark=streaming]").count(), 10, "no answer on its way")
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page edge 7", "page edge 5")
 def test_answer_whose_tab_is_closed_while_it_waits_is_asked_by_another_tab(
     chat: ChatPage, upstream: ScriptedUpstream

@@ -7,7 +7,7 @@ import pytest
 from tests.browser.markdown_samples import HOSTILE
 from tests.browser.modules import Modules
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 TOKENS = 12_000
 LIMIT_MS = 100

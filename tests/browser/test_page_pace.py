@@ -1,7 +1,7 @@
 """How soon the page shows what there is, and what a long answer costs it.
 
 Figures stand at the end of the run. A test fails at five times what is promised, and on a machine with more to do than
-it has cores at that many times more: then each of its processes waits so long for its turn.
+it has cores at that many times more, but at most four: then each of its processes waits so long for its turn.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Storage.prototype.setItem = function (...written) { cost.writes++; return setIte
 
 def factor() -> float:
     """Tell how many times more than what is promised is allowed now."""
-    return 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    return 5 * min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 @pytest.fixture
@@ -167,15 +167,15 @@ def seen(proxied: ChatPage, record_property: Tell, request: pytest.FixtureReques
     proxied.page.add_init_script(NOTE_STATES)
     figures: list[str] = []
 
-    def wait_seen(state: str, since: float, *, promised_ms: float = STATE_MS, allowed_before_ms: float = 0) -> None:
+    def wait_seen(state: str, since: float, *, promised_ms: float = STATE_MS) -> None:
         noted: list[Any] = []
 
         def is_noted() -> bool:
             noted[:] = proxied.page.evaluate("states")
-            return any(one == state and at >= since - allowed_before_ms for one, at in noted)
+            return any(one == state and at >= since for one, at in noted)
 
         proxied.wait(is_noted, 30, f"the state {state}; {noted}")
-        after = next(at for one, at in noted if one == state and at >= since - allowed_before_ms) - since
+        after = next(at for one, at in noted if one == state and at >= since) - since
         figures.append(f"{state} {after:.0f}")
         assert after <= factor() * promised_ms
 
@@ -217,8 +217,8 @@ def test_changes_of_state_are_painted_soon_from_the_click_to_the_end(
     seen("reconnecting", at)
     proxy.accept()
     at = wall()
-    proxied.press("Try now")
-    seen("streaming", at, allowed_before_ms=10_000)  # it may have tried by itself
+    proxied.page.evaluate("dispatchEvent(new Event('online'))")  # what "Try now" does, but that may be gone by now
+    seen("streaming", at)
 
     at = wall()
     open_gates(upstream, 2, 4)

@@ -51,6 +51,7 @@ def test_page_refreshed_in_mid_answer_shows_what_there_was_and_the_rest(
     assert chat.has_button("Send")
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page edge 5", "page US3.3", "page FR-003")
 def test_page_refreshed_twenty_times_in_one_answer_has_every_token_once(
     chat: ChatPage, upstream: ScriptedUpstream

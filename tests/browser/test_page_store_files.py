@@ -214,6 +214,7 @@ def test_store_given_a_hostile_conversation_adds_it_clean(modules: Modules) -> N
     assert (result["polluted"], result["problems"]) == (None, [])
 
 
+@pytest.mark.long
 def test_store_given_ten_megabytes_keeps_what_fits_and_the_rest_in_memory(modules: Modules) -> None:
     talks = [{"messages": [{"role": "user", "content": "x" * 1_000_000}]} for _ in range(10)]
     result = _import(modules, _whole(conversations=talks))

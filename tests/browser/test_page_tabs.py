@@ -34,7 +34,7 @@ LAST = len(TOKENS)
 TAKEOVER_SECONDS = 15.0  # five times what is promised, and more: the machine of a test may be busy
 
 
-@pytest.fixture(params=["near", "lan"])
+@pytest.fixture(params=["near", pytest.param("lan", marks=pytest.mark.long)])
 def tab(request: pytest.FixtureRequest, open_chat: OpenChat, service: ChatWait, upstream: ScriptedUpstream) -> ChatPage:
     """Give a page with Web Locks, and one of plain HTTP on a LAN, where a lease stands in for them."""
     chat = open_chat(service.base_url if request.param == "near" else lan(service.base_url)).open()
@@ -190,7 +190,10 @@ def test_page_in_the_other_tab_does_not_send_either_and_says_why(tab: ChatPage, 
 
 
 SEND_AT = """
-(at) => setTimeout(() => document.getElementById("composer").requestSubmit(), at - Date.now())
+(at) => setTimeout(() => {
+  const enter = new KeyboardEvent("keydown", { key: "Enter", bubbles: true, cancelable: true });
+  document.getElementById("message").dispatchEvent(enter);
+}, at - Date.now())
 """
 
 

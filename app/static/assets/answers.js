@@ -7,6 +7,7 @@ import { openStream } from "./stream.js";
 import { createTabs } from "./tabs.js";
 
 const SAVE_MS = 1_000;
+const YIELD_MS = 1_500; // tabs that waited for the last answer see that there is nothing to read, and let go
 
 /**
  * `on`: text(conversation, answer, text), change(conversation, answer), show(conversation) when its messages are
@@ -40,7 +41,7 @@ export function createAnswers({ api, store, locks, storage, now, random, limits,
     conversation.messages = conversation.messages.filter((one) => !isRefused(conversation, one));
     conversation.messages.push(...messages);
     on.show(conversation);
-    save(conversation);
+    if (save(conversation) === "removed") return false;
     tabs.send({ kind: "messages", id: conversation.id });
     read(conversation, answer);
     return true;
@@ -51,22 +52,31 @@ export function createAnswers({ api, store, locks, storage, now, random, limits,
     if (!(await own(conversation, answer))) return false;
     Object.assign(answer, { state: "reconnecting", error: null, endedAt: null });
     changed(conversation, answer);
+    if (save(conversation) === "removed") return false;
+    tabs.send({ kind: "messages", id: conversation.id });
     read(conversation, answer);
     return true;
   }
 
   async function own(conversation, answer) {
     const { id } = conversation;
-    if (runs.has(id)) return false;
-    const run = { answer };
-    runs.set(id, run);
-    const release = await tabs.tryOwn(id, () => lost(id, run));
-    if (release && runs.get(id) === run && !activeOf(conversation)) {
-      run.release = release;
-      return true;
+    const until = now() + YIELD_MS;
+    for (;;) {
+      if (!runs.has(id)) {
+        const run = { answer };
+        runs.set(id, run);
+        const release = await tabs.tryOwn(id, () => lost(id, run));
+        if (release && runs.get(id) === run && !activeOf(conversation)) {
+          run.release = release;
+          return true;
+        }
+        release?.();
+        if (runs.get(id) === run) runs.delete(id);
+      }
+      if (activeOf(conversation) || now() >= until) break;
+      await new Promise((resolve) => setTimeout(resolve, 50));
     }
-    release?.();
-    if (runs.get(id) === run) runs.delete(id);
+    watch(id); // what another tab began meanwhile
     return false;
   }
 
@@ -105,6 +115,7 @@ export function createAnswers({ api, store, locks, storage, now, random, limits,
   async function read(conversation, answer) {
     const { id } = conversation;
     const run = runs.get(id);
+    if (!run) return;
     run.cancel = new AbortController();
     const waits = () => {
       answer.queued = true;
@@ -205,7 +216,10 @@ export function createAnswers({ api, store, locks, storage, now, random, limits,
 
   /** The reader or the network is back. */
   function wake(isForced) {
-    for (const run of runs.values()) run.stream?.wake(isForced);
+    for (const [id, run] of runs) {
+      if (run.stream) run.stream.wake(isForced);
+      else tabs.send({ kind: "wake", id, isForced });
+    }
   }
 
   /** Write a conversation now. */
@@ -216,10 +230,12 @@ export function createAnswers({ api, store, locks, storage, now, random, limits,
       run.timer = undefined;
       run.savedAt = now();
     }
-    if (store.save(conversation) === "removed") {
+    const kept = store.save(conversation);
+    if (kept === "removed") {
       forget(conversation.id);
       on.removed(conversation.id);
     }
+    return kept;
   }
 
   /** Write what is being read now: the page may not come back. */
@@ -275,7 +291,8 @@ export function createAnswers({ api, store, locks, storage, now, random, limits,
   }
 
   function isRefused({ messages }, { id, refused }) {
-    return refused || messages.some((message) => message.refused && message.asks === id);
+    const answers = messages.filter(({ asks }) => asks === id);
+    return refused || (answers.length > 0 && answers.every((one) => one.refused));
   }
 
   /** What another tab says. */
@@ -287,6 +304,8 @@ export function createAnswers({ api, store, locks, storage, now, random, limits,
       on.removed(id);
     } else if (kind === "stop") {
       if (runs.get(id)?.stream || runs.get(id)?.cancel) stop(id);
+    } else if (kind === "wake") {
+      runs.get(id)?.stream?.wake(message.isForced);
     } else if (kind === "messages") {
       if (mine) refresh(id);
       watch(id);

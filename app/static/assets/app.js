@@ -98,7 +98,7 @@ element("list").addEventListener("keydown", ({ key, defaultPrevented }) => {
 
 function open(id) {
   if (id && id === shown?.id) return;
-  if (shown || composer.text) store.saveDraft(shown?.id ?? "", composer.text); // the last moment's, not handed over yet
+  composer.flush(); // the last moment's draft is the other conversation's
   const found = id ? answers.conversation(id) : null;
   if (id && !found) history.replaceState(null, "", location.pathname);
   shown = found;
@@ -129,8 +129,9 @@ function send(message) {
 function act(name, answerId) {
   const answer = shown.messages.find(({ id }) => id === answerId);
   if (name === "try") answers.wake(true);
-  else if (name === "reconnect") answers.again(shown, answer).then((isOurs) => isOurs || composer.say(BUSY));
-  else if (name === "continue") send(CONTINUE);
+  else if (name === "reconnect") {
+    answers.again(shown, answer).then((isOurs) => (isOurs ? announcer.started(answer) : composer.say(BUSY)));
+  } else if (name === "continue") send(CONTINUE);
   else {
     const question = shown.messages.find(({ id }) => id === answer.asks);
     if (!question) return;
@@ -144,15 +145,16 @@ async function start(messages, message) {
   const conversation = shown;
   const isOurs = await answers.begin(conversation, messages);
   if (isOurs) {
-    if (message) store.saveDraft("", "");
+    if (conversation.messages.length === messages.length) store.saveDraft("", ""); // it was a new one
+    if (shown !== conversation) return refreshFrame();
     if (location.hash.slice(1) !== conversation.id) history.replaceState(null, "", `#${conversation.id}`);
     follow.pin();
     announcer.started(messages.at(-1));
     refreshFrame();
     return;
   }
-  if (message && shown === conversation) composer.giveBack(message);
-  composer.say(BUSY);
+  if (message) giveBack(conversation, message);
+  composer.say(shown === conversation ? BUSY : GIVEN_BACK);
 }
 
 function how(at) {
@@ -186,16 +188,21 @@ function show(conversation) {
 
 function refused(conversation, answer) {
   const question = conversation.messages.find(({ id }) => id === answer.asks);
-  if (conversation === shown) {
-    composer.giveBack(question.content);
-    composer.say(GIVEN_BACK);
-  } else store.saveDraft(conversation.id, question.content);
+  giveBack(conversation, question.content);
+  if (conversation === shown) composer.say(GIVEN_BACK);
+}
+
+function giveBack({ id }, message) {
+  if (shown?.id === id || !answers.conversation(id)) composer.giveBack(message); // or it was deleted
+  else store.saveDraft(id, [message, store.draft(id)].filter(Boolean).join("\n\n"));
 }
 
 function removed(id) {
   marks.delete(id);
   if (id === shown?.id) {
     history.replaceState(null, "", location.pathname);
+    composer.setDraft("");
+    shown = null;
     open("");
   } else refreshFrame();
 }

@@ -178,7 +178,7 @@ export function createComposer({
       state = next || null;
       button.ariaDisabled = state === "stopping" ? "true" : null;
     },
-    /** Shows another conversation's draft; a draft that was not handed over yet is dropped: read `text` before. */
+    /** Shows another conversation's draft; a draft that was not handed over yet is dropped: `flush` before. */
     setDraft(text) {
       clearTimeout(timer);
       put(text, text.length);
@@ -187,6 +187,8 @@ export function createComposer({
     },
     /** Puts a message that could not be sent before what was typed meanwhile. */
     giveBack,
+    /** Hands the draft over now, if it has changed. */
+    flush,
     get text() {
       return box.value;
     },

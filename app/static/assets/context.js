@@ -40,7 +40,9 @@ function turnsBefore(conversation, questionId) {
   const turns = [];
   for (const { id, role, content, refused } of conversation.messages) {
     if (id === questionId) break;
-    if (refused) turns.pop(); // it was never asked
+    if (refused) {
+      if (turns.at(-1)?.role === "user") turns.pop(); // it was never asked
+    }
     else if (role === "assistant" && turns.at(-1)?.role === "assistant") turns[turns.length - 1] = { role, content };
     else {
       if (role === "user" && turns.at(-1)?.role === "user") turns.push({ role: "assistant", content: "" });

@@ -6,6 +6,8 @@ export const SLOW_MS = 5_000; // without a token, while bytes arrive
 export const STALE_MS = 12_000; // bytes older than this are not trusted after a wake-up
 export const GIVE_UP_MS = 120_000;
 export const STOP_MS = 10_000; // for the server's confirmation of a stop
+const STOP_SILENT_MS = 2_000;
+const ASLEEP_MS = 90_000; // between two ticks: slower than any throttled timer
 const UNSEEN_MS = 1_000; // a page that was opened again says nothing of a loss that is mended by then
 const HEARTBEATS = 2.5;
 const SILENT_MS = 5_000; // of a return, which is answered at once: the browser may have taken an old, dead connection
@@ -31,6 +33,7 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
   let askedStopAt = 0;
   let hasReread = false;
   let holes = 0;
+  let tickedAt = now;
   let soughtAt = now; // since when a connection is sought without a word about it
   const machine = {
     answer,
@@ -124,6 +127,8 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
 
   function tick(at) {
     if (isOver(answer)) return [];
+    if (lostAt && at - tickedAt > ASLEEP_MS) lostAt = at; // nothing was tried meanwhile
+    tickedAt = at;
     if (answer.stopping) {
       if (at - stopAt >= STOP_MS) {
         answer.note = "stop_unconfirmed";
@@ -153,6 +158,8 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     if (up && !isForced && at - machine.byteAt < STALE_MS) return [];
     if (up && isForced && at - machine.byteAt < 1_000) return [];
     const orders = up ? ["drop"] : [];
+    if (heard) answer.reconnects += 1;
+    heard = false;
     tries = 0;
     lostAt ||= at;
     soughtAt = at;
@@ -170,7 +177,8 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
   function stopAnswered(status, at) {
     if (isOver(answer)) return [];
     if (status === 404 || status === 410) return end("stopped", at);
-    return status === 200 && !up ? connect(at, 0) : [];
+    if (status !== 200 || (up && at - machine.byteAt < STOP_SILENT_MS)) return [];
+    return [...(up ? ["drop"] : []), ...connect(at, 0)];
   }
 
   function askStop(at) {

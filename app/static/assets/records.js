@@ -221,7 +221,9 @@ const withoutRefused = (messages, theirs, ours) => {
   const last = messages.findLastIndex(({ role }) => role === "user");
   const left = new Set();
   for (const { id, refused, asks } of messages.slice(0, Math.max(0, last))) {
-    if (refused && !isShared.has(id)) left.add(id).add(asks);
+    if (!refused || isShared.has(id)) continue;
+    left.add(id);
+    if (!messages.some((one) => one.asks === asks && !one.refused)) left.add(asks);
   }
   return left.size ? messages.filter(({ id }) => !left.has(id)) : messages;
 };
