@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-POLL_MS = 20
+from tests.browser.parts import poll_ms
+
 STOP_MS = 500  # Stop ignores the first 400 ms
 ANSWERS = "article[data-state]"
 VIOLATIONS = """
@@ -98,6 +99,11 @@ class ChatPage:
         """Press the button of exactly this name, the last one that is visible."""
         self.button(name).click(timeout=10_000)
 
+    def new_conversation(self) -> None:
+        """Go to an empty conversation, and wait until it is shown."""
+        self.press("New conversation")
+        self.wait(lambda: not self.page.evaluate("location.hash") and self.states() == [], 10, "an empty conversation")
+
     def button(self, name: str) -> Any:
         """Give the last visible button of exactly this name."""
         return self.page.get_by_role("button", name=name, exact=True).filter(visible=True).last
@@ -151,10 +157,11 @@ class ChatPage:
 
     def wait(self, fact: Callable[[], Any], seconds: float, what: str) -> None:
         """Wait for something about the page. Raises: AssertionError, which tells how the page is."""
-        until = time.monotonic() + seconds
+        since = time.monotonic()
         while not fact():
-            assert time.monotonic() < until, f"not within {seconds:g} s: {what}; {self._told()}"
-            self.page.wait_for_timeout(POLL_MS)  # the page's events are taken meanwhile
+            passed = time.monotonic() - since
+            assert passed < seconds, f"not within {seconds:g} s: {what}; {self._told()}"
+            self.page.wait_for_timeout(poll_ms(passed))  # the page's events are taken meanwhile
 
     # What it keeps
 

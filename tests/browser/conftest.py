@@ -17,6 +17,7 @@ import pytest
 from tests.browser.chatpage import ChatPage
 from tests.browser.modules import module_origin as module_origin
 from tests.browser.modules import modules as modules
+from tests.browser.modules import shared_modules as shared_modules
 from tests.harness.chaos import ChaosProxy
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
@@ -52,7 +53,7 @@ class _EmptyPage(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def origin() -> Iterator[str]:
     """Serve an empty page without any policy; give its origin."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _EmptyPage) as server:
@@ -65,7 +66,7 @@ def origin() -> Iterator[str]:
             thread.join()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def playwright() -> Iterator[Any]:
     """Start playwright; while it runs, no other event loop may in this thread."""
     try:
@@ -76,7 +77,7 @@ def playwright() -> Iterator[Any]:
         yield playwright
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def chromium_path() -> str:
     """Find the machine's own Chromium."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -85,7 +86,7 @@ def chromium_path() -> str:
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def chromium(playwright: Any, chromium_path: str) -> Iterator[Any]:
     """Run the machine's own Chromium, headless, as playwright likes it: every page counts as visible and as focused.
 

@@ -59,14 +59,16 @@ async () => {
         const place = () => range.getBoundingClientRect().top;
         const start = place();
         window.drift = {most: 0, frames: 0, largestGap: 0, letter: range.toString()};
+        const size = () => `${innerWidth} × ${innerHeight}`;
         const channel = new MessageChannel();
-        channel.port1.onmessage = () => {
+        channel.port1.onmessage = ({data}) => {
+            requestAnimationFrame(() => channel.port2.postMessage(size()));
+            if (data !== size()) return; // the window has changed since that frame, and nothing of it was painted yet
             drift.most = Math.max(drift.most, Math.abs(place() - start));
             drift.largestGap = Math.max(drift.largestGap, gap());
             drift.frames++;
-            requestAnimationFrame(() => channel.port2.postMessage(0));
         };
-        channel.port2.postMessage(0);
+        channel.port2.postMessage(size());
     };
     window.nextFrames = (count) => new Promise(function frame(done) {
         if (count-- > 0) requestAnimationFrame(() => frame(done));

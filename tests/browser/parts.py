@@ -11,17 +11,22 @@ from typing import Any
 from tests.browser.modules import ASSETS, Modules
 
 BODY = re.compile(r"<body>(.*)</body>", re.DOTALL)
-POLL_MS = 20
+
+
+def poll_ms(passed: float) -> float:
+    """Tell how long to wait before the next look after `passed` seconds: a look costs all processes a millisecond."""
+    return min(15 + passed * 100, 80)
 
 
 class Parts:
     """Hold the page; a test starts the parts that it is about."""
 
-    def __init__(self, modules: Modules) -> None:
+    def __init__(self, context: Any, origin: Any) -> None:
         found = BODY.search((ASSETS.parent / "index.html").read_text(encoding="utf-8"))
         assert found is not None
         html = found[1].replace("\ndisabled>", ">").replace(" disabled>", ">")  # the wiring does that
-        self.page = modules.open(html, "page.css").page
+        self.modules = Modules(context, origin, html, "page.css")
+        self.page = self.modules.page
 
     def run(self, script: str, argument: Any = None) -> Any:
         """Run a script in the page; modules are imported from /assets/."""
@@ -35,13 +40,14 @@ class Parts:
 
     def wait(self, fact: Callable[[], Any] | str, what: str, seconds: float = 15) -> Any:
         """Wait for a fact, or for a script to give something true; give it."""
-        until = time.monotonic() + seconds
+        since = time.monotonic()
         while True:
+            passed = time.monotonic() - since
             found = self.run(fact) if isinstance(fact, str) else fact()
             if found:
                 return found
-            assert time.monotonic() < until, f"not within {seconds:g} s: {what}"
-            self.page.wait_for_timeout(POLL_MS)
+            assert passed < seconds, f"not within {seconds:g} s: {what}"
+            self.page.wait_for_timeout(poll_ms(passed))
 
 
 @contextmanager
@@ -49,8 +55,8 @@ def open_parts(browser: Any, origin: Any, **options: Any) -> Iterator[Parts]:
     """Open the page in a browser context of its own (`options`), and fail at the end for every fault of it."""
     context = browser.new_context(**options)
     try:
-        modules = Modules(context, origin)
-        yield Parts(modules)
-        assert modules.close() == []
+        parts = Parts(context, origin)
+        yield parts
+        assert parts.modules.close() == []
     finally:
         context.close()

@@ -55,7 +55,7 @@ def axe() -> Any:
     return Axe()
 
 
-QUICK = ("light", "dark", "narrow")
+QUICK = ("light",)
 
 
 @pytest.fixture(params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in LOOKS])

@@ -9,7 +9,7 @@ import pytest
 
 from tests.browser.parts import Parts, open_parts
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 START = """
 async () => {

@@ -16,7 +16,7 @@ from tests.harness.chaos import ChaosProxy
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 TOKENS = ["One ", "two, ", "thr", "ee é🙂 ", "and four."]
 TEXT = "".join(TOKENS)
@@ -132,6 +132,7 @@ def test_page_left_in_mid_answer_lets_another_tab_read_and_comes_back_to_its_tex
     assert len(upstream.completions) == 1
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page edge 3", "page US3.3", "page FR-008")
 def test_page_kept_for_back_shows_an_answer_that_ended_meanwhile(
     plain_chat: ChatPage, service: ChatWait, upstream: ScriptedUpstream

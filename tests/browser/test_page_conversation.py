@@ -93,8 +93,7 @@ def test_model_of_the_picker_is_asked_and_streams_and_its_conversation_keeps_it(
         upstream.open(model)
         chat.wait_state("complete")
         assert chat.stored_answers()[-1]["model"] == model
-        chat.press("New conversation")
-        assert chat.states() == []
+        chat.new_conversation()
 
     upstream.always(answer(["Still me."]))
     for model in MODELS:
@@ -208,7 +207,7 @@ def test_draft_is_kept_for_each_conversation_and_survives_a_reload(chat: ChatPag
     for title in ("About apples", "About pears"):
         exchange(chat, upstream, title)
         chat.box.fill(f"More {title.lower()}")
-        chat.press("New conversation")
+        chat.new_conversation()
         assert chat.box.input_value() == ""
     chat.box.fill("Something new")
     chat.reload()
@@ -254,6 +253,7 @@ def test_question_that_the_provider_filters_is_a_failure_in_words(chat: ChatPage
     assert chat.article().locator(".box p").count() == 3
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page SC-007", "page FR-005", "page US2.1", "page US2.2", "page US2.3")
 def test_states_of_several_windows_are_told_apart(chat: ChatPage, upstream: ScriptedUpstream) -> None:
     """Each window is another conversation, all in one browser, at the same moment."""
@@ -290,7 +290,7 @@ def test_two_conversations_stream_at_once_in_one_page_and_never_mix(chat: ChatPa
         chat.wait_text(f"{name} one, ")
         if name == "left":
             left = fragment(chat)
-            chat.press("New conversation")
+            chat.new_conversation()
     for name in ("right", "left"):
         upstream.open(name)
     chat.wait_text("right one, right two.")

@@ -12,7 +12,7 @@ from tests.browser.page_steps import status
 from tests.browser.tab_steps import choose, conversation_id, hint, listed, other_tab
 from tests.harness.upstream import ScriptedUpstream
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 FIRST = "About apples"
 DRAFT = "A long thought that is not sent yet"
@@ -73,8 +73,7 @@ def refuse(chat: ChatPage, held: list[Any]) -> None:
 def test_draft_of_the_new_conversation_outlives_a_message_sent_in_another_one(
     begun: ChatPage, upstream: ScriptedUpstream
 ) -> None:
-    begun.press("New conversation")
-    begun.wait(lambda: conversation_id(begun) == "", 5, "the new conversation")
+    begun.new_conversation()
     write(begun, DRAFT)
     pick(begun, FIRST)
     assert begun.box.input_value() == ""
@@ -82,8 +81,7 @@ def test_draft_of_the_new_conversation_outlives_a_message_sent_in_another_one(
     begun.send("And pears?")
     begun.wait(lambda: begun.states() == ["complete"] * 2, 20, "the second answer")
     assert drafts(begun) == {"": DRAFT}
-    begun.press("New conversation")
-    begun.wait(lambda: conversation_id(begun) == "" and begun.states() == [], 5, "the new conversation")
+    begun.new_conversation()
     assert begun.box.input_value() == DRAFT
 
 
@@ -116,8 +114,7 @@ def test_message_refused_while_another_conversation_is_shown_is_put_before_its_o
     begun.wait(lambda: held, 10, "the question on its way")
     write(begun, DRAFT)
     id_ = conversation_id(begun)
-    begun.press("New conversation")
-    begun.wait(lambda: conversation_id(begun) == "", 5, "the new conversation")
+    begun.new_conversation()
     begun.box.fill("Something else")
 
     refuse(begun, held)
@@ -130,8 +127,7 @@ def test_message_refused_while_another_conversation_is_shown_is_put_before_its_o
 
 
 def test_conversation_deleted_while_it_is_shown_leaves_no_draft(begun: ChatPage) -> None:
-    begun.press("New conversation")
-    begun.wait(lambda: conversation_id(begun) == "", 5, "the new conversation")
+    begun.new_conversation()
     write(begun, "Something else")
     pick(begun, FIRST)
     write(begun, DRAFT)

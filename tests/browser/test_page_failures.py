@@ -97,6 +97,7 @@ def test_page_of_a_service_that_was_restarted_keeps_the_partial_and_goes_on(
     assert_action_works(chat, upstream, action)
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page US3.2", "page FR-004", "page SC-006")
 def test_page_that_comes_back_when_the_answer_has_expired_keeps_the_partial(
     run_service: RunService, open_chat: OpenChat, upstream: ScriptedUpstream
@@ -243,6 +244,7 @@ def test_page_of_a_service_that_is_stopped_keeps_the_partial(
     assert_action_works(chat, upstream, "Continue")
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page US3.3", "page FR-004", "page SC-006")
 def test_page_that_comes_back_to_an_abandoned_answer_keeps_what_there_was(
     run_service: RunService, open_chat: OpenChat, upstream: ScriptedUpstream

@@ -11,7 +11,7 @@ import pytest
 from tests.browser.follow_steps import assert_view_stays, detach, is_detached, open_log, rest
 from tests.browser.parts import Parts
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 
 @pytest.fixture
@@ -86,14 +86,7 @@ def by_touch(parts: Parts) -> None:
     touch("touchEnd")
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        by_wheel,
-        by_key,
-        *(pytest.param(way, marks=pytest.mark.long) for way in (by_arrow, by_home, by_touch, by_finding, by_tab_key)),
-    ],
-)
+@pytest.mark.parametrize("way", [by_wheel, by_key, by_arrow, by_home, by_touch, by_finding, by_tab_key])
 def test_reader_who_goes_up_in_a_flood_detaches_and_the_view_stays(parts: Parts, way: Callable[[Parts], None]) -> None:
     parts.run("begin()")
     parts.run("nextFrames(10)")

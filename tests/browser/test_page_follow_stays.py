@@ -10,7 +10,7 @@ import pytest
 from tests.browser.follow_steps import assert_view_stays, detach, is_detached, open_log
 from tests.browser.parts import Parts
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 CHANGES = {
     "text": "() => commit('many more words '.repeat(100))",
@@ -114,6 +114,7 @@ def test_detached_view_stays_when_the_window_changes(parts: Parts, size: tuple[i
     parts.wait("window.innerWidth === " + str(width), "the new size")
     parts.run("nextFrames(10)")
     line = parts.run("parseFloat(getComputedStyle(current.querySelector('p')).lineHeight)")
+    assert parts.run("drift.frames") >= 5
     assert parts.run("drift.most") <= line  # the letter may have gone to the next line, no further
     assert is_detached(parts)
 

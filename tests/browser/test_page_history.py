@@ -39,7 +39,7 @@ def two(chat: ChatPage, upstream: ScriptedUpstream) -> ChatPage:
     """Have one exchange in each of two conversations, the second of which is shown."""
     learned(chat.open())
     exchange(chat, upstream, "About apples")
-    chat.press("New conversation")
+    chat.new_conversation()
     upstream.always(answer(["A pear é🙂."]))
     exchange(chat, upstream, "About pears")
     assert titles(chat) == ["About pears", "About apples"]

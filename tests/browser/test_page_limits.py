@@ -40,6 +40,7 @@ def numbered(upstream: ScriptedUpstream, chat: ChatPage, answers: list[str]) -> 
     return record
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page FR-011", "page FR-003")
 def test_context_of_too_many_messages_is_cut_to_the_newest_and_the_cut_is_marked(
     chat: ChatPage, upstream: ScriptedUpstream

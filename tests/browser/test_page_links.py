@@ -80,7 +80,7 @@ def test_page_whose_kept_connections_are_all_dead_comes_back_before_it_gives_up(
 
 
 @pytest.mark.requirement("page US3.1", "page US3.2", "page FR-006")
-@pytest.mark.parametrize("how", ["by itself", "by Try now"])
+@pytest.mark.parametrize("how", [pytest.param("by itself", marks=pytest.mark.long), "by Try now"])
 def test_page_refused_for_ten_seconds_comes_back(
     half: ChatPage, proxy: ChaosProxy, upstream: ScriptedUpstream, how: str
 ) -> None:
@@ -175,6 +175,7 @@ def test_page_whose_connection_is_closed_in_mid_stream_reads_on(
     assert assert_whole(proxied, upstream, TEXT, 4)["reconnects"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page US2.1", "page edge 2", "page SC-007")
 def test_page_of_a_slow_model_says_still_answering_and_keeps_its_connection(
     half: ChatPage, proxy: ChaosProxy, upstream: ScriptedUpstream

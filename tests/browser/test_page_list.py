@@ -268,7 +268,7 @@ def test_arrow_keys_go_from_conversation_to_conversation(conversations: Conversa
 def test_link_opens_another_tab_as_links_do(conversations: Conversations) -> None:
     with conversations.page.context.expect_page() as opened:
         conversations.link("Apples").click(modifiers=["Control"])
-    assert opened.value.url.endswith("#a")
+    opened.value.wait_for_url("**#a", wait_until="commit")
     assert conversations.told() == []
     opened.value.close()
 

@@ -12,7 +12,7 @@ from tests.browser.page_steps import gated, open_gates
 from tests.browser.tab_steps import begin
 from tests.harness.upstream import Done, Finish, Gate, Paced, Script, ScriptedUpstream, error
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 WATCH = """
 () => {

@@ -14,7 +14,7 @@ from tests.browser.parts import Parts, open_parts
 from tests.browser.samples import ANSWERS, LIVE, NOW, conversation, question
 from tests.requirements import require_or_skip
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 START = """
 async (now) => {
@@ -83,7 +83,7 @@ TOKENS = {  # page.md, "How it looks"
 VIEWPORTS = {"wide": (1280, 800), "narrow": (320, 640), "zoomed": (640, 400), "reflow": (320, 256)}
 
 
-@pytest.fixture(params=[("wide", "dark"), ("narrow", "light")], ids="-".join)
+@pytest.fixture(params=[("wide", "dark"), pytest.param(("narrow", "light"), marks=pytest.mark.long)], ids="-".join)
 def parts(request: Any, chromium: Any, module_origin: Any) -> Iterator[Parts]:
     size, scheme = request.param
     width, height = VIEWPORTS[size]

@@ -50,8 +50,7 @@ def running(upstream: ScriptedUpstream) -> list[str]:
 
 def ask_in_new(chat: ChatPage, question: str) -> str:
     """Ask in a new conversation, and give its id."""
-    chat.press("New conversation")
-    chat.wait(lambda: conversation_id(chat) == "" and chat.states() == [], 5, "an empty page")
+    chat.new_conversation()
     chat.send(question)
     chat.wait(lambda: chat.states() and conversation_id(chat), 10, "the new conversation")
     return conversation_id(chat)

@@ -129,7 +129,9 @@ def test_stored_part_that_was_altered_is_found_by_the_hash_and_read_again(
 
 @pytest.mark.requirement("page US3.3")
 @pytest.mark.parametrize("browser", ["chat", "plain_chat"], ids=["loaded anew", "kept for back"])
-@pytest.mark.parametrize("is_over", [False, True], ids=["still going", "over meanwhile"])
+@pytest.mark.parametrize(
+    "is_over", [False, pytest.param(True, marks=pytest.mark.long)], ids=["still going", "over meanwhile"]
+)
 def test_page_left_for_another_and_come_back_to_goes_on(
     request: pytest.FixtureRequest, browser: str, is_over: bool, upstream: ScriptedUpstream
 ) -> None:
@@ -156,7 +158,9 @@ def test_page_left_for_another_and_come_back_to_goes_on(
 
 
 @pytest.mark.requirement("page US3.3", "page SC-006")
-@pytest.mark.parametrize("is_over", [False, True], ids=["still going", "over meanwhile"])
+@pytest.mark.parametrize(
+    "is_over", [False, pytest.param(True, marks=pytest.mark.long)], ids=["still going", "over meanwhile"]
+)
 def test_page_whose_tab_crashed_is_whole_in_a_new_one(
     chat: ChatPage, upstream: ScriptedUpstream, is_over: bool
 ) -> None:
@@ -194,7 +198,7 @@ def test_page_refreshed_before_the_answers_headers_pays_once(
 
 
 @pytest.mark.requirement("page edge 5", "page edge 2")
-@pytest.mark.parametrize("state", ["waiting", "slow", "reconnecting"])
+@pytest.mark.parametrize("state", ["waiting", pytest.param("slow", marks=pytest.mark.long), "reconnecting"])
 def test_page_refreshed_in_any_state_goes_on(chat: ChatPage, upstream: ScriptedUpstream, state: str) -> None:
     there = 0 if state == "waiting" else 2
     partly(chat, upstream, TOKENS, there)

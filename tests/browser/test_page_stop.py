@@ -209,6 +209,7 @@ def test_stop_before_anything_was_sent_sends_nothing(chat: ChatPage, upstream: S
     assert len(upstream.completions) == 1
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page US1.3", "page FR-004", "page FR-008")
 def test_stop_that_races_the_end_leaves_one_of_both_and_never_loses_a_word(
     chat: ChatPage, upstream: ScriptedUpstream
@@ -235,6 +236,7 @@ def test_stop_that_races_the_end_leaves_one_of_both_and_never_loses_a_word(
     assert len(chat.states()) == RACES
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page US1.3", "page FR-008")
 def test_stop_that_is_still_on_its_way_when_the_answer_ends_changes_nothing(
     chat: ChatPage, upstream: ScriptedUpstream

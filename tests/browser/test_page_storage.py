@@ -17,7 +17,7 @@ from tests.harness.script import answer
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 TOKENS = ["One ", "two, ", "thr", "ee é🙂 ", "and four."]
 TEXT = "".join(TOKENS)
@@ -149,7 +149,7 @@ def test_storage_that_is_blocked_is_said_and_the_page_works_without(
         ("assistant", TEXT),
         ("user", "Second?"),
     ]
-    chat.press("New conversation")
+    chat.new_conversation()
     exchange(chat, upstream, "Elsewhere?")
     pick(chat, "First?")
     assert chat.states() == ["complete"] * 2
@@ -234,8 +234,7 @@ def test_notice_that_is_put_away_stays_away_and_the_draft_survives_a_full_storag
     exchange(chat, upstream, "First?")
     chat.page.evaluate(FILL)
     chat.box.fill("A draft that has no room")
-    chat.press("New conversation")
-    chat.wait(lambda: chat.states() == [], 10, "the new conversation")
+    chat.new_conversation()
     wait_notice(chat, FULL)
     chat.press("Dismiss")
     assert notices(chat) == []

@@ -10,7 +10,7 @@ import pytest
 from tests.browser.modules import Modules
 from tests.browser.storages import in_page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 STATES = ["complete", "stopped", "interrupted", "failed", "sending", "waiting", "streaming", "slow", "reconnecting"]
 IMPORT = """

@@ -128,6 +128,7 @@ def test_page_whose_reading_tab_is_gone_is_read_on_by_the_other_one(
 BLOCK = "ms => { const until = performance.now() + ms; while (performance.now() < until); }"
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page edge 7")
 def test_page_too_slow_to_keep_its_lease_leaves_the_answer_to_the_tab_that_took_it(
     open_chat: OpenChat, service: ChatWait, upstream: ScriptedUpstream

@@ -15,7 +15,7 @@ from tests.harness.chaos import Answer, ChaosProxy, Pass
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token, answer
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 TOKENS = ["One ", "two, ", "and three."]
 TEXT = "".join(TOKENS)
@@ -40,7 +40,7 @@ ms => {
 """
 
 
-@pytest.fixture(params=["near", "lan"])
+@pytest.fixture(params=["near", pytest.param("lan", marks=pytest.mark.long)])
 def tab(request: pytest.FixtureRequest, open_chat: OpenChat, service: ChatWait, upstream: ScriptedUpstream) -> ChatPage:
     """Give a page with Web Locks, and one of plain HTTP on a LAN, where a lease stands in for them."""
     chat = open_chat(service.base_url if request.param == "near" else lan(service.base_url)).open()
