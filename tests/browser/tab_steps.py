@@ -44,6 +44,17 @@ def reading(service: ChatWait, stream: str) -> int:
     return attached(service, stream) - len(service.log_of("reader_left", stream=_log_name(stream)))
 
 
+def wait_reading(chat: ChatPage, service: ChatWait, stream: str, count: int) -> None:
+    """Wait until a stream is read on so many connections: its log tells it a little later than the page shows it."""
+    chat.wait(lambda: reading(service, stream) == count, 25, f"{count} connections that read")
+
+
+def wait_attached(chat: ChatPage, service: ChatWait, stream: str, count: int) -> None:
+    """Wait until a stream has been read on so many connections, and never on more."""
+    chat.wait(lambda: attached(service, stream) >= count, 25, f"{count} connections")
+    assert attached(service, stream) == count
+
+
 def reading_all(service: ChatWait) -> int:
     """Count the connections on which any stream is read now."""
     return len(service.log_of("reader_attached")) - len(service.log_of("reader_left"))

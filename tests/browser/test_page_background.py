@@ -11,7 +11,7 @@ import pytest
 from tests.browser.chatpage import ChatPage
 from tests.browser.conftest import OpenChat
 from tests.browser.page_steps import LOST, gated, open_gates
-from tests.browser.tab_steps import attached, begin, reading, stream_id
+from tests.browser.tab_steps import begin, stream_id, wait_attached, wait_reading
 from tests.harness.chaos import ChaosProxy
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
@@ -85,7 +85,7 @@ def test_page_behind_another_tab_receives_stores_and_shows_it_in_its_title(
     plain_chat.wait(lambda: plain_chat.page.title() == "Count. · ChatWait", 5, "a title without a mark")
     assert plain_chat.text() == TEXT
     assert icon(plain_chat) == "icon.svg"
-    assert attached(service, stream_id(plain_chat)) == 1
+    wait_attached(plain_chat, service, stream_id(plain_chat), 1)
 
 
 @pytest.mark.requirement("page edge 3", "page US3.3", "page FR-011", "page SC-006")
@@ -95,10 +95,10 @@ def test_page_left_in_mid_answer_and_kept_for_back_reads_on(
     leave_in_mid_answer(plain_chat, upstream)
     stream = stream_of_left(service)
     write_twice(plain_chat, upstream)
-    poll_reading(plain_chat, service, stream, 0)
+    wait_reading(plain_chat, service, stream, 0)
     back(plain_chat)
     plain_chat.wait_text("".join(TOKENS[:4]))
-    assert reading(service, stream) == 1
+    wait_reading(plain_chat, service, stream, 1)
     open_gates(upstream, 4, LAST + 1)
     plain_chat.wait_state("complete")
     assert plain_chat.text() == TEXT
@@ -116,8 +116,8 @@ def test_page_left_in_mid_answer_lets_another_tab_read_and_comes_back_to_its_tex
     other.wait_text("".join(TOKENS[:2]))
     write_twice(other, upstream)
     other.wait_text("".join(TOKENS[:4]))
-    assert attached(service, stream) == 2  # it has the lock that the kept page had
-    poll_reading(other, service, stream, 1)
+    wait_attached(plain_chat, service, stream, 2)  # it has the lock that the kept page had
+    wait_reading(other, service, stream, 1)
 
     plain_chat.page.bring_to_front()
     back(plain_chat)
@@ -127,8 +127,8 @@ def test_page_left_in_mid_answer_lets_another_tab_read_and_comes_back_to_its_tex
         chat.wait_state("complete")
         assert chat.text() == TEXT
         assert chat.states() == ["complete"]
-    assert reading(service, stream) == 0
-    assert attached(service, stream) == 2
+    wait_reading(plain_chat, service, stream, 0)
+    wait_attached(plain_chat, service, stream, 2)
     assert len(upstream.completions) == 1
 
 
@@ -180,10 +180,6 @@ def back(chat: ChatPage) -> None:
 def stream_of_left(service: ChatWait) -> str:
     """Tell the log's name of the stream that was read last."""
     return str(service.log_of("reader_attached")[-1]["stream"])
-
-
-def poll_reading(chat: ChatPage, service: ChatWait, stream: str, count: int) -> None:
-    chat.wait(lambda: reading(service, stream) == count, 25, f"{count} connections")
 
 
 @pytest.mark.requirement("page edge 3", "page edge 6", "page US3.1")

@@ -21,6 +21,8 @@ from tests.browser.tab_steps import (
     other_tab,
     reading,
     stream_id,
+    wait_attached,
+    wait_reading,
 )
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream, answer
@@ -65,10 +67,10 @@ def test_page_in_two_tabs_reads_once_and_both_show_each_token_and_the_end(
             chat.wait_text("".join(TOKENS[:number]) + text)
             chat.wait_state("streaming")
     stream = stream_id(tab)
-    assert reading(service, stream) == 1
+    wait_reading(tab, service, stream, 1)
     upstream.open(str(LAST))
     assert_same_end(tab, other)
-    assert attached(service, stream) == 1
+    wait_attached(tab, service, stream, 1)
     assert len(upstream.completions) == 1
     assert other.shown() == tab.shown()
 
@@ -85,7 +87,7 @@ def test_page_in_a_tab_opened_in_mid_answer_shows_what_there_is_and_follows(
     other.wait_text("".join(TOKENS[:3]))
     open_gates(upstream, 3, LAST + 1)
     assert_same_end(tab, other)
-    assert attached(service, stream_id(tab)) == 1
+    wait_attached(tab, service, stream_id(tab), 1)
 
 
 @pytest.mark.requirement("page edge 7", "page US3.3", "page SC-006")
@@ -106,7 +108,7 @@ def test_page_whose_reading_tab_is_gone_is_read_on_by_the_other_one(
         other.open(f"#{conversation_id(tab)}")
         open_gates(upstream, 0, 2)
         other.wait_text("".join(TOKENS[:2]))
-        assert reading(service, stream) == 1
+        wait_reading(tab, service, stream, 1)
 
         if leave is crash:
             crash(tab)
@@ -118,7 +120,7 @@ def test_page_whose_reading_tab_is_gone_is_read_on_by_the_other_one(
         record_property("figure", f"{request.node.name}: read on after {taken_after:.2f} s (promised: 2)")
         open_gates(upstream, 2, LAST + 1)
         assert_same_end(other)
-        assert attached(service, stream) == 2
+        wait_attached(tab, service, stream, 2)
         assert len(upstream.completions) == 1
     finally:
         other.page.close()
@@ -157,7 +159,7 @@ def test_page_stops_from_the_tab_that_does_not_read(
     other = other_tab(tab)
     open_gates(upstream, 0, 2)
     other.wait_text("".join(TOKENS[:2]))
-    assert reading(service, stream_id(tab)) == 1
+    wait_reading(tab, service, stream_id(tab), 1)
 
     other.stop()
     for chat in (tab, other):

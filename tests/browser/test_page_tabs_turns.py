@@ -10,7 +10,7 @@ from tests.browser.chatpage import ChatPage
 from tests.browser.conftest import OpenChat, lan
 from tests.browser.dialogues import exchange, partly, turns
 from tests.browser.page_steps import LOST, gated, open_gates, status
-from tests.browser.tab_steps import attached, begin, conversation_id, hint, other_tab, reading, stream_id
+from tests.browser.tab_steps import attached, begin, conversation_id, hint, other_tab, reading, stream_id, wait_attached
 from tests.harness.chaos import Answer, ChaosProxy, Pass
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token, answer
@@ -76,7 +76,7 @@ def test_answer_reconnected_in_a_tab_that_is_closed_is_read_on_by_the_other_one(
     for chat in (tab, other):
         chat.wait_text(TOKENS[0])
         chat.wait_state("streaming", "slow")
-    assert attached(service, stream) == before + 1
+    wait_attached(tab, service, stream, before + 1)
     tab.wait(lambda: reading(service, stream) == 1, 15, "the service to see that the first page has left")
     tab.page.close(run_before_unload=True)
     other.wait(lambda: attached(service, stream) == before + 2, 15, "the other tab to read")
