@@ -113,7 +113,11 @@ def rest(parts: Parts) -> None:
 
 
 def assert_view_stays(parts: Parts, change: Callable[[], None], *, frames: int = 12) -> None:
-    """Watch a letter at the top of the view while something changes."""
+    """Watch a letter at the top of the view while something changes.
+
+    A change that follow.js is not told of is made in a frame (`nextFrames(1)`): what is seen between two frames was
+    never painted.
+    """
     parts.run("watch()")
     change()
     parts.run("count => nextFrames(count)", frames)
