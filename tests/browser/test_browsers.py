@@ -32,6 +32,7 @@ TICKS = """
 HAS = "() => [isSecureContext, Boolean(navigator.locks), Boolean(crypto.subtle)]"
 
 
+@pytest.mark.long
 def test_plain_browser_hides_a_page_behind_another_and_slows_it(plain_browser: Any, origin: str) -> None:
     page = plain_browser.new_page()
     page.add_init_script(NOTED)
@@ -64,6 +65,7 @@ def test_plain_browser_keeps_a_page_that_was_left(plain_browser: Any, origin: st
     assert page.evaluate("window.mark") == "the same page"
 
 
+@pytest.mark.long
 def test_page_is_secure_on_the_loopback_and_not_on_a_lan(open_chat: OpenChat, service: ChatWait) -> None:
     near, far = open_chat(service.base_url), open_chat(lan(service.base_url))
     for chat in (near, far):

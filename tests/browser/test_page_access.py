@@ -116,6 +116,7 @@ def test_page_has_nothing_that_axe_finds_before_during_and_after_an_answer(
     check(chat, "details")
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page US2.3", "page FR-006")
 def test_page_has_nothing_that_axe_finds_after_other_ends_and_in_its_dialogues(
     open_chat: OpenChat,

@@ -138,6 +138,7 @@ def cut_within_frames(chat: ChatPage, proxy: ChaosProxy, upstream: ScriptedUpstr
     assert answer["reconnects"] == len(places)
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page US3.1", "page FR-003", "page SC-006")
 def test_page_cut_within_a_frame_at_any_place_reads_on(
     proxied: ChatPage, proxy: ChaosProxy, upstream: ScriptedUpstream

@@ -206,6 +206,7 @@ def test_page_that_knows_the_limit_says_so_and_sends_nothing(
     assert len(upstream.completions) == 1
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page FR-006", "page US2.1")
 def test_page_of_a_busy_service_says_so_and_gets_its_turn(
     run_service: RunService, open_chat: OpenChat, upstream: ScriptedUpstream
@@ -229,6 +230,7 @@ def test_page_of_a_busy_service_says_so_and_gets_its_turn(
     assert len(upstream.completions) == 2
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page US3.4", "page FR-004", "page SC-006")
 def test_page_of_a_service_that_is_stopped_keeps_the_partial(
     run_service: RunService, open_chat: OpenChat, upstream: ScriptedUpstream

@@ -15,7 +15,7 @@ from tests.harness.script import answer
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Event, Finish, Gate, Script, ScriptedUpstream, Token
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 TOKENS = ["One ", "two, ", "thr", "ee é🙂 ", "and four."]
 TEXT = "".join(TOKENS)

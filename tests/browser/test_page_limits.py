@@ -12,7 +12,7 @@ from tests.browser.page_steps import status
 from tests.harness.script import answer
 from tests.harness.upstream import ScriptedUpstream
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 MOST_MESSAGES = 4
 MOST_TOKENS = 400
@@ -40,7 +40,6 @@ def numbered(upstream: ScriptedUpstream, chat: ChatPage, answers: list[str]) -> 
     return record
 
 
-@pytest.mark.long
 @pytest.mark.requirement("page FR-011", "page FR-003")
 def test_context_of_too_many_messages_is_cut_to_the_newest_and_the_cut_is_marked(
     chat: ChatPage, upstream: ScriptedUpstream

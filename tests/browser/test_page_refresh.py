@@ -128,7 +128,9 @@ def test_stored_part_that_was_altered_is_found_by_the_hash_and_read_again(
 
 
 @pytest.mark.requirement("page US3.3")
-@pytest.mark.parametrize("browser", ["chat", "plain_chat"], ids=["loaded anew", "kept for back"])
+@pytest.mark.parametrize(
+    "browser", ["chat", pytest.param("plain_chat", marks=pytest.mark.long)], ids=["loaded anew", "kept for back"]
+)
 @pytest.mark.parametrize(
     "is_over", [False, pytest.param(True, marks=pytest.mark.long)], ids=["still going", "over meanwhile"]
 )

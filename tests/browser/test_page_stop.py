@@ -298,6 +298,7 @@ def test_continue_after_a_stop_asks_to_go_on_behind_the_partial_answer(
     assert (chat.text(0), chat.text(1)) == ("".join(TOKENS[:3]), "and the rest.")
 
 
+@pytest.mark.long
 @pytest.mark.requirement("page US3.2", "page FR-011", "page FR-003")
 def test_ask_again_after_a_stop_asks_the_same_and_only_the_new_answer_goes_on(
     chat: ChatPage, upstream: ScriptedUpstream
