@@ -43,20 +43,8 @@ async () => {
 
 
 @pytest.fixture(scope="module")
-def shared_upstream() -> Iterator[ScriptedUpstream]:
-    with ScriptedUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def upstream(shared_upstream: ScriptedUpstream) -> ScriptedUpstream:
-    shared_upstream.reset()
-    return shared_upstream
-
-
-@pytest.fixture(scope="module")
-def chatwait(shared_upstream: ScriptedUpstream, origin: str) -> Iterator[ChatWait]:
-    with ChatWait(**settings(shared_upstream, CORS_ORIGINS=origin)) as chatwait:
+def chatwait(module_upstream: ScriptedUpstream, origin: str) -> Iterator[ChatWait]:
+    with ChatWait(**settings(module_upstream, CORS_ORIGINS=origin)) as chatwait:
         yield chatwait
 
 

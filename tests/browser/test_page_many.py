@@ -57,9 +57,22 @@ def ask_in_new(chat: ChatPage, question: str) -> str:
 
 
 def show(chat: ChatPage, conversation: str) -> None:
-    """Open a conversation from the list."""
-    chat.page.locator(f'#list li[data-id="{conversation}"] a.open').click()
-    chat.wait(lambda: conversation_id(chat) == conversation and chat.states(), 10, "the conversation")
+    """Open a conversation from the list, and wait until it is shown: the address tells it before."""
+    link = f'#list li[data-id="{conversation}"] a.open'
+    chat.page.locator(link).click()
+    chat.page.locator(f"{link}[aria-current]").wait_for()
+    assert conversation_id(chat) == conversation and chat.states()
+
+
+def assert_all_whole(chat: ChatPage, conversations: list[str]) -> None:
+    """Wait for all ends and a list at rest, and look at each answer, on the page and in the storage."""
+    chat.wait(lambda: not chat.page.locator("#list [data-mark=streaming]").count(), 30, "all ends")
+    for number, conversation in enumerate(conversations):
+        show(chat, conversation)
+        chat.wait_state("complete")
+        assert chat.text() == whole(number)
+        assert chat.stored_answers()[0]["content"] == whole(number)
+        assert len(chat.states()) == 1
 
 
 def read_all(upstream: ScriptedUpstream, look: Callable[[], None]) -> list[str]:
@@ -97,15 +110,7 @@ def test_eight_conversations_in_one_tab_are_read_four_at_a_time_and_all_come_who
 
     order = read_all(upstream, lambda: None)
     assert sorted(order) == [name(number) for number in range(MANY)]
-    chat.wait(
-        lambda: not chat.page.locator("#list [data-mark=streaming]").count(), 30, "all ends"
-    )  # and a list at rest
-    for number, conversation in enumerate(ids):
-        show(chat, conversation)
-        chat.wait_state("complete")
-        assert chat.text() == whole(number)
-        assert chat.stored_answers()[0]["content"] == whole(number)
-        assert len(chat.states()) == 1
+    assert_all_whole(chat, ids)
 
 
 @pytest.mark.long
@@ -148,13 +153,7 @@ def test_tab_loaded_again_with_eight_answers_on_their_way_reads_four_at_a_time(
     assert len(service.log_of("reader_attached")) == before + MOST
     for number in range(MANY):
         upstream.open(name(number))
-    chat.wait(
-        lambda: not chat.page.locator("#list [data-mark=streaming]").count(), 30, "all ends"
-    )  # and a list at rest
-    for number, conversation in enumerate(ids):
-        show(chat, conversation)
-        chat.wait_state("complete")
-        assert chat.text() == whole(number)
+    assert_all_whole(chat, ids)
     assert len(upstream.completions) == MANY
 
 
