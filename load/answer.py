@@ -19,6 +19,10 @@ class Incomplete(Exception):
     """The answer is not complete, or not proved to be."""
 
 
+class Broken(Incomplete):
+    """The connection ended before the answer did."""
+
+
 class Text:
     """Take the text of one answer as it comes, and prove it by its length, its hash and its stamps.
 
@@ -27,6 +31,7 @@ class Text:
 
     def __init__(self, *, stamped: bool) -> None:
         self.tokens = 0
+        self.first_sent_ms = 0.0
         self.last_sent_ms = 0.0
         self.delays_ms: list[float] = []
         self.lates_ms: list[float] = []
@@ -56,6 +61,7 @@ class Text:
             raise Incomplete("a token of the model is missing, repeated or out of order")
         for _, sent, late in stamps:
             self.last_sent_ms = float(sent)
+            self.first_sent_ms = self.first_sent_ms or self.last_sent_ms
             self.delays_ms.append(received_ms - self.last_sent_ms)
             self.lates_ms.append(float(late))
 
@@ -71,6 +77,7 @@ class Answer:
         self.stream_id = ""
         self.cursor = ""
         self.frames = 0  # of this connection
+        self.most_at_once = 0  # tokens in one frame: more than one when the service had to wait for this reader
         self.ended = False
         self._wanted = wanted
         self._rest = b""
@@ -91,9 +98,9 @@ class Answer:
             raise Incomplete("something follows the terminal event")
 
     def end_connection(self) -> None:
-        """Note that the connection has ended by itself. Raises: Incomplete."""
+        """Note that the connection has ended by itself. Raises: Broken."""
         if not self.ended:
-            raise Incomplete("the connection ended without a terminal event")
+            raise Broken("the connection ended without a terminal event")
 
     def _take(self, frame: bytes, received_at: float) -> None:
         if self.ended:
@@ -121,6 +128,7 @@ class Answer:
         if not isinstance(count, int) or not isinstance(content, str):
             raise Incomplete("a token has no count or no content")
         _same("a sequence number is missing, repeated or out of order", token.get("sequence"), self.text.tokens + count)
+        self.most_at_once = max(self.most_at_once, count)
         self.text.add(content, count, received_at)
 
     def _take_terminal(self, kind: str, end: dict[str, Any]) -> None:

@@ -66,26 +66,40 @@ def table(result: Result) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    lines += ["", *_known(result.figures)]
+    lines += ["", *_known(result)]
     lines += [f"incomplete: {count} × {kind}: {reason}" for kind, reason, count in result.reasons]
     return "\n".join([*lines, "", SENTENCES[result.exit_code]])
 
 
-def _known(figures: Mapping[str, Figure]) -> list[str]:
+def _known(result: Result) -> list[str]:
     """Write the figures that nobody judges, a few in a line."""
+    figures = result.figures
 
     def of(name: str, digits: int = 1) -> str:
         value = figures[name].value
         return "-" if value is None else f"{value:.{digits}f}"
 
+    scenarios = {
+        "storm": f"{of('storms', 0)} storms; first frame of who came back p50 {of('storm_first_frame_p50_ms')} ms, "
+        f"p95 {of('storm_first_frame_p95_ms')} ms, p99 {of('storm_first_frame_p99_ms')} ms, max "
+        f"{of('storm_first_frame_max_ms')} ms; the service in the second after a cut: at most "
+        f"{of('storm_cpu_percent', 0)} % of a core",
+        "mixed": f"wait mode, all but the model's own time: p50 {of('wait_overhead_p50_ms')} ms, "
+        f"p95 {of('wait_overhead_p95_ms')} ms, p99 {of('wait_overhead_p99_ms')} ms",
+        "slow": f"several tokens in a frame: {of('slow_held_back_percent')} % of the slow readers' answers (half of "
+        f"them up to {of('slow_at_once_p50', 0)} tokens), {of('along_held_back_percent')} % of the others'",
+    }
+    line = scenarios.get(result.options.get("scenario", ""))
     return [
+        *([line] if line else []),
         f"TTFT p50 {of('ttft_p50_ms')} ms, p99 {of('ttft_p99_ms')} ms; added delay p50 {of('delay_p50_ms')} ms, "
         f"max {of('delay_max_ms')} ms; resume p95 {of('resume_p95_ms')} ms; "
         f"wait mode, after its last token, p95 {of('wait_p95_ms')} ms",
         f"{of('tokens_per_second', 0)} tokens/s; service: {of('service_cpu_us_per_token', 0)} µs CPU a token, requests "
         f"included, {of('service_cpu_percent', 0)} % of a core; RSS {of('service_rss_before_mib', 0)} → "
-        f"{of('service_rss_after_mib', 0)} MiB; descriptors {of('service_descriptors_before', 0)} → "
-        f"{of('service_descriptors_after', 0)}; upstream {of('upstream_cpu_percent', 0)} %",
+        f"{of('service_rss_after_mib', 0)} MiB, at its peak {of('service_rss_growth_mib', 0)} MiB more than before; "
+        f"descriptors {of('service_descriptors_before', 0)} → {of('service_descriptors_after', 0)}; upstream "
+        f"{of('upstream_cpu_percent', 0)} %",
         f"{os.cpu_count()} cores; the generator used {of('generator_cpu_percent', 0)} % of one, programs that have "
         f"nothing to do with this run {of('others_cpu_percent', 0)} %",
     ]
@@ -120,10 +134,10 @@ def _section(result: Result) -> str:
     kinds = "".join(
         f"<tr><td>{escape(k)}<td>{n['asked']}<td>{n['begun']}<td>{n['complete']}" for k, n in result.answers.items()
     )
-    known = "".join(f"<p>{escape(line)}</p>" for line in _known(result.figures))
+    known = "".join(f"<p>{escape(line)}</p>" for line in _known(result))
     options = " ".join(f"{name}={value}" for name, value in result.options.items() if value is not None)
     return (
-        f'{STYLE}<section id="thresholds"><h1>ChatWait under load</h1>'
+        f'{STYLE}<section id="thresholds"><h1>ChatWait under load: {escape(str(result.options.get("scenario")))}</h1>'
         f"<p><strong>{escape(SENTENCES[result.exit_code])}</strong> Exit code {result.exit_code}.</p>"
         f"<table><tr><th>threshold<th>bound<th>measured<th>samples<th>verdict<th>what it is<th>from{rows}</table>"
         f"{known}<h2>Answers</h2><table><tr><th>kind<th>asked in all<th>begun while measuring"

@@ -23,8 +23,8 @@ from locust.stats import stats_history
 
 from load import report
 from load.figures import Window, figures_of
-from load.locustfile import ChatUser, ResumingUser, WaitUser, attach
 from load.measurements import LAG_PERIOD_SECONDS, Measurements, Progress
+from load.options import options_of
 from load.processes import (
     Child,
     NotRunning,
@@ -35,9 +35,9 @@ from load.processes import (
     start_upstream,
     upstream_port,
 )
+from load.scenarios import prepare
 from load.thresholds import (
     NO_MEASUREMENT,
-    TABLE,
     BadTable,
     Figure,
     Threshold,
@@ -45,6 +45,7 @@ from load.thresholds import (
     judge,
     read_thresholds,
 )
+from load.users.waiting import WaitUser
 
 INTERRUPTED = 130
 PROGRESS_SECONDS = 5.0
@@ -52,6 +53,7 @@ WARM_UP_SECONDS = 2.0
 LAST_ANSWERS_SECONDS = 40.0  # a stream that is silent for 30 s has given up itself
 REST_SECONDS = 8.0  # the service keeps idle connections to its model for five
 REST_DESCRIPTORS = 10
+GLANCE_SECONDS = 0.25
 SPARE = 1.05  # readers for each stream at once that is asked for: some are always between two answers
 
 
@@ -112,29 +114,26 @@ class Bench:
         return host
 
     def _environment(self, host: str) -> Environment:
-        counts = users_of(self.options.users)
-        classes = [ChatUser, ResumingUser, WaitUser]
-        for user_class, count in zip(classes, counts, strict=True):
-            user_class.fixed_count = count
         environment = Environment(
-            user_classes=[user_class for user_class, count in zip(classes, counts, strict=True) if count],
             host=host,
             locustfile="load/locustfile.py",
             parsed_options=self.options,
             stop_timeout=LAST_ANSWERS_SECONDS,
             catch_exceptions=False,
         )
+        for user_class, count in prepare(environment, self.options.users).items():
+            user_class.fixed_count = count
+            environment.user_classes.append(user_class)
         environment.create_local_runner()
-        attach(environment)
-        environment.measurements.is_measuring = False
         return environment
 
     def _load(self, environment: Environment) -> None:
         options, measured = self.options, environment.measurements
-        count = sum(users_of(options.users))
+        count = sum(user_class.fixed_count for user_class in environment.user_classes)
         ramp_seconds = min(max((options.ttft_ms + options.tokens * options.gap_ms) / 1000, 1.0), 10.0)
         print(
-            f"{environment.host}: {count} users, {ramp_seconds:g} s to start, {options.seconds:g} s measured",
+            f"{environment.host}: {options.scenario}, {count} users, {ramp_seconds:g} s to start, "
+            f"{options.seconds:g} s measured",
             flush=True,
         )
         if "service" in self.children:
@@ -143,6 +142,8 @@ class Bench:
         environment.events.spawning_complete.add_listener(lambda **_: spawned.set())
         gevent.spawn(stats_history, environment.runner)
         gevent.spawn(_watch_timers, measured)
+        if "service" in self.children:
+            gevent.spawn(_watch_service, self.children["service"], measured, self.window)
         progress = Progress(measured)
         # Spread over the length of an answer, so that from then on they also end and begin spread.
         environment.runner.start(count, count / ramp_seconds)
@@ -191,7 +192,14 @@ class Bench:
 
     def _result(self, host: str, measured: Measurements) -> report.Result:
         options = self.options
-        figures = figures_of(measured, self.window, users=options.users, stamped=options.stamped)
+        figures = figures_of(
+            measured,
+            self.window,
+            users=options.users,
+            waiters=WaitUser.fixed_count,
+            spread=options.spread,
+            stamped=options.stamped,
+        )
         for threshold in self.thresholds:
             if threshold.figure == "streams_at_once" and options.users < threshold.bound:
                 figures["streams_at_once"] = Figure(None, 0, f"--users {options.users}")
@@ -203,6 +211,13 @@ class Bench:
             raise Interrupted
 
 
+def _watch_service(service: Child, measured: Measurements, window: Window) -> NoReturn:
+    while True:
+        if measured.is_watching:
+            window.course.append((time.monotonic(), service.glance()))
+        gevent.sleep(GLANCE_SECONDS)
+
+
 def _watch_timers(measured: Measurements) -> NoReturn:
     while True:
         asked_at = time.monotonic()
@@ -210,90 +225,12 @@ def _watch_timers(measured: Measurements) -> NoReturn:
         measured.note_timer(asked_at)
 
 
-def users_of(streams: int) -> tuple[int, int, int]:
-    """Say how many users read along, resume and wait: so many streams, and a tenth more who wait."""
-    resuming = -(-streams // 10) if streams > 1 else 0
-    return streams - resuming, resuming, -(-streams // 10)
-
-
-def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m load",
-        description="Measure the service under load, and judge it by load/thresholds.toml.",
-        epilog="Exit codes: 0 all met, 1 a threshold missed, 2 no measurement, 130 interrupted.",
-    )
-    parser.add_argument(
-        "--host",
-        help="measure this running service, with whatever model it has (default: start one)",
-    )
-    parser.add_argument(
-        "--stamped",
-        action="store_true",
-        help="with --host: its model is load.upstream on this machine",
-    )
-    parser.add_argument(
-        "--users",
-        type=int,
-        help="readers; a tenth as many more wait (default: 5 %% more than the streams at once of the table)",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=60.0,
-        help="how long is measured (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--tokens",
-        type=int,
-        default=100,
-        help="mean length of an answer (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--gap-ms",
-        type=float,
-        default=50.0,
-        help="between two tokens (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--ttft-ms",
-        type=float,
-        default=0.0,
-        help="of the mock upstream (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--error-rate",
-        type=float,
-        default=0.0,
-        help="share of answers that the upstream breaks off",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=1,
-        help="of lengths, drops, absences and breaks (default: 1)",
-    )
-    parser.add_argument("--thresholds", type=Path, default=TABLE, help="another table")
-    parser.add_argument(
-        "--report",
-        type=Path,
-        default=Path(__file__).with_name("report"),
-        help="where the report goes",
-    )
-    options = parser.parse_args(arguments)
-    if options.host:
-        options.host = options.host.rstrip("/")
-    else:
-        options.stamped = True
-    return options
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite, and give the exit code."""
     options = options_of(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        thresholds = read_thresholds(options.thresholds)
+        thresholds = read_thresholds(options.thresholds, options.scenario)
         if options.users is None:
             bounds = [row.bound for row in thresholds if row.figure == "streams_at_once"]
             options.users = math.ceil(SPARE * bounds[0]) if bounds else 100

@@ -14,6 +14,9 @@ BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "at_most": ("≤", operator.le),
     "at_least": ("≥", operator.ge),
 }
+NAMES = ("steady", "storm", "mixed", "slow")
+"""The scenarios that a row can be for; load/scenarios.py says what they are."""
+
 TABLE = Path(__file__).with_name("thresholds.toml")
 
 PASSED, FAILED, NO_MEASUREMENT = 0, 1, 2
@@ -60,6 +63,8 @@ class Threshold:
     source: str
     meaning: str
     judges: str = "service"
+    scenarios: tuple[str, ...] = ()
+    timed: bool = False
 
     @property
     def text(self) -> str:
@@ -100,13 +105,17 @@ class Judged:
         return self.verdict.value
 
 
-def read_thresholds(path: Path = TABLE) -> list[Threshold]:
-    """Read the table. Raises: BadTable."""
+def read_thresholds(path: Path = TABLE, scenario: str = "steady") -> list[Threshold]:
+    """Read the rows of the table that are for a scenario. Raises: BadTable."""
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8"))["threshold"]
     except (OSError, KeyError, tomllib.TOMLDecodeError) as problem:
         raise BadTable(f"{path} is no table of thresholds: {problem}") from None
-    return [_threshold(path, dict(row)) for row in rows]
+    thresholds = [_threshold(path, dict(row)) for row in rows]
+    chosen = [row for row in thresholds if not row.scenarios or scenario in row.scenarios]
+    if not chosen:
+        raise BadTable(f"{path} has no row for the scenario {scenario!r}")
+    return chosen
 
 
 def _threshold(path: Path, row: dict[str, object]) -> Threshold:
@@ -118,8 +127,11 @@ def _threshold(path: Path, row: dict[str, object]) -> Threshold:
         raise BadTable(f"{path}: the bound of {row.get('name')!r} is no number")
     if row.get("judges", "service") not in MISSES:
         raise BadTable(f"{path}: {row.get('name')!r} judges one of {', '.join(MISSES)}")
+    scenarios = row.pop("scenarios", [])
+    if not isinstance(scenarios, list) or any(name not in NAMES for name in scenarios):
+        raise BadTable(f"{path}: the scenarios of {row.get('name')!r} are not a list of {', '.join(NAMES)}")
     try:
-        return Threshold(comparison=comparisons[0], bound=float(bound), **row)  # type: ignore[arg-type]
+        return Threshold(scenarios=tuple(scenarios), comparison=comparisons[0], bound=float(bound), **row)  # type: ignore[arg-type]
     except TypeError as problem:
         raise BadTable(f"{path}: {row.get('name')!r}: {problem}") from None
 
@@ -139,7 +151,7 @@ def judge(thresholds: Sequence[Threshold], figures: dict[str, Figure]) -> list[J
 
 def _is_late(row: Judged) -> bool:
     """Tell whether a busy machine may be why: it makes times long, but loses no token."""
-    return row.verdict is Verdict.MISSED and row.threshold.unit == "ms"
+    return row.verdict is Verdict.MISSED and (row.threshold.unit == "ms" or row.threshold.timed)
 
 
 def exit_code(judged: Sequence[Judged]) -> int:

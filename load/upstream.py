@@ -25,6 +25,9 @@ STAMP = re.compile(r"t([0-9]+)/([0-9.]+)/([0-9.]+) ")
 WORDS: Final = ("plain ", "é ", "日本 ", "😀 ", "\r\n", "\u2028", '"quoted" ', "data: x\n\n", "\\ ", "word ")
 """What follows the stamp, in turn: text that a careless splitter or encoder would change."""
 
+_LONG_WORDS = re.compile(r"words of ([0-9]+) characters")
+"""What a message says to get tokens that are longer by so much: more bytes of as many tokens."""
+
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 _CHUNK = (
@@ -46,9 +49,16 @@ def _event(data: str) -> bytes:
     return _chunk(f"data: {data}\n\n".encode())
 
 
-def _token(index: int, sent_at: float, late_seconds: float) -> bytes:
+def _token(index: int, sent_at: float, late_seconds: float, padding: bytes = b"") -> bytes:
     stamp = b"t%d/%.3f/%.3f " % (index, sent_at * 1000, max(late_seconds, 0.0) * 1000)
-    return _chunk(_TOKENS[0] + stamp + _TOKENS[1 + index % len(WORDS)] + _TOKEN_END)
+    return _chunk(_TOKENS[0] + stamp + padding + _TOKENS[1 + index % len(WORDS)] + _TOKEN_END)
+
+
+def _padding(request: dict[str, Any]) -> bytes:
+    """Make what the last message asks for, if it asks for long words."""
+    messages = request.get("messages") or [{}]
+    asked = _LONG_WORDS.search(str(messages[-1].get("content")))
+    return b"x" * int(asked[1]) if asked else b""
 
 
 class Upstream:
@@ -104,6 +114,7 @@ class _Connection(asyncio.Protocol):
         request: dict[str, Any] = json.loads(body)
         self._tokens = request.get("max_tokens") or request.get("max_completion_tokens") or self._upstream.tokens
         self._breaks_at = self._tokens // 2 if self._upstream.breaks() else -1
+        self._padding = _padding(request)
         self._index = 0
         self._begins_at = self._loop.time() + self._upstream.ttft_seconds
         self._transport.write(_HEAD + _event(_CHUNK % ('{"role":"assistant","content":""}', "null")))
@@ -116,7 +127,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
             return
         now = time.monotonic()
-        self._transport.write(_token(self._index, now, now - due_at))
+        self._transport.write(_token(self._index, now, now - due_at, self._padding))
         self._index += 1
         if self._index < self._tokens:
             self._timer = self._loop.call_at(due_at + self._upstream.gap_seconds, self._send)

@@ -32,6 +32,7 @@ def test_stream_in_any_pieces_and_with_any_counts_is_read_whole(cuts: list[int],
     answer.feed(data, 2.0)
     answer.end_connection()
     assert answer.text.tokens == sum(counts)
+    assert answer.most_at_once == max(counts)
     assert answer.text.delays_ms == [2000.0 - 1000 - index for index in range(sum(counts))]
     assert set(answer.text.lates_ms) == {0.25}
 
@@ -105,7 +106,7 @@ def test_text_of_a_waiting_reader_is_proved_like_a_stream() -> None:
     text = Text(stamped=True)
     text.add(content, 5, 2.0)
     text.prove(good, 5)
-    assert text.last_sent_ms == 1004.0
+    assert (text.first_sent_ms, text.last_sent_ms) == (1000.0, 1004.0)
     for lie in ({"tokens": 6}, {"characters": 1}, {"sha256": "0"}):
         with pytest.raises(Incomplete, match="is wrong"):
             text.prove(good | lie, 5)

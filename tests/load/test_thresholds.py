@@ -116,6 +116,9 @@ ROW = '[[threshold]]\nname = "n"\nfigure = "ttft_p95_ms"\nunit = "ms"\nsamples =
         (ROW + 'below = "1"', "no number"),
         (ROW + "below = 1\nhurts = true", "hurts"),
         (ROW + 'below = 1\njudges = "nobody"', "judges one of"),
+        (ROW + 'below = 1\nscenarios = ["stormy"]', "are not a list of"),
+        (ROW + 'below = 1\nscenarios = "storm"', "are not a list of"),
+        (ROW + 'below = 1\nscenarios = ["storm"]', "no row for the scenario 'steady'"),
     ],
 )
 def test_table_with_a_mistake_is_refused_in_words(tmp_path: Path, text: str, said: str) -> None:
@@ -123,6 +126,13 @@ def test_table_with_a_mistake_is_refused_in_words(tmp_path: Path, text: str, sai
     path.write_text(text)
     with pytest.raises(BadTable, match=said):
         read_thresholds(path)
+
+
+def test_row_holds_in_its_scenarios_and_without_any_in_each(tmp_path: Path) -> None:
+    path = tmp_path / "thresholds.toml"
+    path.write_text(ROW + "below = 1\n" + ROW + 'below = 2\nscenarios = ["storm", "slow"]\n')
+    assert [row.bound for row in read_thresholds(path)] == [1]
+    assert [row.bound for row in read_thresholds(path, "storm")] == [1, 2]
 
 
 def test_table_that_names_an_unknown_figure_is_refused() -> None:

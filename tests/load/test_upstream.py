@@ -57,6 +57,16 @@ def test_answer_without_max_tokens_has_as_many_as_the_command_line_says(upstream
     assert len(contents(post(f"{upstream}/chat/completions", {"max_completion_tokens": 3}).body)) == 3
 
 
+def test_message_that_asks_for_long_words_gets_them_and_its_stamps(upstream: str) -> None:
+    messages = [{"role": "user", "content": "Count to 12 with words of 300 characters."}]
+    texts = contents(post(f"{upstream}/chat/completions", {"max_tokens": 12, "messages": messages}).body)
+    stamps = [STAMP.match(text) for text in texts]
+    assert [int(stamp[1]) for stamp in stamps] == list(range(12))
+    assert [text[stamp.end() :] for text, stamp in zip(texts, stamps, strict=True)] == [
+        "x" * 300 + word for word in [*WORDS, *WORDS[:2]]
+    ]
+
+
 def test_connection_is_kept_for_the_next_request(upstream: str) -> None:
     host, port = upstream.removeprefix("http://").removesuffix("/v1").split(":")
     with KeptAlive(host, int(port)) as connection:

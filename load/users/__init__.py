@@ -1,0 +1,1 @@
+"""The users of a load test, each of whom asks again as soon as it has its answer."""
