@@ -12,6 +12,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+from gunicorn.glogging import Logger
+
 from app import local_model
 from app.config import BadSettings, read_settings
 
@@ -43,7 +45,16 @@ forwarded_allow_ips = ""  # nothing here depends on a proxy's word, and SCRIPT_N
 control_socket_disable = True
 # A worker's sign of life is a file that it touches; on a disk that is slow, a worker that lives would pass for dead.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
-accesslog = None
+
+
+class NoAccessLog(Logger):
+    """gunicorn's, without what it prepares for each request's line, which is not wanted: `request_received` tells."""
+
+    def access(self, resp, req, environ, request_time):
+        pass
+
+
+logger_class = NoAccessLog
 errorlog = "-"
 level = "INFO" if settings.log_level == "DEBUG" else settings.log_level  # at DEBUG it logs addresses asked for
 loglevel = level.lower()
@@ -113,9 +124,14 @@ def post_worker_init(worker):
 
     Until then the worker goes on accepting, so that readers can come back; new work is refused with 503.
     """
+    import gc
+
     from app import heads
 
     heads.bound()
+    # What the start left behind lives as long as the worker; a collection that walks all of it stops every stream.
+    gc.collect()
+    gc.freeze()
     runtime = worker.wsgi.extensions["chatwait"]
 
     def finished():

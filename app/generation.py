@@ -12,12 +12,13 @@ import random
 import re
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app import errors, tokens
 from app.logs import ChunkLog, event
 from app.streams.store import StreamLog, Terminal, Totals, log_name
-from app.upstream import Answer, Call, Question, Upstream
+from app.upstream import Answer, Call, Part, Question, Upstream
 
 __all__ = ["Bounds", "Generation", "Generations"]
 
@@ -70,8 +71,10 @@ class Generation:
         self._answer: Answer | None = None
         self._finish_reason: str | None = None
         self._whole = False
+        self._done = False
         self._usage: tokens.Usage | None = None
         self._first_token_ms: int | None = None
+        self._room = bounds.answer_chars
         self._name = log_name(log.stream_id)
         self._chunks = ChunkLog(stream=self._name, correlation_id=log.origin.correlation_id, started=self.started)
 
@@ -134,32 +137,54 @@ class Generation:
         return delay if delay < left else None
 
     def _read(self, answer: Answer) -> None:
-        append = self.log.append
-        note = self._chunks.add
-        room = self._bounds.answer_chars
-        for text, finish_reason, usage, done in answer.parts():
-            self.last_life = now = time.monotonic()
-            if text:
-                self._whole = False  # also after a finish reason: what fails here would be a hole
-                room -= len(text)
-                if room < 0:
-                    raise errors.UpstreamError("The answer is longer than this server takes.")
-                if self._first_token_ms is None:
-                    self._first_token_ms = int((now - self.started) * 1000)
-                if not append(text):
-                    raise _Stopped
-                note(len(text.encode()), now)
-            if finish_reason:
-                self._whole = True
-                self._finish_reason = finish_reason if _FINISH_REASON.fullmatch(finish_reason) else "unknown"
-            if usage is not None:
-                self._usage = tokens.provider_usage(usage) or self._usage
-            if done:
-                self.end()
+        more = True
+        while more:
+            more = answer.receive(self._take)
+            if self._done:
+                self.end()  # here and not in `_take`, because it may wait
+            elif more:
+                raise _Stopped  # the log takes no more
         if self._stopped.is_set():
             raise _Stopped
         if self._finish_reason is None and self.log.terminal is None:
             raise errors.UpstreamError("The model's server broke off in the middle of its answer.")
+
+    def _take(self, parts: Sequence[Part]) -> bool:
+        """Take what came; False when the answer or its log has ended. Must not wait."""
+        if self._done:
+            return True  # nothing is wanted any more but the end of its bytes, for `check_tail` not for ever
+        self.last_life = now = time.monotonic()
+        texts: list[str] = []
+        sizes: list[int] = []
+        too_long = False
+        for part in parts:
+            if text := part.text:
+                self._whole = False  # also after a finish reason: what fails here would be a hole
+                self._room -= len(text)
+                if self._room < 0:
+                    too_long = True
+                    break
+                texts.append(text)
+                sizes.append(len(text) if text.isascii() else len(text.encode()))
+            if part.finish_reason:
+                self._whole = True
+                known = _FINISH_REASON.fullmatch(part.finish_reason)
+                self._finish_reason = part.finish_reason if known else "unknown"
+            if part.usage is not None:
+                self._usage = tokens.provider_usage(part.usage) or self._usage
+            if part.done:
+                self._done = True
+                break
+        if texts:
+            if self._first_token_ms is None:
+                self._first_token_ms = int((now - self.started) * 1000)
+            if not self.log.append(*texts):
+                self._done = False
+                return False
+            self._chunks.add(sizes, now)
+        if too_long:
+            raise errors.UpstreamError("The answer is longer than this server takes.")
+        return not self._done
 
     # The ends
 
@@ -223,7 +248,7 @@ class Generation:
         if half:
             with contextlib.suppress(errors.Overloaded):
                 if self.log.append(half):
-                    self._chunks.add(len(half.encode()), time.monotonic())
+                    self._chunks.add((len(half.encode()),), time.monotonic())
 
     def _terminal(self, end: _End, totals: Totals) -> Terminal:
         status = "cancelled" if end.reason else "failed" if end.error else "complete"

@@ -14,14 +14,15 @@ import math
 import time
 import traceback
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
 from app.config import Settings
-from app.output import LineHandler
+from app.output import Event, LineHandler
 from app.redaction import MARK, redact
 
 __all__ = ["ChunkLog", "configure", "correlation", "event", "flush", "utc_now"]
@@ -35,16 +36,19 @@ correlation: contextvars.ContextVar[str | None] = contextvars.ContextVar("correl
 
 _log = logging.getLogger("app")
 
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-
 # Made here: nothing that a client or a library said is in them, and every line has them.
 _OWN_FIELDS = frozenset({"timestamp", "correlation_id", "stream", "bytes", "ms"})
 
 
 def utc_now(at: float | None = None) -> str:
     """Format a time (now by default; Units: seconds since 1970) as UTC ISO 8601 with milliseconds and Z."""
-    moment = datetime.fromtimestamp(time.time() if at is None else at, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, fraction = divmod(time.time() if at is None else at, 1)
+    return f"{_second(int(second))}.{int(fraction * 1000):03d}Z"
+
+
+@lru_cache(4)
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _attempt(make: Callable[[], str], otherwise: str) -> str:
@@ -59,9 +63,18 @@ def _plain(value: object) -> str:
     return value if type(value) is str else _attempt(lambda: str(value), f"[{type(value).__name__}]")
 
 
+_encode = json.JSONEncoder().encode
+
+
+@lru_cache(1024)
+def _is_secret(name: str) -> bool:
+    return redact(f"{name}=x").endswith(MARK)
+
+
 class _Formatter(JsonFormatter):
     def __init__(self, key: str) -> None:
-        super().__init__(json_ensure_ascii=True)
+        # What is written is plain by then (`_clean`), so one encoder will do for all lines. ASCII, as is its default.
+        super().__init__(json_serializer=lambda log_data, **_: _encode(log_data))
         self._key = key if len(key) >= 6 else ""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -70,25 +83,27 @@ class _Formatter(JsonFormatter):
             text = _attempt(record.getMessage, f"{text:.1000} (its arguments could not be formatted)")
         if text is not record.msg:
             record = logging.makeLogRecord({**record.__dict__, "msg": text, "args": ()})
-        return _attempt(lambda: super(_Formatter, self).format(record), "") or self._last_resort(record)
+        return _attempt(lambda: self._line(record), "") or self._last_resort(record)
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - its name in logging
-        return ""  # `_describe` tells of it
+    def _line(self, record: logging.LogRecord) -> str:
+        log_data: dict[str, Any] = {}
+        self.add_fields(log_data, record, {})
+        return self.jsonify_log_record(self.process_log_record(log_data))
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
-        extra = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
         log_data["timestamp"] = utc_now(record.created)
         log_data["level"] = record.levelname
-        if "event" in extra:
-            log_data["event"] = extra.pop("event")
-            log_data["correlation_id"] = extra.pop("correlation_id", None) or correlation.get()
+        if isinstance(record, Event):
+            log_data["event"] = record.msg
+            log_data["correlation_id"] = record.fields.get("correlation_id") or correlation.get()
+            log_data["logger"] = record.name
+            for name, value in record.fields.items():
+                log_data.setdefault(name, value)
         else:
             log_data["event"] = "log"
             log_data["correlation_id"] = correlation.get()
             log_data["message"] = record.msg
-            extra = {}  # a library's own fields may hold anything
-        log_data["logger"] = record.name
-        log_data.update(extra)
+            log_data["logger"] = record.name  # a library's own fields may hold anything, and stay out
         if record.exc_info and record.exc_info[0] is not None:
             log_data["exception"] = _describe(record.exc_info[1])
 
@@ -126,6 +141,8 @@ class _Formatter(JsonFormatter):
 
     def _clean(self, value: Any, depth: int = 0) -> Any:
         """Redact every text in a value, names included; what JSON has no form for becomes its text first."""
+        if type(value) is str:
+            return self._text(value)
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int):
@@ -142,7 +159,7 @@ class _Formatter(JsonFormatter):
 
     def _named(self, name: object, value: Any, depth: int = 0) -> Any:
         """Redact a value, also by its name: of a password nothing but that gives it away."""
-        if isinstance(value, str) and isinstance(name, str) and redact(f"{name}=x").endswith(MARK):
+        if isinstance(value, str) and isinstance(name, str) and _is_secret(name):
             return MARK
         return self._clean(value, depth)
 
@@ -188,6 +205,9 @@ def configure(settings: Settings) -> None:
             former.close()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
+    # What no line tells need not be found out for each (logging's HOWTO, "Optimization").
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # A stream that is gone (a closed pipe) must not make logging print records to stderr.
     logging.raiseExceptions = False
     logging.captureWarnings(True)
@@ -206,7 +226,7 @@ def configure(settings: Settings) -> None:
 def event(name: str, *, level: int = logging.INFO, failure: BaseException | None = None, **fields: Any) -> None:
     """Write one line: the event's name and its fields. `failure` adds an exception's types and places."""
     if _log.isEnabledFor(level):
-        _log.log(level, name, extra={"event": name, **fields}, exc_info=failure)
+        _log.handle(Event(name, level, fields, failure))
 
 
 def flush(_now: float = 0.0) -> None:
@@ -236,22 +256,25 @@ class ChunkLog:
         self._times = array("I")
         self.debug = _log.isEnabledFor(logging.DEBUG)
 
-    def add(self, size: int, at: float) -> None:
-        """Note one chunk. Units: bytes, and monotonic seconds."""
-        self._sizes.append(size)
-        self._times.append(int((at - self._started) * 1000))
-        if self.debug:
-            sequence = self._first + len(self._sizes) - 1
-            event(
-                "chunk_sent",
-                level=logging.DEBUG,
-                stream=self._stream,
-                correlation_id=self._correlation_id,
-                sequence=sequence,
-                bytes=size,
-                ms=self._times[-1],
-            )
-        if at - self._flushed >= 1.0 or len(self._sizes) >= self.LINE_CHUNKS:
+    def add(self, sizes: Iterable[int], at: float) -> None:
+        """Note chunks that came together. Units: bytes, and monotonic seconds."""
+        ms = int((at - self._started) * 1000)
+        for size in sizes:
+            self._sizes.append(size)
+            self._times.append(ms)
+            if self.debug:
+                event(
+                    "chunk_sent",
+                    level=logging.DEBUG,
+                    stream=self._stream,
+                    correlation_id=self._correlation_id,
+                    sequence=self._first + len(self._sizes) - 1,
+                    bytes=size,
+                    ms=ms,
+                )
+            if len(self._sizes) >= self.LINE_CHUNKS:
+                self.flush(at)
+        if at - self._flushed >= 1.0:
             self.flush(at)
 
     def flush(self, at: float) -> None:

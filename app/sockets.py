@@ -1,11 +1,13 @@
-"""What the kernel knows of a connection. Standard library only."""
+"""What the kernel knows of a connection, and takes without a wait. Standard library only."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
 import socket
 
-__all__ = ["is_connected", "is_quiet"]
+__all__ = ["DirectWriter", "is_connected", "is_quiet"]
 
 _ESTABLISHED = 1  # Source: linux/include/net/tcp_states.h
 
@@ -28,3 +30,44 @@ def is_quiet(sock: socket.socket) -> bool:
     poll = select.poll()  # select() knows no descriptor over 1023
     poll.register(sock, select.POLLIN)
     return not poll.poll(0)
+
+
+class DirectWriter:
+    """Writes pieces of a response's body past the server that owns the connection, and never waits.
+
+    For who knows that the server is not writing at the moment, and that its head is out.
+    """
+
+    def __init__(self, sock: socket.socket, *, chunked: bool) -> None:
+        self._sock = sock
+        self._descriptor = sock.fileno()
+        self._chunked = chunked
+        self._rest = b""
+
+    @property
+    def is_clear(self) -> bool:
+        """Tell whether the kernel has all of what was written."""
+        return not self._rest
+
+    def write(self, data: bytes) -> bool:
+        """Write one piece. False when none of it was taken: the connection is full, or gone."""
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        try:
+            sent = os.write(self._descriptor, data)
+        except OSError:
+            return False
+        if sent < len(data):
+            self._rest = data[sent:]
+        return True
+
+    def finish(self) -> None:
+        """Write what the kernel had no room for; waits. Raises: OSError."""
+        rest, self._rest = self._rest, b""
+        if rest:
+            self._sock.sendall(rest)
+
+    def shut(self) -> None:
+        """End the connection, whoever is waiting on it."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)

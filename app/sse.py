@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from json.encoder import encode_basestring_ascii
 
 from app import errors
 from app.config import plain
+from app.sockets import DirectWriter
 from app.streams.store import Piece, Reader, StreamLog, Terminal
 
 __all__ = ["FRAME_BYTES", "Readers", "frame", "frames"]
@@ -122,14 +124,18 @@ class Readers:
 
 
 def frames(
-    log: StreamLog, after: int, readers: Readers, *, left: Callable[[int], None], drop: Callable[[], None]
+    log: StreamLog, after: int, readers: Readers, *, left: Callable[[int], None], connection: DirectWriter | None
 ) -> Iterator[bytes]:
     """Yield the frames that follow a sequence number, to the terminal one. `left` hears where the reader
-    left, and `drop` ends a connection that takes nothing. They and the counting stand in here, because the
-    `finally` of a generator that never began never runs.
+    left. It and the counting stand in here, because the `finally` of a generator that never began never runs.
+
+    While this sleeps at the head, `connection` is given the next token frames by whoever appends them, as far as it
+    takes them at once; what it does not take, wakes this up.
     """
     with log.reader(after) as reader:
-        readers.add(reader, drop=drop)
+        readers.add(reader, drop=connection.shut if connection else None)
+        if connection is not None:
+            reader.deliver = partial(_deliver, log.stream_id, reader, connection)
         reader.sending = True
         try:
             # The reader's own cursor as its id: a decoder that begins anew with each connection would show
@@ -147,6 +153,10 @@ def frames(
                         return
                     if time.monotonic() - reader.frame_at < readers.heartbeat_seconds:
                         reader.wait()
+                        if connection is not None and not connection.is_clear:
+                            reader.sending = True
+                            connection.finish()
+                            reader.sending = False
                         continue
                     sent = _ping(log)
                 reader.frame_at = time.monotonic()
@@ -156,6 +166,18 @@ def frames(
         finally:
             readers.remove(reader)
             left(reader.after)
+
+
+def _deliver(stream_id: str, reader: Reader, connection: DirectWriter, piece: Piece) -> bool:
+    """Write what was appended to a sleeping reader's connection; False when its loop must see to it, or to the rest."""
+    if reader.after != piece.sequence - piece.chunks:
+        return False
+    text, size = _token(stream_id, piece)
+    if (size > FRAME_BYTES and piece.chunks > 1) or not connection.write(text.encode("ascii")):
+        return False
+    reader.after = piece.sequence
+    reader.frame_at = time.monotonic()
+    return connection.is_clear
 
 
 def wait(log: StreamLog, readers: Readers, *, seconds: float | None, gone: Callable[[], bool]) -> Terminal | None:

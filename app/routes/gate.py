@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,16 +13,18 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app import errors
+from app.arrivals import in_loop
 from app.logs import correlation, event
 from app.runtime import Runtime
+from app.sockets import DirectWriter
 
-__all__ = ["close_connection", "register"]
+__all__ = ["close_connection", "direct_writer", "register"]
 
 ALLOWED_METHODS = "GET, POST, DELETE"
 ALLOWED_HEADERS = "Content-Type, Last-Event-ID, Idempotency-Key, Prefer, X-Request-ID"
 EXPOSED_HEADERS = "X-Stream-Id, Location, X-Correlation-Id, Retry-After, Preference-Applied"
 
-CLOSE = "chatwait.close"
+RESPONSE = "chatwait.response"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
@@ -72,14 +75,14 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE",
 
 
 def _closable(wsgi_app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """Give views a way to end the connection after their answer.
+    """Give views gunicorn's response object, whose method `start_response` is.
 
-    gunicorn drops an application's `Connection: close`; its response object, whose method `start_response` is,
-    has a public one that does it.
+    It can end the connection after the answer, where gunicorn drops an application's `Connection: close`, and knows
+    whether the body is chunked.
     """
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        environ[CLOSE] = getattr(getattr(start_response, "__self__", None), "force_close", None)
+        environ[RESPONSE] = getattr(start_response, "__self__", None)
         environ["PATH_INFO"] = environ.get("PATH_INFO") or "/"  # of http://host: werkzeug would redirect
         environ.pop("HTTP_UPGRADE", None)  # there is nothing to upgrade to; werkzeug would look for web sockets' routes
         return wsgi_app(environ, start_response)
@@ -89,8 +92,19 @@ def _closable(wsgi_app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterabl
 
 def close_connection() -> None:
     """End the connection after this answer."""
-    if close := request.environ.get(CLOSE):
-        close()
+    if force_close := getattr(request.environ.get(RESPONSE), "force_close", None):
+        force_close()
+
+
+def direct_writer(environ: dict[str, Any]) -> DirectWriter | None:
+    """Give the way to a request's connection past gunicorn's response object, once that has begun its answer.
+
+    None where there is no plain connection, or where others than its thread might write at the same moment.
+    """
+    chunked, sock = getattr(environ.get(RESPONSE), "chunked", None), environ.get("gunicorn.socket")
+    if chunked is None or sock is None or isinstance(sock, ssl.SSLSocket) or not in_loop():
+        return None
+    return DirectWriter(sock, chunked=chunked)
 
 
 def _host() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import socket
@@ -13,7 +12,7 @@ from flask import Response, g, request
 from app import errors, schemas, sse
 from app.logs import event
 from app.routes import failures
-from app.routes.gate import close_connection
+from app.routes.gate import close_connection, direct_writer
 from app.runtime import Runtime
 from app.sockets import is_connected
 from app.streams.store import StreamLog, Terminal, log_name
@@ -83,19 +82,14 @@ def event_stream(runtime: Runtime, log: StreamLog, cursor: Cursor | None) -> Res
 
 def _frames(runtime: Runtime, log: StreamLog, begin: int) -> Iterator[bytes]:
     name, correlation_id = log_name(log.stream_id), g.correlation_id
-    connection: socket.socket | None = request.environ.get("gunicorn.socket")
-
-    def drop() -> None:
-        if connection is not None:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+    environ = request.environ
 
     def left(sequence: int) -> None:
         event("reader_left", stream=name, correlation_id=correlation_id, mode="streaming", sequence=sequence)
 
     def begun() -> Iterator[bytes]:
         event("reader_attached", stream=name, correlation_id=correlation_id, mode="streaming", after=begin)
-        yield from sse.frames(log, begin, runtime.readers, left=left, drop=drop)
+        yield from sse.frames(log, begin, runtime.readers, left=left, connection=direct_writer(environ))
 
     return begun()
 

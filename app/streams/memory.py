@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from app import errors
+from app.arrivals import plain_lock
 from app.streams.store import Binding, Origin, Piece, Terminal, Totals, new_stream_id
 
 __all__ = ["MemoryLog", "MemoryReader", "MemoryStore"]
@@ -34,12 +35,13 @@ REMEMBERED = 100_000
 class MemoryReader:
     """A sequence number and a lock to sleep on; nothing is queued for a reader."""
 
-    __slots__ = ("_asleep", "_log", "_wake", "after", "frame_at", "only_end", "sending")
+    __slots__ = ("_asleep", "_log", "_wake", "after", "deliver", "frame_at", "only_end", "sending")
 
     def __init__(self, log: MemoryLog, after: int, *, only_end: bool) -> None:
         self.after = after
         self.only_end = only_end
         self.sending = False
+        self.deliver: Callable[[Piece], bool] | None = None
         self.frame_at = time.monotonic()
         self._log = log
         self._asleep = False
@@ -68,6 +70,11 @@ class MemoryReader:
             return
         self._wake.acquire()
 
+    def tell(self, piece: Piece) -> None:
+        """Hear of what was appended."""
+        if self._asleep and not self.only_end and (self.deliver is None or not self.deliver(piece)):
+            self.nudge()
+
     def nudge(self) -> None:
         if self._asleep:
             self._asleep = False
@@ -82,6 +89,7 @@ class MemoryLog:
 
     __slots__ = (
         "_characters",
+        "_ending",
         "_ends",
         "_lock",
         "_readers",
@@ -114,8 +122,9 @@ class MemoryLog:
         self._text = bytearray()
         self._ends = array("I")
         self._characters = 0
+        self._ending = False
         self._readers: list[MemoryReader] = []
-        self._lock = threading.Lock()
+        self._lock = plain_lock()
 
     @property
     def readers(self) -> int:
@@ -129,34 +138,42 @@ class MemoryLog:
         """Units: bytes."""
         return len(self._text) + 4 * self.head + LOG_OVERHEAD_BYTES
 
-    def append(self, text: str) -> bool:
-        chunk = text.encode()
+    def append(self, *chunks: str) -> bool:
+        added = "".join(chunks)
+        data = added.encode()
         with self._lock:
-            if self.terminal is not None:
+            if self._ending:
                 return False
-            missing = self._size() + len(chunk) + 4 - self.cost
+            end = len(self._text)
+            missing = end + len(data) + 4 * (self.head + len(chunks)) + LOG_OVERHEAD_BYTES - self.cost
             if missing > 0:
                 self._store.grow(self, max(missing, RESERVED_BYTES))
-            self._text += chunk
-            self._ends.append(len(self._text))
-            self._characters += len(text)
-            self.head += 1
+            self._text += data
+            for chunk in chunks:
+                end += len(chunk) if chunk.isascii() else len(chunk.encode())
+                self._ends.append(end)
+            self._characters += len(added)
+            self.head = head = self.head + len(chunks)
         for reader in self._readers:
-            if not reader.only_end:
-                reader.nudge()
+            reader.tell(Piece(head, len(chunks), added))
         return True
 
     def finish(self, end: Callable[[Totals], Terminal]) -> bool:
         with self._lock:
-            if self.terminal is not None:
+            if self._ending:
                 return False
+            self._ending = True  # nothing is appended from here on, so what follows needs no lock, and may wait
+        try:
             digest = hashlib.sha256(self._text).hexdigest()
             self.terminal = end(Totals(self.head, self._characters, digest, self._text.decode()))
-            # A growing buffer is up to an eighth larger than its text; a finished one is kept for an hour.
-            self._text = bytearray(bytes(self._text))
-            self._ends = array("I", self._ends.tobytes())
-            self.used_at = time.monotonic()
-            self._store.grow(self, self._size() - self.cost)
+        except BaseException:
+            self._ending = False
+            raise
+        # A growing buffer is up to an eighth larger than its text; a finished one is kept for an hour.
+        self._text = bytearray(bytes(self._text))
+        self._ends = array("I", self._ends.tobytes())
+        self.used_at = time.monotonic()
+        self._store.grow(self, self._size() - self.cost)
         self._store.ended(self)
         for reader in tuple(self._readers):
             reader.nudge()

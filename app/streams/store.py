@@ -91,6 +91,8 @@ class Reader(Protocol):
     """When its last frame was begun, for its heartbeat. Units: monotonic seconds."""
     sending: bool
     """A frame is being written to its connection right now."""
+    deliver: Callable[[Piece], bool] | None
+    """Given by `append` what it appended, before a reader that sleeps is woken for it. True: it need not be."""
 
     def __enter__(self) -> Self: ...
 
@@ -124,10 +126,10 @@ class StreamLog(Protocol):
     @property
     def terminal(self) -> Terminal | None: ...
 
-    def append(self, text: str) -> bool:
-        """Add one chunk and wake the readers; False when the log has ended.
+    def append(self, *chunks: str) -> bool:
+        """Add chunks that came together, and tell the readers once; False when the log has ended, or is about to.
 
-        Raises: Overloaded when the store has no memory left for it.
+        Never waits. Raises: Overloaded when the store has no memory left for them; none is added then.
         """
 
     def finish(self, end: Callable[[Totals], Terminal]) -> bool:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx2
+import msgspec
 import openai
-from openai._types import RequestOptions
 
 from app import errors
 from app.upstream import failures
 from app.upstream.decoder import BrokenStream, ChunkDecoder, ErrorReported, EventSplitter, Part
-from app.upstream.transport import Call, Transport, current_call
+from app.upstream.transport import BODY, Body, Call, Transport, current_call
 
 __all__ = ["Answer", "OpenAIUpstream", "Question", "Upstream"]
 
@@ -42,10 +43,12 @@ class Answer(Protocol):
     def rate_limits(self) -> Mapping[str, str]:
         """The upstream's x-ratelimit-* headers, for the log."""
 
-    def parts(self) -> Iterator[Part]:
-        """Yield what comes, event by event; an empty part is a sign of life.
+    def receive(self, take: Callable[[Sequence[Part]], bool]) -> bool:
+        """Give what comes to `take`, as it comes, until it returns False; no parts are a sign of life.
 
-        Ends with the stream, whether or not the answer was complete. Raises: errors.UpstreamError.
+        `take` must not wait: it may be called by the worker's event loop. True when it returned False and more may
+        follow; False when the stream has ended, whether or not the answer was complete.
+        Raises: errors.UpstreamError, and what `take` raises.
         """
 
     def pending(self) -> str:
@@ -99,25 +102,28 @@ class _Dialect:
 class OpenAIUpstream:
     """Any server that speaks OpenAI's chat completions."""
 
-    def __init__(self, *, base_url: str, api_key: str, http_client: Any = None) -> None:
-        """`http_client`: tests pass a client that respx has mocked; ours otherwise."""
-        # A server that wants no key must not be sent one that is none.
-        self._options: RequestOptions = {} if api_key else {"headers": {"Authorization": openai.Omit()}}
+    def __init__(self, *, base_url: str, api_key: str, transport: httpx2.BaseTransport | None = None) -> None:
+        """`transport`: tests pass one that respx has mocked; ours otherwise."""
         self._to_openai = base_url in ("", OPENAI_URL)
         self._dialects: dict[str, _Dialect] = {}
         self._lock = threading.Lock()
-        self._transport = Transport()
+        self._transport = transport or Transport()
         self._sdk = openai.OpenAI(
             base_url=base_url or OPENAI_URL,
             api_key=api_key or "none",
-            max_retries=0,  # its policy would repeat what may have begun to cost; ours is in generation
-            http_client=http_client
-            or httpx2.Client(transport=self._transport, timeout=None, follow_redirects=False, trust_env=False),
+            http_client=httpx2.Client(transport=self._transport, trust_env=False),
             default_headers={
                 "Accept": "text/event-stream",
                 "Accept-Encoding": "identity",  # the raw bytes are decoded here, so they must not be packed
             },
         )
+        self._url = self._sdk.base_url.join("chat/completions")
+        # A server that wants no key must not be sent one that is none.
+        self._headers = {
+            name: value
+            for name, value in ((self._sdk.auth_headers if api_key else {}) | self._sdk.default_headers).items()
+            if isinstance(value, str)
+        }
 
     def ask(self, question: Question, call: Call) -> _SdkAnswer:
         token = current_call.set(call)
@@ -145,15 +151,22 @@ class OpenAIUpstream:
                     raise failures.from_sdk(error) from error
 
     def _post(self, body: dict[str, Any]) -> httpx2.Response:
-        # The low-level call: `chat.completions.create` costs twice as much before it sends a byte.
-        return self._sdk.post(
-            "/chat/completions",
-            cast_to=httpx2.Response,
-            body=body,
-            options=self._options,
-            stream=True,
-            stream_cls=openai.Stream[Any],  # never built: a Response is what is asked for
-        )  # type: ignore[return-value]
+        """Post the SDK's request, and raise the SDK's errors, without its layers in between: they cost as much as all
+        else that a request needs (load/PROFILE.md), to build this one anew and to decide on retries that are ours.
+        """
+        request = httpx2.Request("POST", self._url, headers=self._headers, content=msgspec.json.encode(body))
+        try:
+            response = self._transport.handle_request(request)
+        except httpx2.TimeoutException as error:
+            raise openai.APITimeoutError(request) from error
+        except httpx2.TransportError as error:
+            raise openai.APIConnectionError(request=request) from error
+        response.request = request
+        if response.status_code >= 300:
+            with contextlib.closing(response), contextlib.suppress(httpx2.TransportError):
+                response.read()
+            raise self._sdk._make_status_error_from_response(response)
+        return response
 
     def _dialect(self, model: str) -> _Dialect:
         with self._lock:
@@ -168,18 +181,17 @@ class OpenAIUpstream:
 
     def sweep(self, now: float) -> None:
         """Let go of connections that are of no more use."""
-        self._transport.sweep(now)
+        if isinstance(self._transport, Transport):
+            self._transport.sweep(now)
 
     def close(self) -> None:
         self._sdk.close()
 
 
-_SIGN_OF_LIFE = Part()
-
-
 class _SdkAnswer:
     def __init__(self, response: httpx2.Response) -> None:
         self._response = response
+        self._split = EventSplitter().feed
         self._decoder = ChunkDecoder()
         self.rate_limits = {
             name: value
@@ -187,16 +199,25 @@ class _SdkAnswer:
             if _RATE_LIMIT.fullmatch(name) and _HARMLESS.fullmatch(value)
         }
 
-    def parts(self) -> Iterator[Part]:
-        split = EventSplitter().feed
+    def receive(self, take: Callable[[Sequence[Part]], bool]) -> bool:
+        split = self._split
         decode = self._decoder.decode
+
+        def arrived(received: bytes) -> bool:
+            parts: list[Part] = []
+            try:
+                parts.extend(map(decode, split(received)))
+            except Exception:
+                if parts and not take(parts):
+                    return False
+                raise
+            return take(parts)
+
+        body: Body | None = self._response.extensions.get(BODY)
         try:
-            for received in self._response.iter_raw():
-                events = split(received)
-                if not events:
-                    yield _SIGN_OF_LIFE
-                for data in events:
-                    yield decode(data)
+            if body is not None:
+                return body.receive(arrived)
+            return not all(map(arrived, self._response.iter_raw()))  # a client of the tests' own
         except BrokenStream as error:
             raise errors.UpstreamError(f"The model's server sent what is no answer: {error}.") from None
         except ErrorReported as report:

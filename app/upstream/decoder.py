@@ -7,7 +7,7 @@ Source: the WHATWG's "Server-sent events", 9.2.6, for events; OpenAI's chat comp
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -60,17 +60,21 @@ class EventSplitter:
         *blocks, self._rest = (self._rest + received).split(b"\n\n")
         if len(self._rest) > LONGEST_EVENT_BYTES and not blocks:
             raise BrokenStream("an event is larger than 1 MiB")
-        return [data for block in blocks if (data := _data(block)) is not None]
+        events: list[bytes] = []
+        for block in blocks:
+            if block.startswith(b"data: ") and b"\n" not in block:
+                events.append(block[6:])
+            elif (data := _data(block)) is not None:
+                events.append(data)
+        return events
 
 
 def _data(block: bytes) -> bytes | None:
-    if block.startswith(b"data: ") and b"\n" not in block:
-        return block[6:]
     values = [line[5:] for line in block.split(b"\n") if line.startswith(b"data:") or line == b"data"]
     return b"\n".join(value.removeprefix(b" ") for value in values) if values else None
 
 
-class Part(NamedTuple):
+class Part(msgspec.Struct, frozen=True):
     """What one event adds. `text` may be empty; `usage` is as reported, unchecked; `done` is `[DONE]`."""
 
     text: str = ""

@@ -69,6 +69,8 @@ class Chunked:
         self._trailer_left = LONGEST_TRAILER
 
     def feed(self, received: bytes) -> bytes:
+        if not (self._left or self._rest or self._in_trailer) and (data := _one_chunk(received)) is not None:
+            return data
         buffer = self._rest + received if self._rest else received
         body: list[bytes] = []
         position = 0
@@ -113,6 +115,16 @@ class Chunked:
 
     def end(self) -> bytes:
         raise BadFraming("the connection ended before the body did")
+
+
+def _one_chunk(received: bytes) -> bytes | None:
+    """Return the data of what is just one whole chunk, as a token mostly comes; None for anything else."""
+    size, _, rest = received.partition(b"\r\n")
+    if len(size) <= 4 and size.isalnum() and rest.endswith(b"\r\n"):
+        data = rest[:-2]
+        if data and b"%x" % len(data) == size.lower():
+            return data
+    return None
 
 
 def _size(line: bytes) -> int:

@@ -8,22 +8,30 @@ up, connects, shakes hands, waits or reads, and its socket is closed then.
 from __future__ import annotations
 
 import base64
+import contextlib
 import contextvars
 import http.client
+import os
 import socket
 import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httpx2
 
+from app.arrivals import each_arrival
 from app.sockets import is_connected, is_quiet
 from app.upstream.framing import BadFraming, Chunked, Counted, Framing, UntilClose
 
-__all__ = ["Call", "Transport", "current_call"]
+__all__ = ["BODY", "Body", "Call", "Transport", "current_call"]
+
+BODY = "chatwait.body"
+"""The extension of a response under which its `Body` is found."""
 
 RECEIVE_BYTES = 65_536
 IDLE_SECONDS = 55.0  # below the 60 s after which many servers close an idle connection
@@ -34,6 +42,7 @@ ERROR_BODY_BYTES = 65_536
 NEXT_ADDRESS_SECONDS = 5.0
 STALE_SECONDS = 1.0
 SWEEP_SECONDS = 5.0
+LOOKUP_SECONDS = 5.0  # shorter than any name's time to live, long enough for a burst
 
 current_call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("current_call", default=None)
 
@@ -76,6 +85,22 @@ class Call:
             sock.close()
 
 
+_Addresses = Sequence[tuple[Any, ...]]
+
+_found: dict[tuple[str, int], tuple[float, _Addresses]] = {}
+
+
+def _addresses(host: str, port: int) -> _Addresses:
+    """Look a host up, at most every LOOKUP_SECONDS: each is a trip through gevent's pool of real threads, while all
+    streams wait for the interpreter. Raises: OSError."""
+    now = time.monotonic()
+    until, found = _found.get((host, port), (0.0, []))
+    if now >= until:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        _found[host, port] = now + LOOKUP_SECONDS, found
+    return found
+
+
 class _Connection(http.client.HTTPConnection):
     """A connection whose every blocking step is known to the call it serves."""
 
@@ -99,7 +124,7 @@ class _Connection(http.client.HTTPConnection):
 
     def _dial(self) -> socket.socket:
         failure: OSError | None = None
-        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        found = _addresses(self.host, self.port)
         for number, (family, kind, protocol, _, address) in enumerate(found, 1):
             sock = socket.socket(family, kind, protocol)
             try:
@@ -117,6 +142,7 @@ class _Connection(http.client.HTTPConnection):
                 sock.close()
                 if self.call.cancelled:
                     break
+        _found.pop((self.host, self.port), None)
         raise failure or OSError("the host name has no address")
 
     def is_stale(self, now: float, idle_seconds: float) -> bool:
@@ -154,11 +180,13 @@ class Transport(httpx2.BaseTransport):
             connection.call = call
             begun = time.monotonic()
             try:
-                answer = self._exchange(connection, request)
+                answer, sock = self._exchange(connection, request)
+                body = Body(self, origin, connection, answer, sock)
                 return httpx2.Response(
                     answer.status,
                     headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.getheaders()],
-                    stream=_Body(self, origin, connection, answer),
+                    stream=body,
+                    extensions={BODY: body},
                 )
             except (OSError, http.client.HTTPException, ValueError) as error:
                 connection.close()
@@ -170,7 +198,9 @@ class Transport(httpx2.BaseTransport):
                     continue
                 raise _transport_error(error, request) from error
 
-    def _exchange(self, connection: _Connection, request: httpx2.Request) -> http.client.HTTPResponse:
+    def _exchange(
+        self, connection: _Connection, request: httpx2.Request
+    ) -> tuple[http.client.HTTPResponse, socket.socket]:
         if connection.sock is None:
             connection.connect()
         else:
@@ -185,7 +215,8 @@ class Transport(httpx2.BaseTransport):
             # A server without TCP_NODELAY holds its second packet until the first is acknowledged, which the
             # kernel puts off by 40 ms on a connection that has been in use.
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        return connection.getresponse()
+        sock = connection.sock  # which http.client lets go of where the connection ends with the body
+        return connection.getresponse(), sock
 
     def _take(self, origin: tuple[str, str, int]) -> _Connection:
         now = time.monotonic()
@@ -270,7 +301,7 @@ def _framing(answer: http.client.HTTPResponse) -> Framing:
     return UntilClose() if answer.length is None else Counted(answer.length)
 
 
-class _Body(httpx2.SyncByteStream):
+class Body(httpx2.SyncByteStream):
     """The body of one answer, in the pieces the kernel has."""
 
     def __init__(
@@ -279,13 +310,16 @@ class _Body(httpx2.SyncByteStream):
         origin: tuple[str, str, int],
         connection: _Connection,
         answer: http.client.HTTPResponse,
+        sock: socket.socket,
     ) -> None:
         self._transport = transport
         self._origin = origin
         self._connection: _Connection | None = connection
         self._answer = answer
+        self._sock = sock
         self._framing = _framing(answer)
         self._bytes_left = ERROR_BODY_BYTES if answer.status >= 300 else None
+        self._is_buffered = True
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the body as it arrives.
@@ -298,18 +332,66 @@ class _Body(httpx2.SyncByteStream):
         while not framing.ended:
             try:
                 received = receive(RECEIVE_BYTES)
-                data = framing.feed(received) if received else framing.end()
-            except BadFraming as error:
-                raise httpx2.RemoteProtocolError(str(error)) from None
             except (OSError, ValueError, AttributeError) as error:
                 # ValueError and AttributeError are what a socket says that was closed under its reader.
                 raise httpx2.ReadError(type(error).__name__) from error
+            data = self._unframed(received)
             if data:
                 if self._bytes_left is not None:
                     self._bytes_left -= len(data)
                     if self._bytes_left < 0:
                         return  # enough to tell an error by; `close` discards the rest
                 yield data
+
+    def receive(self, take: Callable[[bytes], bool]) -> bool:
+        """Give the body to `take` as it arrives, empty where nothing of it came, until it returns False.
+
+        `take` must not wait (see `each_arrival`). False when the body has ended; True when more may follow.
+        Raises: as `__iter__`, and what `take` raises.
+        """
+        framing = self._framing
+        if self._is_buffered:
+            with contextlib.suppress(OSError):  # closed: what is there can be read all the same
+                self._sock.setblocking(False)
+            # Of what came with the head, http.client's reader holds the rest.
+            self._is_buffered = False
+            buffered = self._received(self._answer.fp.read1)
+            if buffered and not take(self._unframed(buffered)):
+                return not framing.ended
+
+        descriptor = self._sock.fileno()
+        # Of a plain socket without the layers that it has in Python.
+        receive = self._sock.recv if isinstance(self._sock, ssl.SSLSocket) else partial(os.read, descriptor)
+
+        def arrived() -> bool:
+            received = self._received(receive)
+            return received is None or (take(self._unframed(received)) and not framing.ended)
+
+        if not framing.ended:
+            if descriptor < 0:
+                raise httpx2.ReadError("closed")
+            each_arrival(self._sock, arrived)
+        return not framing.ended
+
+    def _received(self, receive: Callable[[int], bytes | None]) -> bytes | None:
+        """Take what is there without a wait; None when nothing is, empty at the end. Raises: httpx2.ReadError."""
+        try:
+            received = receive(RECEIVE_BYTES)
+            # What TLS has decrypted already makes no socket readable any more.
+            while received and isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
+                received += self._sock.recv(RECEIVE_BYTES)
+            return received
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except (OSError, ValueError, AttributeError) as error:
+            raise httpx2.ReadError(type(error).__name__) from error
+
+    def _unframed(self, received: bytes) -> bytes:
+        """Raises: httpx2.RemoteProtocolError."""
+        try:
+            return self._framing.feed(received) if received else self._framing.end()
+        except BadFraming as error:
+            raise httpx2.RemoteProtocolError(str(error)) from None
 
     def close(self) -> None:
         """Keep the connection if the answer was read to its end, else close it."""
@@ -320,6 +402,7 @@ class _Body(httpx2.SyncByteStream):
         connection.call.release()
         self._answer.close()
         if reusable:
+            connection.sock.setblocking(True)
             self._transport.keep(self._origin, connection)
         else:
             connection.close()

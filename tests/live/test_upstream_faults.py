@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.harness.certificates import Certificate, make_certificate
-from tests.harness.reader import Answer, Reply, post, read_answer
+from tests.harness.reader import Answer, Reply, open_stream, post, read_answer
 from tests.harness.script import Event as Sent
 from tests.harness.server import ChatWait
 from tests.harness.upstream import (
@@ -21,6 +21,7 @@ from tests.harness.upstream import (
     Delta,
     Done,
     Finish,
+    Gate,
     Pause,
     Raw,
     RequestRecord,
@@ -631,7 +632,25 @@ def test_upstream_over_tls_is_answered_only_if_its_certificate_is_trusted(
         for reply, stream_id in together(*(lambda mode=mode: ask(chatwait, mode, {"message": "Hi"}) for mode in MODES)):
             if is_trusted:
                 assert (reply.json["content"] if isinstance(reply, Reply) else reply.text) == "Hello, world."
+                assert_streams_token_by_token(chatwait, upstream)
             else:
                 secrets = [KEY, "certificate", "SSL", "127.0.0.1", stream_id]
                 judge(Fault(Script(), 503, "upstream_unavailable"), reply, secrets)
-        assert len(upstream.completions) == (2 if is_trusted else 0)
+        assert len(upstream.completions) == (4 if is_trusted else 0)
+
+
+def assert_streams_token_by_token(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
+    """The model goes on only when all it has sent is here, whether records hold one token, many, or a half."""
+    texts = [f"{number} é🙂" for number in range(120)]  # 16 KiB are the most that a record holds
+    one, many = Token("one"), Raw(b"".join(b"data: " + chunk(text.encode()) + b"\n\n" for text in texts))
+    cut = b"data: " + chunk("cut🙂".encode()) + b"\n\n"
+    gates = {1: "one", 121: "many", 122: "cut"}
+    steps = [one, Gate("one"), many, Gate("many"), Raw(cut[:-8]), Pause(0.02), Raw(cut[-8:]), Gate("cut")]
+    body, got = about(upstream, Script(steps=[*steps, Finish(), Done()])), Answer()
+    with open_stream(f"{chatwait.base_url}/chat/streaming", json=body) as connection:
+        got.begin_connection(connection.headers)
+        for event in connection.events():
+            got.add(event)
+            if event.event == "token" and got.tokens in gates:
+                upstream.open(gates[got.tokens])
+    assert got.verify().text == "one" + "".join(texts) + "cut🙂"

@@ -9,17 +9,21 @@ from typing import Any
 
 import pytest
 
+from app.output import Event
+
 
 @pytest.fixture(autouse=True)
 def restored_logging() -> Iterator[None]:
     """Put back what `logs.configure` changes for the whole process."""
-    names = ("", "app", "openai", "httpx", "httpx2", "gunicorn.error", "werkzeug")
-    loggers = [logging.getLogger(name) for name in names]
+    loggers_of = ("", "app", "openai", "httpx", "httpx2", "gunicorn.error", "werkzeug")
+    loggers = [logging.getLogger(name) for name in loggers_of]
     before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
-    raises = logging.raiseExceptions
+    names = ("raiseExceptions", "_srcfile", "logThreads", "logProcesses", "logMultiprocessing")
+    switches = {name: getattr(logging, name) for name in names}
     yield
     logging.captureWarnings(False)
-    logging.raiseExceptions = raises
+    for name, value in switches.items():
+        setattr(logging, name, value)
     for logger, level, handlers, propagate in before:
         logger.setLevel(level)
         logger.handlers[:] = handlers
@@ -33,7 +37,11 @@ class Events:
         self.records: list[logging.LogRecord] = []
 
     def of(self, name: str) -> list[dict[str, Any]]:
-        return [record.__dict__ for record in list(self.records) if record.__dict__.get("event") == name]
+        return [
+            {**record.__dict__, **record.fields}
+            for record in list(self.records)
+            if isinstance(record, Event) and record.event == name
+        ]
 
 
 @pytest.fixture

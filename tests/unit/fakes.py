@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from app import errors
@@ -64,29 +64,39 @@ class Gate:
         self._theirs.close()
 
 
-Step = Part | BaseException | Gate | Callable[[], Any]
+class Last(list[Part]):
+    """Parts that come together, and the end of the stream's bytes with them."""
+
+
+Step = Part | list[Part] | BaseException | Gate | Callable[[], Any]
+"""A list of parts comes together."""
 
 
 class FakeAnswer:
-    """Yield parts; raise exceptions, wait at gates, and call functions that stand between them."""
+    """Give parts; raise exceptions, wait at gates, and call functions that stand between them."""
 
     def __init__(self, steps: Iterable[Step], call: Call, half: str) -> None:
         self.rate_limits: Mapping[str, str] = {"x-ratelimit-remaining-requests": "9"}
         self.closed = threading.Event()
-        self._steps = list(steps)
+        self._steps = iter(list(steps))
         self._call = call
         self._half = half
 
-    def parts(self) -> Iterator[Part]:
+    def receive(self, take: Callable[[Sequence[Part]], bool]) -> bool:
         for step in self._steps:
-            if isinstance(step, Part):
-                yield step
+            if isinstance(step, Part | list):
+                wants_more = take([step] if isinstance(step, Part) else step)
+                if isinstance(step, Last):
+                    return False
+                if not wants_more:
+                    return True
             elif isinstance(step, BaseException):
                 raise step
             elif isinstance(step, Gate):
                 step.pass_through(self._call)
             else:
                 step()
+        return False
 
     def pending(self) -> str:
         half, self._half = self._half, ""

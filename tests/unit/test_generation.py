@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,9 +14,9 @@ from app import errors, generation
 from app.generation import ATTEMPTS, Bounds, Generation, Generations
 from app.streams.memory import MemoryStore
 from app.streams.store import Origin, StreamLog, Terminal
-from app.upstream import Part, Question
+from app.upstream import Call, Part, Question
 from tests.unit.conftest import Events
-from tests.unit.fakes import PATIENCE_SECONDS, FakeUpstream, Gate, Step, done, finish, texts, whole
+from tests.unit.fakes import PATIENCE_SECONDS, FakeUpstream, Gate, Last, Step, done, finish, texts, whole
 
 BOUNDS = Bounds(silence_seconds=30.0, generation_seconds=600.0, abandoned_seconds=300.0, answer_chars=1000)
 QUESTION = Question([{"role": "user", "content": "Hello"}], "gpt-4o-mini", 256, None)
@@ -43,6 +43,7 @@ class WatchedLog:
     def __init__(self, log: Any) -> None:
         self._log = log
         self.appended: list[tuple[str, bool]] = []
+        self.batches: list[tuple[str, ...]] = []
         self.finished: list[bool] = []
         self.at_append: Callable[[str], None] = lambda text: None
         self.after_append: Callable[[str], None] = lambda text: None
@@ -50,11 +51,14 @@ class WatchedLog:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
 
-    def append(self, text: str) -> bool:
-        self.at_append(text)
-        taken = bool(self._log.append(text))
-        self.appended.append((text, taken))
-        self.after_append(text)
+    def append(self, *texts: str) -> bool:
+        for text in texts:
+            self.at_append(text)
+        taken = bool(self._log.append(*texts))
+        self.appended += [(text, taken) for text in texts]
+        self.batches.append(texts)
+        for text in texts:
+            self.after_append(text)
         return taken
 
     def finish(self, end: Any) -> bool:
@@ -732,3 +736,139 @@ def test_generation_given_text_after_its_finish_reason_that_does_not_fit_fails_a
     assert made.terminal.event == "failed"
     assert made.terminal.content["error"]["error_code"] == "upstream_error"
     assert made.terminal.content["tokens"] == 1
+
+
+# What comes together
+
+
+def test_generation_appends_the_chunks_that_came_together_in_one_step(events: Events) -> None:
+    made = run([texts("a", "é", "😀"), [Part()], [], [Part("b"), finish()], done()])
+
+    assert made.log.batches == [("a", "é", "😀"), ("b",)]
+    assert (made.terminal.event, made.terminal.content["tokens"], made.log.text()) == ("done", 4, "aé😀b")
+    (line,) = events.of("chunks_sent")
+    assert (line["first"], line["last"], line["bytes"], len(line["ms"])) == (1, 4, [1, 2, 4, 1], 4)
+
+
+@pytest.mark.parametrize("kind", [list, Last], ids=["more follows", "that was all"])
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_generation_given_its_end_among_other_parts_takes_what_came_before_it(kind: Any, at: int) -> None:
+    """Text after `[DONE]` is nobody's, whatever comes with it and whether or not the bytes end there."""
+    batch = [Part("a"), Part("b"), finish("length")]
+    made = run([kind([*batch[:at], done(), Part("x"), *batch[at:], done(), Part("y")]), Part("z"), [Part("z")]])
+
+    assert made.terminal.event == "done"
+    assert made.terminal.content["finish_reason"] == ("length" if at == 3 else None)
+    assert made.log.text() == "ab"[:at]
+    assert made.upstream.answers[0].closed.is_set()
+
+
+def test_generation_takes_usage_and_reason_that_come_with_its_end() -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+    made = run([Last([Part("a"), finish("length"), Part(usage=usage), done()])])
+
+    assert made.terminal.content["finish_reason"] == "length"
+    assert made.terminal.content["usage"] == {**usage, "source": "provider"}
+
+
+def test_generation_that_breaks_off_behind_a_batch_keeps_the_batch() -> None:
+    for script in ([Last(texts("a", "b"))], [texts("a", "b"), errors.UpstreamUnavailable()]):
+        made = run(script)
+        assert (made.terminal.event, made.log.text()) == ("failed", "ab")
+
+
+@pytest.mark.parametrize("kind", [list, Last])
+def test_generation_that_grows_too_long_within_a_batch_keeps_what_fitted(kind: Any, events: Events) -> None:
+    made = run([kind([Part("a" * 998), Part("é"), Part("b"), Part("c"), Part(""), *whole("d")])])
+
+    assert made.terminal.event == "failed"
+    assert made.terminal.content["error"]["error_code"] == "upstream_error"
+    assert made.log.text() == "a" * 998 + "éb"
+    (line,) = events.of("chunks_sent")
+    assert line["bytes"] == [998, 2, 1]
+
+
+def test_generation_too_long_with_its_first_chunk_appends_nothing() -> None:
+    made = run([texts("a" * 1001, "b")])
+
+    assert (made.terminal.event, made.terminal.content["tokens"], made.log.batches) == ("failed", 0, [])
+    assert made.terminal.content["first_token_ms"] is None
+
+
+def test_generation_without_memory_for_a_batch_shows_none_of_it(events: Events) -> None:
+    made = Run(FakeUpstream([texts("a"), texts("b", "c"), *whole("d")]))
+
+    def refuse(text: str) -> None:
+        if text == "c":
+            raise errors.Overloaded
+
+    made.log.at_append = refuse
+    made.generation.run()
+
+    assert made.terminal.content["error"]["error_code"] == "overloaded"
+    assert made.log.text() == "a"
+    assert [line["bytes"] for line in events.of("chunks_sent")] == [[1]]
+
+
+@pytest.mark.parametrize("last", [list, Last])
+def test_generation_cancelled_before_a_batch_takes_none_of_it_and_no_end_from_it(last: Any, events: Events) -> None:
+    made = Run(FakeUpstream())
+    listened: list[int] = []
+    batch = last([Part("b"), *whole("c")])
+    made.upstream.scripts = [
+        [Part("a"), lambda: made.generation.cancel("client"), batch, lambda: listened.append(1), *whole("d")]
+    ]
+    made.generation.run()
+
+    assert made.terminal.event == "cancelled"
+    assert (made.log.text(), listened) == ("a", [])
+    assert [line["bytes"] for line in events.of("chunks_sent")] == [[1]]
+    assert len(events.of("response_complete")) == 1
+
+
+class EndlessAnswer:
+    """Says all that is wanted, and then goes on for ever; notes how often it was listened to."""
+
+    rate_limits: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, call: Call) -> None:
+        self.more = 0
+        self._call = call
+        self._first = True
+
+    def receive(self, take: Callable[[Sequence[Part]], bool]) -> bool:
+        while not self._call.cancelled:
+            batch, self._first = whole("a") if self._first else texts("x", "y"), False
+            self.more += 1
+            if not take(batch):
+                return True
+            time.sleep(0.001)
+        raise errors.UpstreamUnavailable
+
+    def pending(self) -> str:
+        return ""
+
+    def close(self) -> None: ...
+
+
+def test_generation_whose_upstream_goes_on_for_ever_after_done_is_done_and_lets_it_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Run(FakeUpstream())
+    monkeypatch.setattr(made.upstream, "ask", lambda _, call: EndlessAnswer(call))
+    monkeypatch.setattr(generation, "TAIL_SECONDS", 0.05)
+    made.start()
+    until = time.monotonic() + PATIENCE_SECONDS
+    while made.log.terminal is None:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    ended = time.monotonic()
+    assert made.generation._answer.more < 1000, "the end is told before the upstream has ended"
+
+    while made._thread.is_alive() and time.monotonic() < ended + 5:
+        made.generation.check_tail(time.monotonic())
+        time.sleep(0.005)
+
+    assert (made.join().event, made.log.text()) == ("done", "a")
+    assert time.monotonic() - ended >= 0.04
+    assert made.generation._answer.more > 3, "listened to meanwhile"

@@ -6,10 +6,13 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from hypothesis import strategies as st
 from app import logs
 from app.config import Settings
 from app.logs import LONGEST_LINE_BYTES, ChunkLog, configure, correlation, event, utc_now
+from app.output import Event
 from app.streams.store import new_stream_id
 
 API_KEY = "configured-key-of-the-operator"
@@ -378,9 +382,7 @@ JSON = st.recursive(
 @given(JSON)
 @pytest.mark.requirement("tasks T027")
 def test_formatter_given_any_fields_writes_one_json_object_of_bounded_size(value: Any) -> None:
-    record = logging.LogRecord("app", logging.INFO, "x.py", 1, "x", None, None)
-    record.event = "x"
-    record.field = value
+    record = Event("x", logging.INFO, {"field": value})
 
     line = logs._Formatter(API_KEY).format(record)
 
@@ -420,9 +422,7 @@ class Lines:
 
     def _take(self, name: str, **fields: Any) -> None:
         self.events.append((name, fields))
-        record = logging.LogRecord("app", logging.INFO, "x.py", 1, name, None, None)
-        record.__dict__.update(fields, event=name)
-        line = json.loads(self._formatter.format(record))
+        line = json.loads(self._formatter.format(Event(name, logging.INFO, fields)))
         assert line["event"] == name, "the line was too long"
 
     def of(self, name: str) -> list[dict[str, Any]]:
@@ -442,7 +442,7 @@ def test_chunks_are_written_a_line_a_second_and_each_of_them_once(lines: Lines) 
     chunks = chunk_log()
     count, gap = 1000, 0.01
     for number in range(count):
-        chunks.add(number % 50 + 1, 100.0 + number * gap)
+        chunks.add([number % 50 + 1], 100.0 + number * gap)
     chunks.flush(100.0 + count * gap)
     chunks.flush(100.0 + count * gap)
 
@@ -458,7 +458,7 @@ def test_chunks_are_written_a_line_a_second_and_each_of_them_once(lines: Lines) 
 def test_chunks_however_many_and_large_keep_their_lines_within_bounds(lines: Lines) -> None:
     chunks = chunk_log()
     for _ in range(5000):
-        chunks.add(4_000_000, 100.0 + 86_400.0)
+        chunks.add([4_000_000], 100.0 + 86_400.0)
     chunks.flush(100.0 + 86_400.0)
 
     written = lines.of("chunks_sent")
@@ -477,9 +477,9 @@ def test_chunks_at_debug_are_also_written_one_by_one(lines: Lines, monkeypatch: 
     logging.getLogger("app").manager._clear_cache()  # type: ignore[attr-defined]
     chunks = chunk_log()
     assert chunks.debug, "the premise"
-    chunks.add(5, 100.5)
-    chunks.add(6, 102.0)
-    chunks.add(7, 102.25)
+    chunks.add([5], 100.5)
+    chunks.add([6], 102.0)
+    chunks.add([7], 102.25)
     chunks.flush(103.0)
 
     one_by_one = lines.of("chunk_sent")
@@ -490,3 +490,71 @@ def test_chunks_at_debug_are_also_written_one_by_one(lines: Lines, monkeypatch: 
     ]
     assert [(line["first"], line["last"]) for line in lines.of("chunks_sent")] == [(1, 2), (3, 3)]
     logging.getLogger("app").manager._clear_cache()  # type: ignore[attr-defined]
+
+
+@given(st.floats(0, 4_102_444_800) | st.floats(1_699_999_999, 1_700_000_002) | st.integers(0, 4_102_444_800))
+def test_time_of_a_line_is_its_moment_cut_to_milliseconds(at: float) -> None:
+    """Reckoned in whole numbers: what is kept for a second must never be that of another one."""
+    second, ms = divmod(math.floor(Fraction(at) * 1000), 1000)
+    moment = datetime.fromtimestamp(second, UTC).replace(microsecond=ms * 1000)
+
+    assert utc_now(at) == moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def test_time_of_now_never_goes_back_from_line_to_line() -> None:
+    before = datetime.now(UTC)
+    told = [utc_now() for _ in range(2000)]
+
+    assert told == sorted(told)
+    assert abs((datetime.fromisoformat(told[0]) - before).total_seconds()) < 1
+
+
+def test_chunks_that_came_together_have_one_time_and_the_numbers_that_follow(lines: Lines) -> None:
+    chunks = chunk_log()
+    chunks.add([1, 2, 3], 100.2504)
+    chunks.add([], 100.3)
+    chunks.add((4,), 100.5)
+    assert lines.events == [], "nothing before a second is over"
+    chunks.add([5], 101.0)
+    chunks.add([6], 101.5)
+
+    assert lines.of("chunks_sent") == [
+        {
+            "stream": "0123456789ab",
+            "correlation_id": "c-1",
+            "first": 1,
+            "last": 5,
+            "bytes": [1, 2, 3, 4, 5],
+            "ms": [250, 250, 250, 500, 1000],
+        }
+    ]
+    chunks.flush(101.6)
+    assert (lines.of("chunks_sent")[1]["first"], lines.of("chunks_sent")[1]["bytes"]) == (6, [6])
+
+
+@pytest.mark.parametrize("count", [239, 240, 241, 1000])
+def test_chunks_however_many_come_together_keep_their_lines_within_bounds(lines: Lines, count: int) -> None:
+    chunks = chunk_log()
+    chunks.add([7] * 100, 100.1)
+    chunks.add(range(4_000_000, 4_000_000 + count), 100.2)
+    chunks.flush(100.3)
+
+    written = lines.of("chunks_sent")
+    assert max(len(line["bytes"]) for line in written) <= ChunkLog.LINE_CHUNKS
+    assert [size for line in written for size in line["bytes"]] == [7] * 100 + list(range(4_000_000, 4_000_000 + count))
+    place = 0
+    for line in written:
+        assert (line["first"], line["last"]) == (place + 1, place + len(line["bytes"]))
+        place = line["last"]
+
+
+def test_chunks_that_came_together_at_debug_are_written_one_by_one(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = chunk_log()
+    chunks.debug = True
+    chunks.add([1], 100.0)
+    chunks.add([2] * 300, 100.5)
+
+    assert [line["sequence"] for line in lines.of("chunk_sent")] == list(range(1, 302))
+    assert {line["ms"] for line in lines.of("chunk_sent")[1:]} == {500}

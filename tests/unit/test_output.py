@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from app import output
+from app import logs, output
 from app.logs import LONGEST_LINE_BYTES
-from app.output import LineHandler, Lines
+from app.output import Event, LineHandler, Lines
 
 Pipe = tuple[int, int]
 
@@ -236,9 +236,9 @@ def test_child_does_not_send_what_its_parent_had_not_sent(pipe: Pipe) -> None:
 def test_handler_tells_how_many_lines_were_lost_once_there_is_room(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MOST_WAITING_BYTES", 10_000)
     handler = LineHandler(pipe[1])
-    handler.setFormatter(logging.Formatter('{"event": "%(event)s", "lines": %(lines)d}'))
+    handler.setFormatter(logs._Formatter(""))
     for number in range(1000):
-        handler.handle(logging.makeLogRecord({"event": "e" * 100, "lines": number}))
+        handler.handle(Event("e" * 100, logging.INFO, {"lines": number}))
 
     received = b""
     for _ in range(100):

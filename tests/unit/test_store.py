@@ -923,3 +923,172 @@ def test_reader_leaves_when_its_loop_raises(store: Any) -> None:
     with pytest.raises(ConnectionError), log.reader(0) as reader:
         read(reader)
     assert log.readers == 0
+
+
+# What comes together
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), max_size=6), max_size=8))
+def test_log_given_chunks_together_reads_them_as_if_each_had_come_alone(
+    factory: Factory, batches: list[list[str]]
+) -> None:
+    together, alone = begin(factory()), begin(factory())
+    for batch in batches:
+        assert together.append(*batch)
+        for chunk in batch:
+            assert alone.append(chunk)
+
+    assert together.head == alone.head == sum(map(len, batches))
+    for after in range(together.head + 1):
+        for bound in (1, 5, 1000):
+            assert together.read(after, bound) == alone.read(after, bound)
+    together.finish(end_with())
+    alone.finish(end_with())
+    assert together.terminal.content == alone.terminal.content
+
+
+def test_log_given_chunks_together_wakes_its_readers_once(store: Any) -> None:
+    log = begin(store)
+    heads: list[int] = []
+    with log.reader(0) as reader:
+        reader._asleep = True
+        reader.deliver = lambda _: heads.append(log.head) or True  # type: ignore[func-returns-value]
+        log.append("a", "b", "c")
+        log.append("d")
+
+    assert heads == [3, 4], "when all of them are there"
+
+
+def test_log_without_memory_for_all_chunks_takes_none_of_them(factory: Factory) -> None:
+    store = factory(budget_bytes=3 * LOG_OVERHEAD_BYTES)
+    log = begin(store)
+    assert log.append("a", "b")
+    used, asked = store.used_bytes, []
+    with log.reader(2) as reader:
+        reader._asleep = True
+        reader.deliver = lambda _: asked.append(1) or True  # type: ignore[func-returns-value]
+
+        with pytest.raises(errors.Overloaded):
+            log.append("c", "x" * 4 * LOG_OVERHEAD_BYTES, "d")
+
+    assert (log.head, log.text(), store.used_bytes, asked) == (2, "ab", used, [])
+    assert log.append("c", "d")
+    assert log.text() == "abcd"
+    assert log.finish(end_with())
+    assert log.terminal.content["totals"] == Totals(4, 4, hashlib.sha256(b"abcd").hexdigest(), "abcd")
+
+
+def test_log_whose_end_is_being_written_takes_nothing_and_makes_nobody_wait(
+    store: Any, threads: ThreadPoolExecutor
+) -> None:
+    """The end may be long in the making: it counts tokens. Who appends may be the loop that everybody waits for."""
+    log = begin(store)
+    log.append("a")
+    taken: list[bool] = []
+
+    def end(totals: Totals) -> Terminal:
+        taken.append(threads.submit(log.append, "b", "c").result(1.0))
+        return end_with()(totals)
+
+    assert log.finish(end)
+
+    assert taken == [False]
+    assert (log.text(), log.terminal.content["totals"].tokens) == ("a", 1)
+
+
+def test_log_whose_end_could_not_be_written_goes_on_and_ends_later(store: Any, threads: ThreadPoolExecutor) -> None:
+    log = begin(store)
+    taken: list[bool] = []
+
+    def fail(_: Totals) -> Terminal:
+        taken.append(threads.submit(log.append, "a").result(1.0))
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            log.finish(fail)
+        assert log.append("b", "c")
+    assert taken == [False, False]
+    assert log.finish(end_with())
+    assert (log.text(), log.terminal.content["totals"].tokens, store.live) == ("bcbc", 4, 0)
+
+
+# Readers that are served where they sleep
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_reader_asleep_is_woken_only_when_it_could_not_be_served(
+    store: Any, threads: ThreadPoolExecutor, takes: bool
+) -> None:
+    log = begin(store)
+    asleep, asked = threading.Event(), []
+
+    def deliver(_: Piece) -> bool:
+        asked.append((log.head, reader._asleep))
+        return takes
+
+    with log.reader(0) as reader:
+        reader.deliver = deliver
+        reader._wake = Interposed(reader._wake, asleep.set)
+        waiting = threads.submit(reader.wait)
+        assert asleep.wait(PATIENCE_SECONDS)
+        log.append("a")
+        log.append("b")
+        if takes:
+            assert not waiting.done()
+            assert asked == [(1, True), (2, True)]
+            log.finish(end_with())
+        waiting.result(PATIENCE_SECONDS)
+        assert takes or asked == [(1, True)], "and is not asked again once it is woken"
+
+
+def test_reader_awake_is_not_served(store: Any) -> None:
+    """It might be writing at the same moment."""
+    log = begin(store)
+    asked: list[int] = []
+    with log.reader(0) as reader:
+        reader.deliver = lambda _: asked.append(1) or True  # type: ignore[func-returns-value]
+        log.append("a")
+        assert asked == []
+        reader.wait()  # there is something: does not sleep
+        log.append("b")
+        assert asked == []
+
+
+def test_reader_nudged_is_not_served_before_it_has_slept_again(store: Any, threads: ThreadPoolExecutor) -> None:
+    log = begin(store)
+    asleep, asked = threading.Event(), []
+    with log.reader(0) as reader:
+        reader.deliver = lambda _: asked.append(1) or True  # type: ignore[func-returns-value]
+        reader._wake = Interposed(reader._wake, asleep.set)
+        waiting = threads.submit(reader.wait)
+        assert asleep.wait(PATIENCE_SECONDS)
+        reader.nudge()
+        log.append("a")
+        waiting.result(PATIENCE_SECONDS)
+        assert asked == []
+
+
+def test_reader_that_wants_only_the_end_is_not_served(store: Any) -> None:
+    log = begin(store)
+    asked: list[int] = []
+    with log.reader(0, only_end=True) as reader:
+        reader.deliver = lambda _: asked.append(1) or True  # type: ignore[func-returns-value]
+        reader._asleep = True
+        log.append("a")
+        assert asked == []
+        assert reader._asleep
+
+
+def test_reader_that_cannot_be_served_keeps_no_other_from_it(store: Any) -> None:
+    log = begin(store)
+    asked: list[str] = []
+    with log.reader(0) as first, log.reader(0) as second:
+        for name, reader, takes in (("first", first, False), ("second", second, True)):
+            reader._asleep = True
+            reader.deliver = lambda _, name=name, takes=takes: asked.append(name) or takes
+        log.append("a")
+
+    assert asked == ["first", "second"]
+    assert (first._asleep, second._asleep) == (False, True)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import json
+import mmap
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +17,7 @@ from hypothesis import strategies as st
 
 from app import tokens
 from app.tokens import SLICE_CHARS, count, count_prompt, estimated_usage, is_exact, provider_usage
+from tests.requirements import require_or_skip
 
 O200K = "gpt-4o-mini"
 CL100K = "gpt-4"
@@ -224,3 +231,67 @@ def test_usage_that_is_estimated_adds_up() -> None:
         "total_tokens": 33,
         "source": "estimated",
     }
+
+
+# What the tables were built from
+
+
+@pytest.fixture
+def linux() -> None:
+    require_or_skip("Linux, whose kernel tells what is in memory", sys.platform == "linux")
+
+
+def resident_kib(path: Path) -> int:
+    """Add up what is in memory of a library's constants."""
+    total, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            counts = line.endswith(str(path)) and " r--p " in line
+        elif counts and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+@pytest.mark.usefixtures("linux")
+@pytest.mark.parametrize("model", [O200K, CL100K])
+def test_vocabulary_loaded_leaves_its_constants_out_of_memory_and_counts_as_before(model: str) -> None:
+    tokens._tokenizer.cache_clear()
+    package = importlib.util.find_spec("bpe_openai")
+    assert package is not None
+    assert package.submodule_search_locations
+    (library,) = Path(package.submodule_search_locations[0]).glob("_bindings*.so")
+
+    assert count("antidisestablishmentarianism 漢字 🙂🙂 tokens", model) > 8
+
+    assert resident_kib(library) < 8_000
+    assert count("hello world", model) == 2
+
+
+@pytest.mark.usefixtures("linux")
+def test_pages_that_were_changed_are_never_given_back(tmp_path: Path) -> None:
+    """They are not the file's any more: relocations, for one, which only look like constants."""
+    path = tmp_path / "library.so"
+    path.write_bytes(b"a" * mmap.PAGESIZE * 4)
+    with path.open("rb") as file:
+        area = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    area[0:1] = b"b"
+    first = ctypes.c_char.from_buffer(area)
+    address = ctypes.c_void_p(ctypes.addressof(first))
+    protect = ctypes.CDLL(None).mprotect
+    assert protect(address, ctypes.c_size_t(len(area)), mmap.PROT_READ) == 0
+    try:
+        tokens._release_pages(path)
+        assert area[0:2] == b"ba"
+    finally:
+        protect(address, ctypes.c_size_t(len(area)), mmap.PROT_READ | mmap.PROT_WRITE)
+        del first
+        area.close()
+
+
+def test_pages_are_left_alone_where_the_kernel_tells_nothing_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+
+    tokens._release_pages(Path("/nowhere"))

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -27,8 +27,9 @@ from tests.harness.upstream import (
     TruncatedChunk,
     answer,
 )
+from tests.unit.fakes import PATIENCE_SECONDS
+from tests.unit.rawserver import OK, Serve, read_request, serving
 
-PATIENCE_SECONDS = 20.0
 ASKED = {"model": "m", "messages": [], "stream": True}
 
 
@@ -83,79 +84,10 @@ def url_of(upstream: ScriptedUpstream) -> str:
     return f"{upstream.base_url}/chat/completions"
 
 
-class RawServer:
-    """Serve each connection by a function of the test's own, in a thread."""
-
-    def __init__(self, serve: Callable[[socket.socket, int], None]) -> None:
-        self._serve = serve
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
-        self.connections = 0
-        self._accepted: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                self.connections += 1
-                self._accepted.append(connection)
-                thread = threading.Thread(target=self._run, args=(connection, self.connections), daemon=True)
-                self._threads.append(thread)
-                thread.start()
-
-    def _run(self, connection: socket.socket, number: int) -> None:
-        with contextlib.suppress(OSError), connection:
-            self._serve(connection, number)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._threads[0].join(PATIENCE_SECONDS)
-        for connection in self._accepted:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(PATIENCE_SECONDS)
-
-
-def read_request(connection: socket.socket) -> bytes:
-    """Read one request; empty when there is none any more."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        received = connection.recv(65_536)
-        if not received:
-            return b""
-        data += received
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = next(
-        (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0
-    )
-    while len(body) < length:
-        body += connection.recv(65_536)
-    return data
-
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 2\r\n\r\nok"
-
-
 @pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[socket.socket, int], None]], RawServer]]:
-    servers: list[RawServer] = []
-
-    def start(function: Callable[[socket.socket, int], None]) -> RawServer:
-        servers.append(RawServer(function))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-Serve = Callable[[Callable[[socket.socket, int], None]], RawServer]
+def serve() -> Iterator[Serve]:
+    with serving() as start:
+        yield start
 
 
 def assert_all_there(body: bytes) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 import respx
 
@@ -67,14 +68,29 @@ class Server:
         self.route.mock(side_effect=answer)
 
 
+class Mocked(httpx2.BaseTransport):
+    """What respx answers in httpx's terms, in those of httpx2."""
+
+    def __init__(self, router: respx.Router) -> None:
+        self._router = router
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        asked = httpx.Request(request.method, str(request.url), headers=request.headers.raw, content=request.read())
+        try:
+            answer = self._router.handler(asked)
+        except httpx.TransportError as error:
+            raise getattr(httpx2, type(error).__name__)(str(error), request=request) from error
+        content = answer.content if answer.is_stream_consumed else answer.iter_raw()
+        return httpx2.Response(answer.status_code, headers=answer.headers.raw, content=content)
+
+
 @pytest.fixture
 def clients() -> Iterator[Callable[..., tuple[OpenAIUpstream, Server]]]:
     made: list[OpenAIUpstream] = []
 
     def make(base_url: str = URL, api_key: str = "test-key") -> tuple[OpenAIUpstream, Server]:
         server = Server(base_url or OPENAI)
-        client = httpx.Client(transport=httpx.MockTransport(server.router.handler))
-        made.append(OpenAIUpstream(base_url=base_url, api_key=api_key, http_client=client))
+        made.append(OpenAIUpstream(base_url=base_url, api_key=api_key, transport=Mocked(server.router)))
         return made[-1], server
 
     yield make
@@ -86,11 +102,33 @@ Clients = Callable[..., tuple[OpenAIUpstream, Server]]
 
 
 def parts_of(upstream: OpenAIUpstream, question: Question = QUESTION) -> list[Part]:
+    return [part for parts in batches_of(upstream, question) for part in parts]
+
+
+def batches_of(upstream: OpenAIUpstream, question: Question = QUESTION) -> list[list[Part]]:
+    """Read an answer to its end, as it is given."""
     answer = upstream.ask(question, Call())
+    batches: list[list[Part]] = []
+
+    def take(parts: Sequence[Part]) -> bool:
+        batches.append(list(parts))
+        return True
+
     try:
-        return list(answer.parts())
+        assert not answer.receive(take)
+        return batches
     finally:
         answer.close()
+
+
+def taking(got: list[Part]) -> Callable[[Sequence[Part]], bool]:
+    """Keep all the parts."""
+
+    def take(parts: Sequence[Part]) -> bool:
+        got.extend(parts)
+        return True
+
+    return take
 
 
 @pytest.mark.requirement("tasks T010")
@@ -344,17 +382,18 @@ def test_stream_cut_into_bytes_gives_the_same_parts_and_signs_of_life_between(cl
     upstream, server = clients()
     server.answer(streamed(*(STREAM[i : i + 1] for i in range(len(STREAM)))))
 
-    parts = parts_of(upstream)
+    batches = batches_of(upstream)
 
-    assert [part for part in parts if part != Part()] == [Part("Hi"), Part(finish_reason="stop"), Part(done=True)]
-    assert parts[0] == Part()
+    assert [part for parts in batches for part in parts] == [Part("Hi"), Part(finish_reason="stop"), Part(done=True)]
+    assert len(batches) == len(STREAM)
+    assert batches[0] == []
 
 
 def test_stream_of_comments_alone_is_a_sign_of_life(clients: Clients) -> None:
     upstream, server = clients()
     server.answer(streamed(b": keep-alive\n\n", b": keep-alive\n\n", STREAM))
 
-    assert parts_of(upstream)[:3] == [Part(), Part(), Part("Hi")]
+    assert batches_of(upstream)[:2] == [[], []]
 
 
 @pytest.mark.parametrize(
@@ -375,22 +414,31 @@ def test_stream_that_goes_wrong_gives_what_came_before_and_then_its_error(
     got: list[Part] = []
 
     with pytest.raises(errors.UpstreamError) as raised:
-        got.extend(answer.parts())
+        answer.receive(taking(got))
     answer.close()
 
     assert type(raised.value) is kind
     assert "raw words" not in json.dumps(raised.value.body("c"))
 
 
-def test_stream_that_goes_wrong_yields_each_part_before_its_error(clients: Clients) -> None:
+def test_stream_that_goes_wrong_gives_each_part_before_its_error(clients: Clients) -> None:
     upstream, server = clients()
     server.answer(streamed(b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\ndata: no JSON\n\n'))
     answer = upstream.ask(QUESTION, Call())
-    parts = answer.parts()
+    got: list[Part] = []
 
-    assert next(parts) == Part("Hi")
     with pytest.raises(errors.UpstreamError):
-        next(parts)
+        answer.receive(taking(got))
+    assert got == [Part("Hi")]
+    answer.close()
+
+
+def test_stream_that_goes_wrong_after_all_that_is_wanted_raises_nothing(clients: Clients) -> None:
+    upstream, server = clients()
+    server.answer(streamed(b"data: [DONE]\n\ndata: no JSON\n\n"))
+    answer = upstream.ask(QUESTION, Call())
+
+    assert answer.receive(lambda parts: False)
     answer.close()
 
 
@@ -399,7 +447,10 @@ def test_stream_that_just_ends_raises_nothing_and_says_that_half_a_character_is_
     server.answer(streamed(b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\n'))
     answer = upstream.ask(QUESTION, Call())
 
-    assert list(answer.parts()) == [Part("a")]
+    got: list[Part] = []
+
+    assert not answer.receive(taking(got))
+    assert got == [Part("a")]
     assert (answer.pending(), answer.pending()) == ("\ufffd", "")
     answer.close()
 
@@ -415,7 +466,7 @@ def test_rate_limits_of_the_answer_are_kept_and_nothing_else(clients: Clients) -
     }
     server.answer(streamed(headers=headers))
     answer = upstream.ask(QUESTION, Call())
-    list(answer.parts())
+    answer.receive(taking([]))
     answer.close()
 
     assert answer.rate_limits == {"x-ratelimit-remaining-requests": "59", "x-ratelimit-reset-tokens": "6m0s"}

@@ -1,0 +1,56 @@
+"""Test what `gunicorn.conf.py` does beyond its settings."""
+
+from __future__ import annotations
+
+import gc
+import os
+import runpy
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+
+from app import heads
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def configuration(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("ENV_FILE", os.devnull)
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+    return runpy.run_path(str(ROOT / "gunicorn.conf.py"))
+
+
+def test_requests_are_not_logged_by_gunicorn_nor_prepared_for_its_log(
+    configuration: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = configuration["logger_class"]
+    config = Config()
+    config.set("accesslog", "-")  # also where somebody asks for it
+    logger = kind(config)
+
+    assert issubclass(kind, Logger)
+    logger.access(None, None, None, None)  # looks at none of them
+    for handler in logger.access_log.handlers:
+        handler.flush()
+    assert capsys.readouterr().out == ""
+
+
+def test_worker_sets_aside_what_its_start_left_behind(
+    configuration: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed: list[int] = []
+    monkeypatch.setattr(signal, "signal", lambda number, _: installed.append(number))
+    monkeypatch.setattr(heads, "bound", lambda: None)
+    worker = SimpleNamespace(wsgi=SimpleNamespace(extensions={"chatwait": None}))
+    try:
+        configuration["post_worker_init"](worker)
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
+    assert signal.SIGTERM in installed
