@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-long check coverage bench golden image-proof pictures clean
+.PHONY: help run test test-long check coverage bench compare golden image-proof pictures clean
 
 # The first Python that is new enough; `make PYTHON=/path/to/python3 run` names another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -18,6 +18,11 @@ VENV := .venv/made-$(KEY)
 BASE := .venv/base-$(KEY)
 DEV := .venv/dev-$(KEY)
 LOCAL := .venv/local-$(KEY)
+
+# What `make compare` measures us beside, each in an environment of its own.
+COMPARE := .venv/compare
+REFERENCES := $(COMPARE)/references/references
+LITELLM := $(COMPARE)/litellm/litellm
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -50,6 +55,10 @@ coverage: $(DEV) $(LOCAL) ## Run all tests, and list the lines and branches of a
 bench: $(DEV) ## Measure under load: 100 streams for a minute, judged by load/thresholds.toml (BENCH="--users 200")
 	@$(BIN)/python -m load $(BENCH)
 
+compare: $(BASE) $(REFERENCES) ## Measure beside FastAPI, Flask, LiteLLM and nginx: 15 minutes (QUICK=1: 3; Linux)
+	@$(MAKE) --silent --no-print-directory $(LITELLM) || echo "LiteLLM could not be installed: it is left out." >&2
+	@$(COMPARE)/references/bin/python -m load.compare $(if $(QUICK),--quick)
+
 golden: $(DEV) ## Write contracts/examples, and what quotes them, anew from a running service
 	$(BIN)/python -m tests.contract.golden
 
@@ -81,6 +90,14 @@ $(BASE): $(VENV)
 $(DEV): $(BASE)
 	@echo "Installing requirements-dev.txt into .venv (once) ..."
 	@$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+$(REFERENCES): load/references/requirements.txt
+$(LITELLM): load/references/requirements-litellm.txt
+$(REFERENCES) $(LITELLM): $(VENV)
+	@echo "Installing what is compared into $(@D) (once) ..."
+	@"$(PYTHON)" -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check --no-input install -r $(filter %.txt,$^)
 	@touch $@
 
 # After DEV where both are wanted, so that `make -j` does not run pip twice at a time.

@@ -1,0 +1,150 @@
+"""The lanes, and the figures that each gives of one subject."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from load.compare import client
+from load.compare.client import Exchange, Times
+from load.compare.subjects import Meter, Subject, request
+
+__all__ = ["Figures", "Target", "burst", "long_answer", "memory", "paced", "requests", "resume", "upstream_figures"]
+
+GAP_MS = 20
+STARTS_PER_SECOND = 128
+LATE_SECONDS = 12.0  # for the answers of a subject that is behind, after the last should be over
+SETTLE_SECONDS = 0.3
+
+Figures = dict[str, float]
+"""Named numbers; times in milliseconds, `cpu_…` in microseconds, `rss_…` in MiB."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A subject that runs."""
+
+    subject: Subject
+    port: int
+    meter: Meter
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """Give the nearest rank of sorted values; NaN of none."""
+    return values[min(len(values) - 1, math.ceil(len(values) * share) - 1)] if values else math.nan
+
+
+def _spread(name: str, seconds: Sequence[float]) -> Figures:
+    values = sorted(second * 1000 for second in seconds)
+    return {f"{name}_p{share}_ms": _quantile(values, share / 100) for share in (50, 95, 99)} | {
+        f"{name}_max_ms": values[-1] if values else math.nan
+    }
+
+
+def _judged(answers: Sequence[Exchange]) -> tuple[list[Times], Figures]:
+    times = [answer.judge() for answer in answers]
+    figures: Figures = {
+        "tokens": sum(answer.tokens - each.missing for answer, each in zip(answers, times, strict=True)),
+        "missing": sum(each.missing for each in times),
+        "disordered": sum(not each.in_order for each in times),
+        "unfinished": sum(not each.whole for each in times),
+    }
+    return times, figures
+
+
+def paced(target: Target, streams: int, tokens: int) -> Figures:
+    """Read streams of one token every GAP_MS."""
+    asked = target.subject.stream_request(target.port, tokens, GAP_MS)
+    memory_live: list[float] = []
+    cpu, own, begun = target.meter.cpu_us(), time.process_time(), time.monotonic()
+    answers = client.paced(
+        target.port,
+        asked,
+        tokens,
+        streams=streams,
+        starts_per_second=STARTS_PER_SECOND,
+        seconds=tokens * GAP_MS / 1000 + LATE_SECONDS,
+        live=lambda: memory_live.append(memory(target)),
+        live_after=tokens * GAP_MS / 3000,
+    )
+    own, took = time.process_time() - own, time.monotonic() - begun
+    time.sleep(SETTLE_SECONDS)
+    cpu = target.meter.cpu_us() - cpu
+    times, figures = _judged(answers)
+    figures["rss_live_mb"] = memory_live[0] if memory_live else math.nan
+    gaps = [gap for each in times for gap in each.gaps]
+    whole = [each for each in times if not each.missing and each.in_order and each.whole]
+    figures |= _spread("ttft", [each.first_seconds for each in times if each.first_seconds is not None])
+    figures |= _spread("gap", gaps)
+    for factor in (2, 5):
+        figures[f"sustained_{factor}x"] = sum(max(each.gaps, default=0.0) * 1000 <= factor * GAP_MS for each in whole)
+    figures["cpu_us_per_token"] = cpu / max(figures["tokens"], 1)
+    figures["tokens_per_arrival"] = figures["tokens"] / max(len(gaps) + len(times), 1)
+    figures["core_share"] = cpu / 1e6 / took
+    figures["client_core_share"] = own / took
+    return figures
+
+
+def burst(target: Target, streams: int, tokens: int) -> Figures:
+    """Start many at the same moment."""
+    asked = target.subject.stream_request(target.port, tokens, 0)
+    times, figures = _judged(client.burst(target.port, asked, tokens, streams=streams, seconds=20.0))
+    return figures | _spread("ttft", [each.first_seconds for each in times if each.first_seconds is not None])
+
+
+def long_answer(target: Target, tokens: int) -> Figures:
+    """Read one answer that comes as fast as it is taken."""
+    asked = target.subject.stream_request(target.port, tokens, 0)
+    cpu = target.meter.cpu_us()
+    times, figures = _judged([client.exchange(target.port, asked, tokens, seconds=60.0)])
+    time.sleep(SETTLE_SECONDS)
+    figures["cpu_us_per_token"] = (target.meter.cpu_us() - cpu) / tokens
+    figures["whole_ms"] = (times[0].last_seconds or math.nan) * 1000
+    return figures
+
+
+def requests(target: Target, connections: int, tokens: int, seconds: float, *, streaming: bool) -> Figures:
+    """Ask again and again for short answers, whole or streamed."""
+    subject = target.subject
+    asked = subject.stream_request(target.port, tokens, 0) if streaming else subject.wait_request(target.port, tokens)
+    cpu, own, begun = target.meter.cpu_us(), time.process_time(), time.monotonic()
+    taken, failures = client.repeated(target.port, asked, tokens, connections=connections, seconds=seconds)
+    own, took = time.process_time() - own, time.monotonic() - begun
+    cpu = target.meter.cpu_us() - cpu
+    return {
+        "failures": failures,
+        "requests_per_second": len(taken) / took,
+        "cpu_us_per_request": cpu / max(len(taken), 1),
+        "client_core_share": own / took,
+        **_spread("answer", taken),
+    }
+
+
+def resume(target: Target, tokens: int) -> Figures:
+    """Read a finished answer once more from its beginning, as a client does that lost all of it."""
+    subject, port = target.subject, target.port
+    first = client.exchange(port, subject.stream_request(port, tokens, 0), tokens, seconds=60.0)
+    found = re.search(rb"\r\nx-stream-id: *(\S+)\r\n", b"".join(first.pieces), re.IGNORECASE)
+    if found is None:
+        return {"missing": tokens}
+    stream_id = found[1].decode()
+    headers = {"Last-Event-ID": f"{stream_id}.0"}
+    asked = request("GET", f"{subject.stream_path}/{stream_id}", port, headers=headers)
+    times, figures = _judged([client.exchange(port, asked, tokens, seconds=60.0)])
+    return figures | {"whole_ms": (times[0].last_seconds or math.nan) * 1000}
+
+
+def memory(target: Target) -> float:
+    """Units: MiB."""
+    return target.meter.rss_mb()
+
+
+def upstream_figures(port: int) -> Figures:
+    """Ask the mock model how it kept up since it was last asked."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/figures", timeout=5.0) as answer:
+        return dict(json.load(answer))

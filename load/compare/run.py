@@ -1,0 +1,216 @@
+"""Run the comparison from beginning to end, interleaved, and write what it found.
+
+`make compare` takes some 14 minutes, `make compare QUICK=1` under 3. Exit codes: 0 measured, whatever the bars say;
+2 no measurement; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from load.compare import lanes, report
+from load.compare.bars import RATIO_STREAMS, Results
+from load.compare.lanes import Figures, Target
+from load.compare.subjects import DIRECT, OURS, Meter, NotStarted, Process, Subject, subjects
+
+__all__ = ["main"]
+
+LEVELS = (1, 8, 25, 50, 100, 256, 512)
+LONG_TOKENS = 10_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    tokens: int
+    levels: Sequence[int]
+    rounds: Callable[[int, str], int]  # of a level and a subject
+    repeats: int  # of the short lanes
+    request_seconds: float
+    connections: Sequence[int]
+
+
+def _rounds(streams: int, subject: str) -> int:
+    if streams == RATIO_STREAMS:
+        return {OURS: 5, "FastAPI": 5, "nginx": 3, "LiteLLM": 3}.get(subject, 1)
+    if subject == OURS:
+        return 3 if streams in (8, 100, 256, 512) else 1
+    return 3 if (subject, streams) == (DIRECT, 100) else 1
+
+
+def _quick_rounds(streams: int, subject: str) -> int:
+    return 1 if streams <= 100 or subject in (OURS, DIRECT) else 0
+
+
+FULL = Plan(400, LEVELS, _rounds, 3, 2.0, (1, 10, 64))
+QUICK = Plan(100, (8, 50, 100, 256, 512), _quick_rounds, 1, 1.0, (1, 10, 64))
+
+
+class Comparison:
+    """One run."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._is_quick: bool = options.quick
+        self._plan = QUICK if options.quick else FULL
+        if options.levels:
+            self._plan = replace(self._plan, levels=options.levels)
+        if options.tokens:
+            self._plan = replace(self._plan, tokens=options.tokens)
+        self._directory: Path = options.report
+        self._bins: tuple[Path, Path, Path] = (options.service, options.references, options.litellm)
+        self._begun = time.monotonic()
+        self._results = Results()
+        self._targets: dict[str, Target] = {}
+        self._beaten: set[str] = set()
+        self._notes: list[str] = []
+        self._upstream_port = 0
+
+    def run(self) -> Path:
+        """Measure and write; give the report. Raises: NotStarted, when ours or the mock model does not run."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        cores = sorted(os.sched_getaffinity(0))
+        core = cores[-1] if len(cores) > 1 else None
+        if core is None:
+            self._notes.append("One core only: subject, model and client share it.")
+        else:
+            os.sched_setaffinity(0, set(cores[:1]))
+        with ExitStack() as stack:
+            self._start(stack, cores[0] if core is not None else None, core)
+            self._warm()
+            for name, target in self._targets.items():
+                self._note("memory", 0, name, {"rss_idle_mb": lanes.memory(target)})
+            self._short_lanes()
+            for streams in self._plan.levels:
+                self._paced(streams)
+            for name, target in self._targets.items():
+                self._note("memory", 0, name, {"rss_after_mb": lanes.memory(target)})
+        seconds = time.monotonic() - self._begun
+        found = report.Report(self._results, self._started, self._notes, cores, seconds, quick=self._is_quick)
+        return found.write(self._directory)
+
+    def _start(self, stack: ExitStack, own_core: int | None, core: int | None) -> None:
+        python = [sys.executable, "-m", "load.compare.upstream"]
+        upstream = stack.enter_context(Process("upstream", python, self._directory, own_core))
+        upstream.wait_until(lambda: upstream.log.read_bytes().endswith(b"\n"))
+        self._upstream_port = int(upstream.log.read_text(encoding="ascii"))
+        direct = Subject(
+            DIRECT,
+            'the client straight at the mock model, which every figure that is "added" is over',
+            (),
+            lambda *_: (),
+            stream_path="/v1/chat/completions",
+            wait_path="/v1/chat/completions",
+            speaks_openai=True,
+        )
+        self._started: list[Subject] = [direct]
+        self._targets[DIRECT] = Target(direct, self._upstream_port, Meter(upstream.pid))
+        for subject in subjects(*self._bins):
+            self._say(f"starting {subject.name}")
+            try:
+                process, port = subject.start(self._directory, core, self._upstream_port)
+            except NotStarted as problem:
+                if subject.name == OURS:
+                    raise
+                self._notes.append(f"Left out: {problem}")
+                continue
+            stack.callback(process.__exit__)
+            self._targets[subject.name] = Target(subject, port, Meter(process.pid))
+            self._started.append(subject)
+        for name in ("LiteLLM", "nginx"):
+            if name not in self._targets and not any(name in note for note in self._notes):
+                self._notes.append(f"Left out: {name} is not installed here.")
+
+    def _warm(self) -> None:
+        self._say("warming up")
+        for target in self._targets.values():
+            lanes.paced(target, 10, 20)
+            lanes.requests(target, 4, 5, 0.5, streaming=False)
+
+    def _short_lanes(self) -> None:
+        plan = self._plan
+        for number in range(plan.repeats):
+            for name, target in self._in_turn(number):
+                self._note("burst", 50, name, lanes.burst(target, 50, 20))
+                self._note("long", LONG_TOKENS, name, lanes.long_answer(target, LONG_TOKENS))
+                one_token = lanes.requests(target, 10, 1, plan.request_seconds, streaming=True)
+                self._note("requests", 10, name, one_token)
+            self._note("resume", LONG_TOKENS, OURS, lanes.resume(self._targets[OURS], LONG_TOKENS))
+        for connections in plan.connections:
+            for name, target in self._in_turn(connections):
+                figures = lanes.requests(target, connections, 20, plan.request_seconds, streaming=False)
+                self._note("wait", connections, name, figures)
+
+    def _paced(self, streams: int) -> None:
+        plan = self._plan
+        for number in range(max(plan.rounds(streams, name) for name in self._targets)):
+            for name, target in self._in_turn(number):
+                if number >= plan.rounds(streams, name) or (name in self._beaten and streams > RATIO_STREAMS):
+                    continue
+                lanes.upstream_figures(self._upstream_port)
+                figures = lanes.paced(target, streams, plan.tokens)
+                figures |= {
+                    f"upstream_{key}": value for key, value in lanes.upstream_figures(self._upstream_port).items()
+                }
+                self._note("paced", streams, name, figures)
+                if figures["sustained_5x"] < streams / 2 and name != OURS:
+                    self._beaten.add(name)  # the next level would only take longer
+
+    def _in_turn(self, number: int) -> list[tuple[str, Target]]:
+        """Give the subjects, forwards and backwards by turns: A B B A."""
+        items = list(self._targets.items())
+        return items[::-1] if number % 2 else items
+
+    def _note(self, lane: str, level: int, name: str, figures: Figures) -> None:
+        self._results.add(lane, level, name, figures)
+        shown = ("cpu_us_per_token", "cpu_us_per_request", "ttft_p50_ms", "ttft_p99_ms", "gap_p99_ms", "missing")
+        more = ("whole_ms", "requests_per_second", "rss_idle_mb", "rss_live_mb", "rss_after_mb")
+        words = [
+            f"{key} {figures[key]:.1f}" for key in (*shown, *more) if key in figures and not math.isnan(figures[key])
+        ]
+        self._say(f"{lane:8} {level:>5}  {name:9} " + "  ".join(words))
+
+    def _say(self, text: str) -> None:
+        print(f"{time.monotonic() - self._begun:6.0f} s  {text}", flush=True)
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    return tuple(sorted(int(part) for part in text.split(",")))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare, and give the exit code."""
+    root = Path(__file__).resolve().parents[2]
+    parser = argparse.ArgumentParser(prog="python -m load.compare", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer levels, rounds and tokens: under three minutes")
+    parser.add_argument("--levels", type=_levels, help="streams at once, like 8,50,512")
+    parser.add_argument("--tokens", type=int, help="of a stream")
+    parser.add_argument("--report", type=Path, default=root / "load" / "report" / "compare", help="where it is written")
+    parser.add_argument("--service", type=Path, default=root / ".venv" / "bin", help="bin of ours")
+    parser.add_argument("--references", type=Path, default=root / ".venv" / "compare" / "references" / "bin")
+    parser.add_argument("--litellm", type=Path, default=root / ".venv" / "compare" / "litellm" / "bin")
+    options = parser.parse_args(arguments)
+    if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/schedstat").exists():
+        print("No measurement. The CPU of a process is read from Linux's /proc, which is not here.")
+        return 2
+    if options.report.exists():
+        shutil.rmtree(options.report)
+    try:
+        page = Comparison(options).run()
+    except NotStarted as problem:
+        print(f"No measurement. {problem}")
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted: no measurement.")
+        return 130
+    print(f"\n{page.read_text(encoding='utf-8')}\nReport: {page}")
+    return 0

@@ -1,0 +1,259 @@
+"""Test the comparison: its client, its mock model, its meter, its bars, and one whole run of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from load.compare import client, lanes
+from load.compare.bars import BARS, Results, judge
+from load.compare.client import Exchange
+from load.compare.lanes import Target
+from load.compare.report import Report
+from load.compare.subjects import DIRECT, OURS, Meter, Process, Subject
+from load.compare.upstream import token
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunked(*datas: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(data), data) for data in datas)
+
+
+def answer(*pieces: bytes, tokens: int, at: tuple[float, ...] = ()) -> Exchange:
+    times = list(at) or [float(number) for number in range(len(pieces))]
+    return Exchange(tokens, 0.0, times, list(pieces), ended=True)
+
+
+# The client
+
+
+def test_answer_that_is_whole_has_every_token_and_the_gaps_between_its_arrivals() -> None:
+    pieces = (HEAD + chunked(b"tk1 "), chunked(b"tk2 tk3 "), chunked(b"tk4 "), b"0\r\n\r\n")
+
+    times = answer(*pieces, tokens=4, at=(1.0, 1.5, 3.0, 3.5)).judge()
+
+    assert (times.missing, times.in_order, times.whole, times.status) == (0, True, True, "200")
+    assert (times.first_seconds, times.last_seconds, times.gaps) == (1.0, 3.0, [0.5, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("body", "missing", "in_order"),
+    [
+        (b"tk1 tk3 ", 1, True),
+        (b"tk1 tk3 tk2 ", 0, False),
+        (b"tk1 tk2 tk2 tk3 ", 0, False),
+        (b"tk1 tk2 ", 1, True),
+        (b"", 3, True),
+        (b"tk1 tk2 tk3 tk4 ", 0, True),
+    ],
+)
+def test_answer_that_lost_tokens_or_their_order_is_seen(body: bytes, missing: int, in_order: bool) -> None:
+    times = answer(HEAD + chunked(body) + b"0\r\n\r\n", tokens=3).judge()
+
+    assert (times.missing, times.in_order) == (missing, in_order)
+
+
+@pytest.mark.parametrize("cut", range(len(HEAD), len(HEAD) + 30))
+def test_token_cut_by_chunks_and_by_arrivals_comes_with_its_last_byte(cut: int) -> None:
+    data = HEAD + chunked(b"tk1", b"00 t", b"k101 ") + b"0\r\n\r\n"
+    ends = [data.index(b"00 t") + 3, data.index(b"k101 ") + 5]
+
+    times = answer(data[:cut], data[cut:], tokens=101, at=(1.0, 2.0)).judge()
+
+    assert times.missing == 99
+    assert (times.first_seconds, times.last_seconds) == tuple(1.0 if end <= cut else 2.0 for end in ends)
+
+
+def test_answer_that_broke_off_is_not_whole() -> None:
+    broken = answer(HEAD + chunked(b"tk1 "), tokens=1)
+    broken.failure = "ConnectionResetError"
+
+    assert not broken.judge().whole
+
+
+# The mock model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    directory = tmp_path_factory.mktemp("compare")
+    with Process("upstream", [sys.executable, "-m", "load.compare.upstream"], directory, None) as process:
+        process.wait_until(lambda: process.log.read_bytes().endswith(b"\n"))
+        subject = Subject(
+            DIRECT,
+            "the mock model",
+            (),
+            lambda *_: (),
+            stream_path="/v1/chat/completions",
+            wait_path="/v1/chat/completions",
+            speaks_openai=True,
+        )
+        yield Target(subject, int(process.log.read_text()), Meter(process.pid))
+
+
+def test_model_sends_every_token_at_its_time(model: Target) -> None:
+    lanes.upstream_figures(model.port)
+    figures = lanes.paced(model, 4, 15)
+
+    assert (figures["tokens"], figures["missing"], figures["disordered"], figures["unfinished"]) == (60, 0, 0, 0)
+    assert figures["gap_p50_ms"] == pytest.approx(lanes.GAP_MS, abs=8)
+    assert figures["cpu_us_per_token"] > 0
+    assert figures["rss_live_mb"] > 1
+    asked = lanes.upstream_figures(model.port)
+    assert asked["tokens"] == 60
+    assert asked["late_p99_ms"] >= asked["late_p50_ms"] >= 0
+
+
+def test_model_without_a_gap_sends_all_at_once_and_in_one_piece_when_asked_so(model: Target) -> None:
+    assert lanes.burst(model, 5, 20)["missing"] == 0
+    assert lanes.long_answer(model, 3000)["missing"] == 0
+    for streaming in (True, False):
+        figures = lanes.requests(model, 3, 20, 0.1, streaming=streaming)
+        assert figures["failures"] == 0
+        assert figures["requests_per_second"] > 10
+
+
+def test_model_speaks_as_openai_does(model: Target) -> None:
+    asked = model.subject.stream_request(model.port, 2, 0)
+    data = b"".join(client.exchange(model.port, asked, 2, seconds=5.0).pieces)
+    events = [json.loads(line) for line in re.findall(rb"data: (\{.*\})\n\n", data)]
+
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in events if event["choices"]) == (
+        token(1) + token(2)
+    )
+    assert [event["choices"][0]["finish_reason"] for event in events if event["choices"]][-1] == "stop"
+    assert events[-1]["usage"]["completion_tokens"] == 2
+    assert b"data: [DONE]\n\n" in data
+
+
+def test_meter_counts_children_and_keeps_what_those_that_ended_have_used() -> None:
+    burn = "import time, subprocess, sys\nend = time.process_time() + {}\nwhile time.process_time() < end: pass\n"
+    code = burn.format(0.2) + f"subprocess.run([sys.executable, '-c', {burn.format(0.3)!r}])\nsys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        meter = Meter(process.pid)
+        until, spent = time.monotonic() + 20, [meter.cpu_us()]
+        while spent[-1] < 500_000 and time.monotonic() < until:
+            time.sleep(0.02)
+            spent.append(meter.cpu_us())
+        process.communicate(b"")
+
+    assert spent == sorted(spent)
+    assert 500_000 <= spent[-1] < 3_000_000
+
+
+# The bars
+
+
+def results(**changed: float) -> Results:
+    """Build the results of a service that meets every bar, as changed: `lane_level_subject_figure`."""
+    found = Results()
+    for name, cost in ((OURS, 60.0), ("FastAPI", 300.0), ("LiteLLM", 1000.0), ("nginx", 20.0), (DIRECT, 1.0)):
+        for level in (8, 50, 100, 256, 512):
+            figures = {"cpu_us_per_token": cost, "ttft_p50_ms": 1.0, "ttft_p99_ms": 2.0, "gap_p99_ms": 21.0}
+            figures |= {"missing": 0, "disordered": 0, "unfinished": 0, "rss_live_mb": 100.0, "tokens": 1}
+            figures |= {"client_core_share": 0.1, "upstream_core_share": 0.1, "upstream_late_p99_ms": 1.0}
+            found.add("paced", level, name, figures | changed if name == OURS else figures)
+        found.add("requests", 10, name, {"cpu_us_per_request": 10 * cost})
+        found.add("burst", 50, name, {"ttft_max_ms": 30.0})
+    found.add("resume", 10_000, OURS, {"whole_ms": 4.0})
+    return found
+
+
+def test_bars_that_are_met_are_said_to_be() -> None:
+    assert {each.bar.what: each.met for each in judge(results())} == {bar.what: True for bar in BARS}
+
+
+@pytest.mark.parametrize(
+    ("changed", "missed"),
+    [
+        ({"cpu_us_per_token": 110.0}, {"of FastAPI's", "of nginx's"}),
+        ({"cpu_us_per_token": 130.0}, {"of FastAPI's", "of LiteLLM's", "of nginx's"}),
+        ({"ttft_p50_ms": 5.0}, {"p50"}),
+        ({"ttft_p99_ms": 23.0}, {"p99"}),
+        ({"missing": 1.0}, {"not whole"}),
+        ({"disordered": 1.0}, {"not whole"}),
+        ({"unfinished": 1.0}, {"not whole"}),
+        ({"gap_p99_ms": 41.0}, {"256 streams: gap"}),
+        ({"gap_p99_ms": 101.0}, {"256 streams: gap", "512 streams: gap"}),
+        ({"rss_live_mb": 151.0}, {"memory"}),
+    ],
+)
+def test_bar_that_is_missed_is_said_to_be(changed: dict[str, float], missed: set[str]) -> None:
+    found = {each.bar.what for each in judge(results(**changed)) if not each.met}
+
+    assert found
+    assert all(any(part in what for part in missed) for what in found), found
+    assert all(any(part in what for what in found) for part in missed), found
+
+
+def test_bars_of_what_was_not_measured_are_neither_met_nor_missed() -> None:
+    assert {each.met for each in judge(Results()) if math.isnan(each.value)} == {None}
+    assert all(math.isnan(each.value) for each in judge(Results()))
+
+
+def test_median_is_that_of_the_rounds() -> None:
+    found = Results()
+    for value in (1.0, 100.0, 3.0):
+        found.add("lane", 1, "it", {"figure": value})
+
+    assert found.median("lane", 1, "it", "figure") == 3.0
+    assert found.worst("lane", 1, "it", "figure") == 100.0
+
+
+def test_report_says_what_was_missed_and_when_the_harness_was_near_its_limits(tmp_path: Path) -> None:
+    found = results(gap_p99_ms=300.0)
+    found.add(
+        "paced", 512, "nginx", {"client_core_share": 0.6, "upstream_core_share": 0.3, "upstream_late_p99_ms": 9.0}
+    )
+    subjects = [Subject(name, f"what {name} is", (), lambda *_: ()) for name in (DIRECT, OURS, "nginx")]
+
+    page = Report(found, subjects, ["Left out: LiteLLM is not installed here."], [0, 1], 60.0, quick=True).write(
+        tmp_path
+    )
+
+    said = page.read_text()
+    assert "| 512 streams: gap p99 | 300 ms | 100 ms: **missed** | 40 ms: not met |" in said
+    assert "At 512 streams that is near a limit of its own" in said
+    assert "LiteLLM is not installed" in said
+    assert json.loads((tmp_path / "compare.json").read_text())
+
+
+# The references, and a whole run
+
+
+def test_references_have_the_versions_that_the_service_has() -> None:
+    def pins(path: Path) -> dict[str, str]:
+        return dict(re.findall(r"^([a-z0-9-]+)(?:\[[a-z]+\])?==(\S+)$", path.read_text(), re.MULTILINE))
+
+    ours, theirs = pins(ROOT / "requirements.txt"), pins(ROOT / "load" / "references" / "requirements.txt")
+    both = ours.keys() & theirs.keys()
+
+    assert both >= {"flask", "gevent", "gunicorn", "openai"}
+    assert {name: theirs[name] for name in both} == {name: ours[name] for name in both}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="measures on Linux only")
+def test_run_of_the_comparison_starts_measures_and_reports(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "load.compare", "--quick", "--levels", "2,3", "--tokens", "20"]
+    command += ["--report", str(tmp_path / "found"), "--service", str(Path(sys.executable).parent)]
+    command += ["--references", str(tmp_path / "none"), "--litellm", str(tmp_path / "none")]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = (tmp_path / "found" / "compare.md").read_text()
+    assert "Left out: FastAPI cannot be started: No such file or directory" in said
+    assert re.search(rf"\| 3 \| {OURS} \| [\d.]+ µs \| .* \| 0 \| ", said), said
+    assert re.search(r"\| 10,000 tokens resumed \| [\d.]+ ms \|", said), said
