@@ -88,7 +88,7 @@ class Generation:
             self._read(self._answer)
             self.end()
         except _Stopped:
-            pass
+            self._fail(errors.InternalError())  # does nothing, unless whoever was ending it has failed to
         except errors.ChatError as error:
             if self._whole:
                 self.end()  # the answer was there before its stream went wrong

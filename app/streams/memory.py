@@ -159,10 +159,10 @@ class MemoryLog:
         return True
 
     def finish(self, end: Callable[[Totals], Terminal]) -> bool:
-        with self._lock:
-            if self._ending:
+        while not self._begin_end():
+            if self.terminal is not None:
                 return False
-            self._ending = True  # nothing is appended from here on, so what follows needs no lock, and may wait
+            time.sleep(0.001)  # another is at it; should it fail, the end is ours
         try:
             digest = hashlib.sha256(self._text).hexdigest()
             self.terminal = end(Totals(self.head, self._characters, digest, self._text.decode()))
@@ -178,6 +178,13 @@ class MemoryLog:
         for reader in tuple(self._readers):
             reader.nudge()
         return True
+
+    def _begin_end(self) -> bool:
+        with self._lock:
+            if self._ending:
+                return False
+            self._ending = True  # nothing is appended from here on, so the rest needs no lock, and may wait
+            return True
 
     def reader(self, after: int, *, only_end: bool = False) -> MemoryReader:
         return MemoryReader(self, after, only_end=only_end)

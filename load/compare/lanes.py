@@ -14,10 +14,23 @@ from load.compare import client
 from load.compare.client import Exchange, Times
 from load.compare.subjects import Meter, Subject, request
 
-__all__ = ["Figures", "Target", "burst", "long_answer", "memory", "paced", "requests", "resume", "upstream_figures"]
+__all__ = [
+    "Figures",
+    "Target",
+    "burst",
+    "held",
+    "long_answer",
+    "memory",
+    "paced",
+    "requests",
+    "resume",
+    "upstream_figures",
+]
 
 GAP_MS = 20
 STARTS_PER_SECOND = 128
+HELD_TOKENS = 12
+HELD_GAP_MS = 500
 LATE_SECONDS = 12.0  # for the answers of a subject that is behind, after the last should be over
 SETTLE_SECONDS = 0.3
 
@@ -57,9 +70,9 @@ def _judged(answers: Sequence[Exchange]) -> tuple[list[Times], Figures]:
     return times, figures
 
 
-def paced(target: Target, streams: int, tokens: int) -> Figures:
-    """Read streams of one token every GAP_MS."""
-    asked = target.subject.stream_request(target.port, tokens, GAP_MS)
+def paced(target: Target, streams: int, tokens: int, gap_ms: int = GAP_MS) -> Figures:
+    """Read streams of one token every `gap_ms`."""
+    asked = target.subject.stream_request(target.port, tokens, gap_ms)
     memory_live: list[float] = []
     cpu, own, begun = target.meter.cpu_us(), time.process_time(), time.monotonic()
     answers = client.paced(
@@ -68,9 +81,9 @@ def paced(target: Target, streams: int, tokens: int) -> Figures:
         tokens,
         streams=streams,
         starts_per_second=STARTS_PER_SECOND,
-        seconds=tokens * GAP_MS / 1000 + LATE_SECONDS,
+        seconds=tokens * gap_ms / 1000 + LATE_SECONDS,
         live=lambda: memory_live.append(memory(target)),
-        live_after=tokens * GAP_MS / 3000,
+        live_after=tokens * gap_ms / 3000,
     )
     own, took = time.process_time() - own, time.monotonic() - begun
     time.sleep(SETTLE_SECONDS)
@@ -82,7 +95,7 @@ def paced(target: Target, streams: int, tokens: int) -> Figures:
     figures |= _spread("ttft", [each.first_seconds for each in times if each.first_seconds is not None])
     figures |= _spread("gap", gaps)
     for factor in (2, 5):
-        figures[f"sustained_{factor}x"] = sum(max(each.gaps, default=0.0) * 1000 <= factor * GAP_MS for each in whole)
+        figures[f"sustained_{factor}x"] = sum(max(each.gaps, default=0.0) * 1000 <= factor * gap_ms for each in whole)
     figures["cpu_us_per_token"] = cpu / max(figures["tokens"], 1)
     figures["tokens_per_arrival"] = figures["tokens"] / max(len(gaps) + len(times), 1)
     figures["core_share"] = cpu / 1e6 / took
@@ -142,6 +155,12 @@ def resume(target: Target, tokens: int) -> Figures:
 def memory(target: Target) -> float:
     """Units: MiB."""
     return target.meter.rss_mb()
+
+
+def held(target: Target, streams: int) -> Figures:
+    """Hold many streams that say little, so that all who are compared can, and tell what memory that takes."""
+    figures = paced(target, streams, HELD_TOKENS, HELD_GAP_MS)
+    return {name: figures[name] for name in ("rss_live_mb", "missing", "unfinished")}
 
 
 def upstream_figures(port: int) -> Figures:

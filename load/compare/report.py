@@ -118,7 +118,7 @@ class Report:
             rates = ", ".join(_number(of("wait", level, name, "requests_per_second")) for level in waits)
             sizes = (
                 of("memory", 0, name, "rss_idle_mb"),
-                of("paced", most, name, "rss_live_mb"),
+                of("held", most, name, "rss_live_mb"),
                 of("memory", 0, name, "rss_after_mb"),
             )
             memory = "" if name == DIRECT else ", ".join(map(_number, sizes)) + " MiB"
@@ -171,7 +171,8 @@ class Report:
             "Not included: TLS on either side, real networks and models, proxies in front, several workers. A token's "
             "CPU holds the whole request's, spread over its tokens, and for ours the log lines, the hash and the kept "
             "answer. The gaps are those between arrivals that brought tokens, so a subject that falls behind and sends "
-            "several at once is judged by its pauses."
+            "several at once is judged by its pauses. Memory is the worker's: after its start, while it holds the "
+            "streams (one token every half a second), and after the whole run, all its kept answers included."
         )
         return "\n".join(f"- {line}" for line in (*about, *stopped, *self.notes, not_included))
 

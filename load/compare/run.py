@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -89,6 +90,10 @@ class Comparison:
             self._warm()
             for name, target in self._targets.items():
                 self._note("memory", 0, name, {"rss_idle_mb": lanes.memory(target)})
+            for name, target in self._targets.items():  # before any of them has answers to remember
+                if name == OURS or not self._is_quick:
+                    most = max(self._plan.levels)
+                    self._note("held", most, name, lanes.held(target, most))
             self._short_lanes()
             for streams in self._plan.levels:
                 self._paced(streams)
@@ -202,6 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/schedstat").exists():
         print("No measurement. The CPU of a process is read from Linux's /proc, which is not here.")
         return 2
+    for number in (signal.SIGINT, signal.SIGTERM):  # whoever asks: what was started is stopped
+        signal.signal(number, signal.default_int_handler)
     if options.report.exists():
         shutil.rmtree(options.report)
     try:

@@ -167,6 +167,7 @@ def results(**changed: float) -> Results:
         found.add("requests", 10, name, {"cpu_us_per_request": 10 * cost})
         found.add("burst", 50, name, {"ttft_max_ms": 30.0})
     found.add("resume", 10_000, OURS, {"whole_ms": 4.0})
+    found.add("held", 512, OURS, {"rss_live_mb": 100.0} | changed)
     return found
 
 

@@ -142,7 +142,7 @@ def test_way_past_the_server_is_given_for_a_plain_connection() -> None:
 # Frames, in whatever order the loop brings things
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_readers_of_any_pace_get_every_token_once_and_in_order(seed: int) -> None:
     """One log, three readers: a slow one over tiny buffers, a quick one, one of HTTP/1.0; heartbeats at any moment."""
     dice = random.Random(seed)

@@ -19,7 +19,7 @@ from app import sse
 from app.sockets import DirectWriter
 from app.sse import Readers, frames
 from app.streams.memory import MemoryStore
-from app.streams.store import Origin, Terminal
+from app.streams.store import Origin, Piece, Terminal
 from tests.harness.events import Event, EventParser
 from tests.unit.fakes import PATIENCE_SECONDS
 
@@ -101,12 +101,6 @@ class Served:
 
     def join(self) -> None:
         self._thread.join(PATIENCE_SECONDS)
-
-    def read_bytes(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count and (piece := self.client.recv(count - len(data))):
-            data += piece
-        return data
 
     def read_rest(self) -> bytes:
         """Read to the end of the connection, and take the chunks apart. Raises: AssertionError."""
@@ -205,6 +199,21 @@ def test_chunks_that_came_together_are_one_frame_and_what_is_too_much_for_one_co
     assert (counts[0], counts[-1]) == (3, 1)
     assert len(counts) > 7
     assert len(served.yielded) == 1 + len(counts) - 2 + 1, "all but two frames, the start and the end"
+
+
+def test_piece_that_does_not_follow_the_readers_place_is_left_to_the_loop() -> None:
+    log = new_log()
+    log.append("a")
+    log.append("b")
+    with Served(log, 2) as served:
+        served.wait_asleep()
+        reader = log.reader(0)
+
+        assert not sse._deliver(log.stream_id, reader, served.writer, Piece(2, 1, "b"))
+
+        assert reader.after == 0
+        finish(log)
+        assert [event.event for event in events_of(served.read_rest())] == ["ping", "done"]
 
 
 @pytest.mark.parametrize("size", [1, 50, 7000])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import random
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -950,14 +952,15 @@ def test_log_given_chunks_together_reads_them_as_if_each_had_come_alone(
 
 def test_log_given_chunks_together_wakes_its_readers_once(store: Any) -> None:
     log = begin(store)
-    heads: list[int] = []
+    told: list[tuple[Piece, int]] = []
     with log.reader(0) as reader:
         reader._asleep = True
-        reader.deliver = lambda _: heads.append(log.head) or True  # type: ignore[func-returns-value]
-        log.append("a", "b", "c")
+        reader.deliver = lambda piece: told.append((piece, log.head)) or True  # type: ignore[func-returns-value]
+        log.append("a", "é", "c")
         log.append("d")
 
-    assert heads == [3, 4], "when all of them are there"
+    assert told == [(Piece(3, 3, "aéc"), 3), (Piece(4, 1, "d"), 4)], "when all of them are there"
+    assert log.read(0, 1000) == Piece(4, 4, "aécd")
 
 
 def test_log_without_memory_for_all_chunks_takes_none_of_them(factory: Factory) -> None:
@@ -1014,6 +1017,30 @@ def test_log_whose_end_could_not_be_written_goes_on_and_ends_later(store: Any, t
     assert (log.text(), log.terminal.content["totals"].tokens, store.live) == ("bcbc", 4, 0)
 
 
+def test_log_whose_end_fails_while_another_one_ends_it_is_ended_by_that(
+    store: Any, threads: ThreadPoolExecutor
+) -> None:
+    log = begin(store)
+    inside, go = threading.Event(), threading.Event()
+
+    def fail(_: Totals) -> Terminal:
+        inside.set()
+        assert go.wait(PATIENCE_SECONDS)
+        raise KeyboardInterrupt
+
+    first = threads.submit(log.finish, fail)
+    assert inside.wait(PATIENCE_SECONDS)
+    second = threads.submit(log.finish, end_with())
+    time.sleep(0.05)
+    assert not second.done()
+    go.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        first.result(PATIENCE_SECONDS)
+    assert second.result(PATIENCE_SECONDS)
+    assert log.terminal is not None
+
+
 # Readers that are served where they sleep
 
 
@@ -1024,11 +1051,12 @@ def test_reader_asleep_is_woken_only_when_it_could_not_be_served(
     log = begin(store)
     asleep, asked = threading.Event(), []
 
-    def deliver(_: Piece) -> bool:
-        asked.append((log.head, reader._asleep))
+    def deliver(piece: Piece) -> bool:
+        asked.append((piece, reader._asleep))
         return takes
 
-    with log.reader(0) as reader:
+    with log.reader(0) as reader, contextlib.ExitStack() as last:
+        last.callback(reader.nudge)  # a failure must not leave its thread asleep
         reader.deliver = deliver
         reader._wake = Interposed(reader._wake, asleep.set)
         waiting = threads.submit(reader.wait)
@@ -1037,10 +1065,10 @@ def test_reader_asleep_is_woken_only_when_it_could_not_be_served(
         log.append("b")
         if takes:
             assert not waiting.done()
-            assert asked == [(1, True), (2, True)]
+            assert asked == [(Piece(1, 1, "a"), True), (Piece(2, 1, "b"), True)]
             log.finish(end_with())
         waiting.result(PATIENCE_SECONDS)
-        assert takes or asked == [(1, True)], "and is not asked again once it is woken"
+        assert takes or asked == [(Piece(1, 1, "a"), True)], "and is not asked again once it is woken"
 
 
 def test_reader_awake_is_not_served(store: Any) -> None:
@@ -1059,7 +1087,8 @@ def test_reader_awake_is_not_served(store: Any) -> None:
 def test_reader_nudged_is_not_served_before_it_has_slept_again(store: Any, threads: ThreadPoolExecutor) -> None:
     log = begin(store)
     asleep, asked = threading.Event(), []
-    with log.reader(0) as reader:
+    with log.reader(0) as reader, contextlib.ExitStack() as last:
+        last.callback(reader.nudge)
         reader.deliver = lambda _: asked.append(1) or True  # type: ignore[func-returns-value]
         reader._wake = Interposed(reader._wake, asleep.set)
         waiting = threads.submit(reader.wait)
