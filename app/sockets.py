@@ -7,7 +7,7 @@ import os
 import select
 import socket
 
-__all__ = ["DirectWriter", "is_connected", "is_quiet"]
+__all__ = ["DirectWriter", "is_connected", "is_quiet", "shut"]
 
 _ESTABLISHED = 1  # Source: linux/include/net/tcp_states.h
 
@@ -30,6 +30,12 @@ def is_quiet(sock: socket.socket) -> bool:
     poll = select.poll()  # select() knows no descriptor over 1023
     poll.register(sock, select.POLLIN)
     return not poll.poll(0)
+
+
+def shut(sock: socket.socket) -> None:
+    """End a connection, whoever is waiting on it."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 class DirectWriter:
@@ -66,8 +72,3 @@ class DirectWriter:
         rest, self._rest = self._rest, b""
         if rest:
             self._sock.sendall(rest)
-
-    def shut(self) -> None:
-        """End the connection, whoever is waiting on it."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)

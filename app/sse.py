@@ -124,16 +124,23 @@ class Readers:
 
 
 def frames(
-    log: StreamLog, after: int, readers: Readers, *, left: Callable[[int], None], connection: DirectWriter | None
+    log: StreamLog,
+    after: int,
+    readers: Readers,
+    *,
+    left: Callable[[int], None],
+    drop: Callable[[], None],
+    connection: DirectWriter | None = None,
 ) -> Iterator[bytes]:
     """Yield the frames that follow a sequence number, to the terminal one. `left` hears where the reader
-    left. It and the counting stand in here, because the `finally` of a generator that never began never runs.
+    left, and `drop` ends a connection that takes nothing. They and the counting stand in here, because the
+    `finally` of a generator that never began never runs.
 
     While this sleeps at the head, `connection` is given the next token frames by whoever appends them, as far as it
     takes them at once; what it does not take, wakes this up.
     """
     with log.reader(after) as reader:
-        readers.add(reader, drop=connection.shut if connection else None)
+        readers.add(reader, drop=drop)
         if connection is not None:
             reader.deliver = partial(_deliver, log.stream_id, reader, connection)
         reader.sending = True

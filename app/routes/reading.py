@@ -14,7 +14,7 @@ from app.logs import event
 from app.routes import failures
 from app.routes.gate import close_connection, direct_writer
 from app.runtime import Runtime
-from app.sockets import is_connected
+from app.sockets import is_connected, shut
 from app.streams.store import StreamLog, Terminal, log_name
 
 __all__ = ["Cursor", "after", "cursor_of_request", "event_stream", "waited"]
@@ -84,12 +84,17 @@ def _frames(runtime: Runtime, log: StreamLog, begin: int) -> Iterator[bytes]:
     name, correlation_id = log_name(log.stream_id), g.correlation_id
     environ = request.environ
 
+    def drop() -> None:
+        if sock := environ.get("gunicorn.socket"):
+            shut(sock)
+
     def left(sequence: int) -> None:
         event("reader_left", stream=name, correlation_id=correlation_id, mode="streaming", sequence=sequence)
 
     def begun() -> Iterator[bytes]:
         event("reader_attached", stream=name, correlation_id=correlation_id, mode="streaming", after=begin)
-        yield from sse.frames(log, begin, runtime.readers, left=left, connection=direct_writer(environ))
+        connection = direct_writer(environ)
+        yield from sse.frames(log, begin, runtime.readers, left=left, drop=drop, connection=connection)
 
     return begun()
 

@@ -30,9 +30,11 @@ def assert_untroubled(chatwait: ChatWait, stream_id: str) -> None:
     """No line of this stream, nor of gunicorn, tells of trouble."""
     name = log_name(stream_id)
     chatwait.wait_for_log("response_complete", stream=name, status="complete")
+    lines = list(chatwait.log)
+    begun = next(place for place, line in enumerate(lines) if line.get("stream") == name)
     troubles = [
         line
-        for line in chatwait.log
+        for line in lines[begun:]
         if line["level"] not in ("DEBUG", "INFO")
         and (line.get("stream") == name or line["event"] == "log" or "exception" in line)
     ]

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.sockets import DirectWriter, is_connected, is_quiet
+from app.sockets import DirectWriter, is_connected, is_quiet, shut
 from tests.live.rawhttp import chunks
 from tests.unit.fakes import PATIENCE_SECONDS
 
@@ -136,8 +136,8 @@ def test_connection_shut_wakes_who_waits_for_room_in_it(tcp: Pair) -> None:
         threading.Event().wait(0.02)
         assert not finishing.done()
 
-        writer.shut()
-        writer.shut()
+        shut(ours)
+        shut(ours)
 
         with pytest.raises(OSError, match="Errno"):
             finishing.result(PATIENCE_SECONDS)

@@ -44,7 +44,7 @@ def ignore(*_: object) -> None: ...
 
 def read(log: Any, after: int = 0, readers: Readers | None = None) -> list[bytes]:
     readers = readers or Readers(limit=10, heartbeat_seconds=10.0)
-    return list(frames(log, after, readers, left=ignore, connection=None))
+    return list(frames(log, after, readers, left=ignore, drop=ignore))
 
 
 def parse(pieces: list[bytes]) -> list[Event]:
@@ -251,7 +251,7 @@ def test_stream_pings_after_a_heartbeat_without_a_frame_and_not_before(monkeypat
     reader = ScriptedReader(time, waits)
     log: Any = ScriptedLog(reader)
 
-    events = parse(list(frames(log, 0, Readers(limit=1, heartbeat_seconds=10.0), left=ignore, connection=None)))
+    events = parse(list(frames(log, 0, Readers(limit=1, heartbeat_seconds=10.0), left=ignore, drop=ignore)))
 
     assert [event.event for event in events] == ["start", "ping", "token", "ping", "done"]
     assert [event.json for event in events if event.event == "ping"] == [
@@ -276,7 +276,7 @@ def test_stream_resumed_gives_its_later_pings_no_id(monkeypatch: pytest.MonkeyPa
     log: Any = ScriptedLog(ScriptedReader(time, [beat, end]))
     log.head = 2
 
-    events = parse(list(frames(log, 2, Readers(limit=1, heartbeat_seconds=10.0), left=ignore, connection=None)))
+    events = parse(list(frames(log, 2, Readers(limit=1, heartbeat_seconds=10.0), left=ignore, drop=ignore)))
 
     assert [(event.event, event.id and event.id.rpartition(".")[2]) for event in events] == [
         ("ping", "2"),
@@ -288,7 +288,7 @@ def test_stream_resumed_gives_its_later_pings_no_id(monkeypatch: pytest.MonkeyPa
 def test_stream_marks_the_reader_as_sending_exactly_while_a_frame_is_out() -> None:
     log = log_of("a", end=False)
     readers = Readers(limit=1, heartbeat_seconds=10.0)
-    loop = frames(log, 0, readers, left=ignore, connection=None)
+    loop = frames(log, 0, readers, left=ignore, drop=ignore)
     next(loop)
     (reader,) = readers._due
 
@@ -309,7 +309,7 @@ def test_stream_closed_early_detaches_its_reader_and_tells_where_it_left() -> No
     log = log_of("a", "b", end=False)
     readers = Readers(limit=10, heartbeat_seconds=10.0)
     left: list[int] = []
-    loop = frames(log, 0, readers, left=left.append, connection=None)
+    loop = frames(log, 0, readers, left=left.append, drop=ignore)
     next(loop)
     next(loop)
     assert (log.readers, readers.count) == (1, 1)
@@ -334,7 +334,7 @@ def test_stream_that_never_began_counts_no_reader() -> None:
     readers = Readers(limit=10, heartbeat_seconds=10.0)
     left: list[int] = []
 
-    frames(log, 0, readers, left=left.append, connection=None).close()  # type: ignore[attr-defined]
+    frames(log, 0, readers, left=left.append, drop=ignore).close()  # type: ignore[attr-defined]
 
     assert (log.readers, readers.count, left) == (0, 0, [])
 
@@ -342,7 +342,7 @@ def test_stream_that_never_began_counts_no_reader() -> None:
 def test_stream_given_a_last_chunk_and_the_end_at_once_delivers_them_in_order() -> None:
     log = log_of("a", end=False)
     readers = Readers(limit=10, heartbeat_seconds=10.0)
-    loop = frames(log, 1, readers, left=ignore, connection=None)
+    loop = frames(log, 1, readers, left=ignore, drop=ignore)
     next(loop)
     log.append("b")
     finish(log)
@@ -355,7 +355,7 @@ def test_stream_given_the_last_chunk_and_the_end_between_its_two_looks_delivers_
     log = log_of("a", end=False)
     late: Any = LateLog(log, moment)
 
-    events = parse(list(frames(late, 1, Readers(limit=10, heartbeat_seconds=10.0), left=ignore, connection=None)))
+    events = parse(list(frames(late, 1, Readers(limit=10, heartbeat_seconds=10.0), left=ignore, drop=ignore)))
 
     assert [event.event for event in events] == ["ping", "token", "done"]
     assert log.text() == "ab"

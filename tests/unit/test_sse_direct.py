@@ -11,12 +11,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Self
 
 import pytest
 
 from app import sse
-from app.sockets import DirectWriter
+from app.sockets import DirectWriter, shut
 from app.sse import Readers, frames
 from app.streams.memory import MemoryStore
 from app.streams.store import Origin, Piece, Terminal
@@ -64,7 +65,14 @@ class Served:
             sock.settimeout(PATIENCE_SECONDS)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.writer = DirectWriter(self.sock, chunked=chunked)
-        self._loop: Any = frames(log, after, self.readers, left=self.left.append, connection=self.writer)
+        self._loop: Any = frames(
+            log,
+            after,
+            self.readers,
+            left=self.left.append,
+            drop=partial(shut, self.sock),
+            connection=self.writer,
+        )
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
