@@ -67,6 +67,8 @@ class Comparison:
             self._plan = replace(self._plan, levels=options.levels)
         if options.tokens:
             self._plan = replace(self._plan, tokens=options.tokens)
+        if options.seconds:
+            self._plan = replace(self._plan, request_seconds=options.seconds)
         self._directory: Path = options.report
         self._bins: tuple[Path, Path, Path] = (options.service, options.references, options.litellm)
         self._begun = time.monotonic()
@@ -199,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer levels, rounds and tokens: under three minutes")
     parser.add_argument("--levels", type=_levels, help="streams at once, like 8,50,512")
     parser.add_argument("--tokens", type=int, help="of a stream")
+    parser.add_argument("--seconds", type=float, help="of each lane that asks again and again")
     parser.add_argument("--report", type=Path, default=root / "load" / "report" / "compare", help="where it is written")
     parser.add_argument("--service", type=Path, default=root / ".venv" / "bin", help="bin of ours")
     parser.add_argument("--references", type=Path, default=root / ".venv" / "compare" / "references" / "bin")

@@ -247,7 +247,7 @@ def test_references_have_the_versions_that_the_service_has() -> None:
 @pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="measures on Linux only")
 def test_run_of_the_comparison_starts_measures_and_reports(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "load.compare", "--quick", "--levels", "2,3", "--tokens", "20"]
+    command = [sys.executable, "-m", "load.compare", "--quick", "--levels", "2,3", "--tokens", "20", "--seconds", "0.2"]
     command += ["--report", str(tmp_path / "found"), "--service", str(Path(sys.executable).parent)]
     command += ["--references", str(tmp_path / "none"), "--litellm", str(tmp_path / "none")]
 

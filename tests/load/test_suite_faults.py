@@ -25,16 +25,16 @@ from app.streams.memory import MemoryLog
 _append = MemoryLog.append
 
 
-def append(self, text):
+def append(self, *chunks):
     return {body}
 
 
 MemoryLog.append = append
 """
 PATCHES = {
-    "loses": '_append(self, text) if "t7/" not in text else True',
-    "repeats": '_append(self, text) and ("t7/" not in text or _append(self, text))',
-    "keeps": "_append(self, text)",
+    "loses": '_append(self, *(chunk for chunk in chunks if "t7/" not in chunk))',
+    "repeats": '_append(self, *(chunk for one in chunks for chunk in ([one, one] if "t7/" in one else [one])))',
+    "keeps": "_append(self, *chunks)",
 }
 
 
