@@ -17,9 +17,8 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httpx2
@@ -42,7 +41,6 @@ ERROR_BODY_BYTES = 65_536
 NEXT_ADDRESS_SECONDS = 5.0
 STALE_SECONDS = 1.0
 SWEEP_SECONDS = 5.0
-LOOKUP_SECONDS = 5.0  # shorter than any name's time to live, long enough for a burst
 
 current_call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("current_call", default=None)
 
@@ -85,22 +83,6 @@ class Call:
             sock.close()
 
 
-_Addresses = Sequence[tuple[Any, ...]]
-
-_found: dict[tuple[str, int], tuple[float, _Addresses]] = {}
-
-
-def _addresses(host: str, port: int) -> _Addresses:
-    """Look a host up, at most every LOOKUP_SECONDS: each is a trip through gevent's pool of real threads, while all
-    streams wait for the interpreter. Raises: OSError."""
-    now = time.monotonic()
-    until, found = _found.get((host, port), (0.0, []))
-    if now >= until:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        _found[host, port] = now + LOOKUP_SECONDS, found
-    return found
-
-
 class _Connection(http.client.HTTPConnection):
     """A connection whose every blocking step is known to the call it serves."""
 
@@ -124,7 +106,7 @@ class _Connection(http.client.HTTPConnection):
 
     def _dial(self) -> socket.socket:
         failure: OSError | None = None
-        found = _addresses(self.host, self.port)
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         for number, (family, kind, protocol, _, address) in enumerate(found, 1):
             sock = socket.socket(family, kind, protocol)
             try:
@@ -142,7 +124,6 @@ class _Connection(http.client.HTTPConnection):
                 sock.close()
                 if self.call.cancelled:
                     break
-        _found.pop((self.host, self.port), None)
         raise failure or OSError("the host name has no address")
 
     def is_stale(self, now: float, idle_seconds: float) -> bool:

@@ -20,7 +20,6 @@ __all__ = [
     "burst",
     "held",
     "long_answer",
-    "memory",
     "paced",
     "requests",
     "resume",
@@ -82,7 +81,7 @@ def paced(target: Target, streams: int, tokens: int, gap_ms: int = GAP_MS) -> Fi
         streams=streams,
         starts_per_second=STARTS_PER_SECOND,
         seconds=tokens * gap_ms / 1000 + LATE_SECONDS,
-        live=lambda: memory_live.append(memory(target)),
+        live=lambda: memory_live.append(target.meter.rss_mb()),
         live_after=tokens * gap_ms / 3000,
     )
     own, took = time.process_time() - own, time.monotonic() - begun
@@ -150,11 +149,6 @@ def resume(target: Target, tokens: int) -> Figures:
     asked = request("GET", f"{subject.stream_path}/{stream_id}", port, headers=headers)
     times, figures = _judged([client.exchange(port, asked, tokens, seconds=60.0)])
     return figures | {"whole_ms": (times[0].last_seconds or math.nan) * 1000}
-
-
-def memory(target: Target) -> float:
-    """Units: MiB."""
-    return target.meter.rss_mb()
 
 
 def held(target: Target, streams: int) -> Figures:

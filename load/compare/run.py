@@ -91,7 +91,7 @@ class Comparison:
             self._start(stack, cores[0] if core is not None else None, core)
             self._warm()
             for name, target in self._targets.items():
-                self._note("memory", 0, name, {"rss_idle_mb": lanes.memory(target)})
+                self._note("memory", 0, name, {"rss_idle_mb": target.meter.rss_mb()})
             for name, target in self._targets.items():  # before any of them has answers to remember
                 if name == OURS or not self._is_quick:
                     most = max(self._plan.levels)
@@ -100,7 +100,7 @@ class Comparison:
             for streams in self._plan.levels:
                 self._paced(streams)
             for name, target in self._targets.items():
-                self._note("memory", 0, name, {"rss_after_mb": lanes.memory(target)})
+                self._note("memory", 0, name, {"rss_after_mb": target.meter.rss_mb()})
         seconds = time.monotonic() - self._begun
         found = report.Report(self._results, self._started, self._notes, cores, seconds, quick=self._is_quick)
         return found.write(self._directory)

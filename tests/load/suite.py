@@ -122,3 +122,11 @@ def mock_upstream(*options: str) -> Iterator[str]:
                 assert process.wait(10) == 0
             finally:
                 process.kill()
+
+
+def run_locust(base_url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the users with locust's own command."""
+    command = [sys.executable, "-m", "locust", "-f", "load/locustfile.py", "--host", base_url, "--headless"]
+    return subprocess.run(
+        [*command, "--only-summary", *options], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.harness.server import ROOT, ChatWait
+from tests.harness.server import ChatWait
 from tests.live.steps import KEY, copy_of_service
 from tests.load.liar import lying
 from tests.load.naive import naive_proxy
-from tests.load.suite import ROW, Run, mock_upstream, run
+from tests.load.suite import ROW, Run, mock_upstream, run, run_locust
 
 pytestmark = pytest.mark.long
 
@@ -151,17 +149,10 @@ def test_service_whose_slow_readers_make_the_others_late_fails_in_the_slow_run(t
 
 
 def test_locusts_own_command_runs_the_users_of_a_scenario(tmp_path: Path) -> None:
-    options = ["--headless", "-u", "2", "-r", "2", "-t", "2s", "--tokens", "10", "--only-summary"]
+    options = ["-u", "2", "-r", "2", "-t", "2s", "--tokens", "10"]
     options += ["--scenario", "slow", "--slow-share", "0.5", "--slow-seconds", "0"]
     with lying([""]) as liar:
-        ended = subprocess.run(
-            [sys.executable, "-m", "locust", "-f", "load/locustfile.py", "--host", liar.base_url, *options],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        ended = run_locust(liar.base_url, *options)
     said = ended.stdout + ended.stderr
     assert ended.returncode == 0, said
     assert "answer (slow)" in said

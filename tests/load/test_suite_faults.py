@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.harness.chaos import ChaosProxy, CutAfter
-from tests.harness.server import ROOT, ChatWait
+from tests.harness.server import ChatWait
 from tests.live.steps import KEY, copy_of_service
 from tests.load.liar import lying
-from tests.load.suite import Run, mock_upstream, run
+from tests.load.suite import Run, mock_upstream, run, run_locust
 
 pytestmark = pytest.mark.long
 
@@ -100,16 +98,9 @@ def test_network_that_cuts_connections_fails_whoever_does_not_come_back(tmp_path
 def test_locusts_own_command_runs_the_users_and_fails_with_the_service(
     tmp_path: Path, faults: list[str], judged: Callable[[int], bool]
 ) -> None:
-    options = ["--headless", "-u", "3", "-r", "3", "-t", "3s", "--tokens", "10", "--only-summary"]
+    options = ["-u", "3", "-r", "3", "-t", "3s", "--tokens", "10"]
     with lying(faults) as liar:
-        ended = subprocess.run(
-            [sys.executable, "-m", "locust", "-f", "load/locustfile.py", "--host", liar.base_url, *options],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        ended = run_locust(liar.base_url, *options)
     assert judged(ended.returncode), ended.stderr
     assert "Traceback" not in ended.stderr
     assert "answer" in ended.stderr + ended.stdout
