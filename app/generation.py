@@ -76,7 +76,9 @@ class Generation:
         self._first_token_ms: int | None = None
         self._room = bounds.answer_chars
         self._name = log_name(log.stream_id)
-        self._chunks = ChunkLog(stream=self._name, correlation_id=log.origin.correlation_id, started=self.started)
+        self._chunks = ChunkLog(
+            stream=self._name, correlation_id=log.origin.correlation_id, started=self.started, sizes=log.sizes
+        )
 
     # The way of the answer
 
@@ -155,7 +157,6 @@ class Generation:
             return True  # nothing is wanted any more but the end of its bytes, for `check_tail` not for ever
         self.last_life = now = time.monotonic()
         texts: list[str] = []
-        sizes: list[int] = []
         too_long = False
         for part in parts:
             if text := part.text:
@@ -165,7 +166,6 @@ class Generation:
                     too_long = True
                     break
                 texts.append(text)
-                sizes.append(len(text) if text.isascii() else len(text.encode()))
             if part.finish_reason:
                 self._whole = True
                 known = _FINISH_REASON.fullmatch(part.finish_reason)
@@ -181,7 +181,7 @@ class Generation:
             if not self.log.append(*texts):
                 self._done = False
                 return False
-            self._chunks.add(sizes, now)
+            self._chunks.add(len(texts), now)
         if too_long:
             raise errors.UpstreamError("The answer is longer than this server takes.")
         return not self._done
@@ -248,7 +248,7 @@ class Generation:
         if half:
             with contextlib.suppress(errors.Overloaded):
                 if self.log.append(half):
-                    self._chunks.add((len(half.encode()),), time.monotonic())
+                    self._chunks.add(1, time.monotonic())
 
     def _terminal(self, end: _End, totals: Totals) -> Terminal:
         status = "cancelled" if end.reason else "failed" if end.error else "complete"

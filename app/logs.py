@@ -13,7 +13,6 @@ import logging
 import math
 import time
 import traceback
-from array import array
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -244,56 +243,63 @@ class ChunkLog:
 
     LINE_CHUNKS = 240
 
-    __slots__ = ("_correlation_id", "_first", "_flushed", "_sizes", "_started", "_stream", "_times", "debug")
+    __slots__ = ("_correlation_id", "_due", "_first", "_sizes", "_started", "_stream", "_times", "debug")
 
-    def __init__(self, *, stream: str, correlation_id: str, started: float) -> None:
+    def __init__(
+        self, *, stream: str, correlation_id: str, started: float, sizes: Callable[[int, int], Iterable[int]]
+    ) -> None:
+        """`sizes` is asked for the sizes of the chunks from one sequence number to another, both included."""
         self._stream = stream
         self._correlation_id = correlation_id
         self._started = started
-        self._flushed = started
+        self._sizes = sizes
+        self._due = started + 1.0
         self._first = 1
-        self._sizes = array("I")
-        self._times = array("I")
+        self._times: list[float] = []
         self.debug = _log.isEnabledFor(logging.DEBUG)
 
-    def add(self, sizes: Iterable[int], at: float) -> None:
-        """Note chunks that came together. Units: bytes, and monotonic seconds."""
-        ms = int((at - self._started) * 1000)
-        for size in sizes:
-            self._sizes.append(size)
-            self._times.append(ms)
+    def add(self, count: int, at: float) -> None:
+        """Note chunks that came together. Units: monotonic seconds."""
+        for _ in range(count):
+            self._times.append(at)
             if self.debug:
-                event(
-                    "chunk_sent",
-                    level=logging.DEBUG,
-                    stream=self._stream,
-                    correlation_id=self._correlation_id,
-                    sequence=self._first + len(self._sizes) - 1,
-                    bytes=size,
-                    ms=ms,
-                )
-            if len(self._sizes) >= self.LINE_CHUNKS:
+                self._tell_last()
+            if len(self._times) >= self.LINE_CHUNKS:
                 self.flush(at)
-        if at - self._flushed >= 1.0:
+        if at >= self._due:
             self.flush(at)
 
     def flush(self, at: float) -> None:
         """Write what has been noted since the last line, if anything."""
-        sizes, times = self._sizes, self._times
-        if not sizes:
+        times, self._times = self._times, []
+        if not times:
             return
-        self._sizes, self._times = array("I"), array("I")
-        first, self._first = self._first, self._first + len(sizes)
-        self._flushed = at
+        first, self._first = self._first, self._first + len(times)
+        self._due = at + 1.0
         event(
             "chunks_sent",
             stream=self._stream,
             correlation_id=self._correlation_id,
             first=first,
             last=self._first - 1,
-            bytes=sizes.tolist(),
-            ms=times.tolist(),
+            bytes=list(self._sizes(first, self._first - 1)),
+            ms=[self._ms(at) for at in times],
         )
+
+    def _tell_last(self) -> None:
+        sequence = self._first + len(self._times) - 1
+        event(
+            "chunk_sent",
+            level=logging.DEBUG,
+            stream=self._stream,
+            correlation_id=self._correlation_id,
+            sequence=sequence,
+            bytes=next(iter(self._sizes(sequence, sequence))),
+            ms=self._ms(self._times[-1]),
+        )
+
+    def _ms(self, at: float) -> int:
+        return int((at - self._started) * 1000)
 
 
 def early_formatter() -> logging.Formatter:

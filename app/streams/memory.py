@@ -13,6 +13,7 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
@@ -88,7 +89,6 @@ class MemoryLog:
     """One generation in memory. Built by `MemoryStore` alone."""
 
     __slots__ = (
-        "_characters",
         "_ending",
         "_ends",
         "_lock",
@@ -121,7 +121,6 @@ class MemoryLog:
         self._store = store
         self._text = bytearray()
         self._ends = array("I")
-        self._characters = 0
         self._ending = False
         self._readers: list[MemoryReader] = []
         self._lock = plain_lock()
@@ -144,18 +143,23 @@ class MemoryLog:
         with self._lock:
             if self._ending:
                 return False
+            count = len(chunks)
+            head = self.head + count
             end = len(self._text)
-            missing = end + len(data) + 4 * (self.head + len(chunks)) + LOG_OVERHEAD_BYTES - self.cost
+            missing = end + len(data) + 4 * head + LOG_OVERHEAD_BYTES - self.cost
             if missing > 0:
                 self._store.grow(self, max(missing, RESERVED_BYTES))
             self._text += data
-            for chunk in chunks:
-                end += len(chunk) if chunk.isascii() else len(chunk.encode())
-                self._ends.append(end)
-            self._characters += len(added)
-            self.head = head = self.head + len(chunks)
+            if count == 1:
+                self._ends.append(end + len(data))
+            else:
+                for chunk in chunks:
+                    end += len(chunk.encode())
+                    self._ends.append(end)
+            self.head = head
+        piece = Piece(head, count, added)
         for reader in self._readers:
-            reader.tell(Piece(head, len(chunks), added))
+            reader.tell(piece)
         return True
 
     def finish(self, end: Callable[[Totals], Terminal]) -> bool:
@@ -164,8 +168,8 @@ class MemoryLog:
                 return False
             time.sleep(0.001)  # another is at it; should it fail, the end is ours
         try:
-            digest = hashlib.sha256(self._text).hexdigest()
-            self.terminal = end(Totals(self.head, self._characters, digest, self._text.decode()))
+            text = self._text.decode()
+            self.terminal = end(Totals(self.head, len(text), hashlib.sha256(self._text).hexdigest(), text))
         except BaseException:
             self._ending = False
             raise
@@ -204,6 +208,10 @@ class MemoryLog:
     def text(self) -> str:
         head = self.head
         return self._text[: self._ends[head - 1]].decode() if head else ""
+
+    def sizes(self, first: int, last: int) -> list[int]:
+        ends = self._ends[first - 2 : last] if first > 1 else (0, *self._ends[:last])
+        return [end - start for start, end in pairwise(ends)]
 
     def attach(self, reader: MemoryReader) -> None:
         with self._lock:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+import msgspec
+
 __all__ = [
     "Binding",
     "Origin",
@@ -39,7 +41,7 @@ def log_name(stream_id: str) -> str:
     return hashlib.sha256(stream_id.encode("utf-8", "replace")).hexdigest()[:12]
 
 
-class Piece(NamedTuple):
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """Consecutive chunks of a log: the last one's sequence number, how many they are, their text."""
 
     sequence: int
@@ -140,6 +142,9 @@ class StreamLog(Protocol):
         """Make a reader that has everything up to `after`; one that wants `only_end` sleeps through chunks."""
 
     def text(self) -> str: ...
+
+    def sizes(self, first: int, last: int) -> list[int]:
+        """Tell how large the chunks from `first` to `last` are. Units: bytes of UTF-8."""
 
     @property
     def readers(self) -> int: ...

@@ -119,11 +119,12 @@ class OpenAIUpstream:
         )
         self._url = self._sdk.base_url.join("chat/completions")
         # A server that wants no key must not be sent one that is none.
-        self._headers = {
+        headers = {
             name: value
             for name, value in ((self._sdk.auth_headers if api_key else {}) | self._sdk.default_headers).items()
             if isinstance(value, str)
         }
+        self._headers = httpx2.Request("POST", self._url, headers=headers).headers  # with Host
 
     def ask(self, question: Question, call: Call) -> _SdkAnswer:
         token = current_call.set(call)
@@ -154,7 +155,9 @@ class OpenAIUpstream:
         """Post the SDK's request, and raise the SDK's errors, without its layers in between: they cost as much as all
         else that a request needs (load/PROFILE.md), to build this one anew and to decide on retries that are ours.
         """
-        request = httpx2.Request("POST", self._url, headers=self._headers, content=msgspec.json.encode(body))
+        content = msgspec.json.encode(body)
+        request = httpx2.Request("POST", self._url, headers=self._headers, stream=httpx2.ByteStream(content))
+        request.headers["Content-Length"] = str(len(content))
         try:
             response = self._transport.handle_request(request)
         except httpx2.TimeoutException as error:

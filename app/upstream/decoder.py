@@ -44,6 +44,8 @@ class EventSplitter:
 
         Raises: BrokenStream when an event grows over LONGEST_EVENT_BYTES; those before it come first.
         """
+        if not (self._rest or self._first or self._after_cr) and (data := _one_event(received)) is not None:
+            return [data]
         if self._first:
             received, self._rest = self._rest + received, b""
             if len(received) < len(_BOM) and _BOM.startswith(received):
@@ -69,6 +71,13 @@ class EventSplitter:
         return events
 
 
+def _one_event(received: bytes) -> bytes | None:
+    """Return the data of what is just one whole event of one line, as a token mostly comes; None for anything else."""
+    if received.startswith(b"data: ") and received.find(b"\n") == len(received) - 2 and received.endswith(b"\n"):
+        return None if b"\r" in received else received[6:-2]
+    return None
+
+
 def _data(block: bytes) -> bytes | None:
     values = [line[5:] for line in block.split(b"\n") if line.startswith(b"data:") or line == b"data"]
     return b"\n".join(value.removeprefix(b" ") for value in values) if values else None
@@ -83,7 +92,7 @@ class Part(msgspec.Struct, frozen=True):
     done: bool = False
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     refusal: str | None = None
 

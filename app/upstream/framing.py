@@ -119,11 +119,10 @@ class Chunked:
 
 def _one_chunk(received: bytes) -> bytes | None:
     """Return the data of what is just one whole chunk, as a token mostly comes; None for anything else."""
-    size, _, rest = received.partition(b"\r\n")
-    if len(size) <= 4 and size.isalnum() and rest.endswith(b"\r\n"):
-        data = rest[:-2]
-        if data and b"%x" % len(data) == size.lower():
-            return data
+    line = received.find(b"\r\n", 0, 6)
+    size = len(received) - line - 4
+    if size > 0 and b"%x" % size == received[:line].lower() and received.endswith(b"\r\n"):
+        return received[line + 2 : -2]
     return None
 
 

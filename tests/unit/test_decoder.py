@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 from typing import Any
 
 import pytest
@@ -79,6 +80,8 @@ def test_splitter_given_any_cuts_finds_the_same_events(
     data = ("\ufeff" * bom + "".join(line + end for line, end in lines)).encode()
 
     assert split_at(data, cuts) == split(data) == split_at(data, list(range(len(data))))
+    after_events = [found.end() for found in re.finditer(rb"\n\n|\r\n|\r", data)]
+    assert split_at(data, after_events) == split(data), "as they mostly come"
 
 
 @given(STREAMS)

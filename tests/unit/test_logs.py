@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
@@ -433,15 +433,21 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
     return Lines(monkeypatch)
 
 
-def chunk_log() -> ChunkLog:
-    return ChunkLog(stream="0123456789ab", correlation_id="c-1", started=100.0)
+def chunk_log(sizes: Sequence[int]) -> ChunkLog:
+    """Make one whose chunks have these sizes."""
+
+    def told(first: int, last: int) -> Sequence[int]:
+        assert 1 <= first <= last <= len(sizes), "asked for what there is"
+        return sizes[first - 1 : last]
+
+    return ChunkLog(stream="0123456789ab", correlation_id="c-1", started=100.0, sizes=told)
 
 
 def test_chunks_are_written_a_line_a_second_and_each_of_them_once(lines: Lines) -> None:
-    chunks = chunk_log()
     count, gap = 1000, 0.01
+    chunks = chunk_log([number % 50 + 1 for number in range(count)])
     for number in range(count):
-        chunks.add([number % 50 + 1], 100.0 + number * gap)
+        chunks.add(1, 100.0 + number * gap)
     chunks.flush(100.0 + count * gap)
     chunks.flush(100.0 + count * gap)
 
@@ -455,9 +461,9 @@ def test_chunks_are_written_a_line_a_second_and_each_of_them_once(lines: Lines) 
 
 
 def test_chunks_however_many_and_large_keep_their_lines_within_bounds(lines: Lines) -> None:
-    chunks = chunk_log()
+    chunks = chunk_log([4_000_000] * 5000)
     for _ in range(5000):
-        chunks.add([4_000_000], 100.0 + 86_400.0)
+        chunks.add(1, 100.0 + 86_400.0)
     chunks.flush(100.0 + 86_400.0)
 
     written = lines.of("chunks_sent")
@@ -465,7 +471,7 @@ def test_chunks_however_many_and_large_keep_their_lines_within_bounds(lines: Lin
 
 
 def test_chunks_that_never_came_write_nothing(lines: Lines) -> None:
-    chunk_log().flush(200.0)
+    chunk_log([]).flush(200.0)
 
     assert lines.events == []
 
@@ -474,11 +480,11 @@ def test_chunks_that_never_came_write_nothing(lines: Lines) -> None:
 def test_chunks_at_debug_are_also_written_one_by_one(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("app"), "level", logging.DEBUG)
     logging.getLogger("app").manager._clear_cache()  # type: ignore[attr-defined]
-    chunks = chunk_log()
+    chunks = chunk_log([5, 6, 7])
     assert chunks.debug, "the premise"
-    chunks.add([5], 100.5)
-    chunks.add([6], 102.0)
-    chunks.add([7], 102.25)
+    chunks.add(1, 100.5)
+    chunks.add(1, 102.0)
+    chunks.add(1, 102.25)
     chunks.flush(103.0)
 
     one_by_one = lines.of("chunk_sent")
@@ -512,13 +518,13 @@ def test_time_of_now_never_goes_back_from_line_to_line() -> None:
 
 
 def test_chunks_that_came_together_have_one_time_and_the_numbers_that_follow(lines: Lines) -> None:
-    chunks = chunk_log()
-    chunks.add([1, 2, 3], 100.2504)
-    chunks.add([], 100.3)
-    chunks.add((4,), 100.5)
+    chunks = chunk_log([1, 2, 3, 4, 5, 6])
+    chunks.add(3, 100.2504)
+    chunks.add(0, 100.3)
+    chunks.add(1, 100.5)
     assert lines.events == [], "nothing before a second is over"
-    chunks.add([5], 101.0)
-    chunks.add([6], 101.5)
+    chunks.add(1, 101.0)
+    chunks.add(1, 101.5)
 
     assert lines.of("chunks_sent") == [
         {
@@ -536,9 +542,9 @@ def test_chunks_that_came_together_have_one_time_and_the_numbers_that_follow(lin
 
 @pytest.mark.parametrize("count", [239, 240, 241, 1000])
 def test_chunks_however_many_come_together_keep_their_lines_within_bounds(lines: Lines, count: int) -> None:
-    chunks = chunk_log()
-    chunks.add([7] * 100, 100.1)
-    chunks.add(range(4_000_000, 4_000_000 + count), 100.2)
+    chunks = chunk_log([7] * 100 + list(range(4_000_000, 4_000_000 + count)))
+    chunks.add(100, 100.1)
+    chunks.add(count, 100.2)
     chunks.flush(100.3)
 
     written = lines.of("chunks_sent")
@@ -553,10 +559,11 @@ def test_chunks_however_many_come_together_keep_their_lines_within_bounds(lines:
 def test_chunks_that_came_together_at_debug_are_written_one_by_one(
     lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chunks = chunk_log()
+    chunks = chunk_log([1] + [2] * 300)
     chunks.debug = True
-    chunks.add([1], 100.0)
-    chunks.add([2] * 300, 100.5)
+    chunks.add(1, 100.0)
+    chunks.add(300, 100.5)
 
     assert [line["sequence"] for line in lines.of("chunk_sent")] == list(range(1, 302))
+    assert [line["bytes"] for line in lines.of("chunk_sent")] == [1] + [2] * 300
     assert {line["ms"] for line in lines.of("chunk_sent")[1:]} == {500}

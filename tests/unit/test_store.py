@@ -959,6 +959,8 @@ def test_log_given_chunks_together_wakes_its_readers_once(store: Any) -> None:
         log.append("a", "é", "c")
         log.append("d")
 
+    assert log.sizes(1, 4) == [1, 2, 1, 1]
+    assert (log.sizes(2, 3), log.sizes(4, 4), log.sizes(1, 1)) == ([2, 1], [1], [1])
     assert told == [(Piece(3, 3, "aéc"), 3), (Piece(4, 1, "d"), 4)], "when all of them are there"
     assert log.read(0, 1000) == Piece(4, 4, "aécd")
 
