@@ -38,7 +38,7 @@ test: $(DEV) $(LOCAL) ## Run the tests, except the long ones
 	$(BIN)/python -m pytest
 
 test-long: $(DEV) $(LOCAL) ## Run the long tests
-	$(BIN)/python -m pytest -m long -n 5 --dist worksteal
+	$(BIN)/python -m pytest -m long -n 6 --dist worksteal
 
 check: $(DEV) ## Check format, lint, types and layers
 	$(BIN)/ruff format --check .

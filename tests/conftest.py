@@ -5,13 +5,17 @@ And no line that a test's service writes in this process may hold what no log ma
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
 from tests.harness.leaks import leaks
 from tests.requirements import MISSING, is_required
+
+LONG = "long"
 
 pytest_plugins = ["tests.harness.contract_run"]
 
@@ -43,6 +47,33 @@ def _fail_for_leaks(report: pytest.TestReport) -> None:
     if report.passed and (found := leaks(lines)):
         report.outcome = "failed"
         report.longrepr = "\n".join(found[:20])
+
+
+@pytest.hookimpl(trylast=True)  # when the others are deselected
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In `make test-long`, let half of the workers begin with what takes minutes: what has a limit of time of its own.
+
+    Most of these wait, so that the other half has the cores; and none of them is left for the end, where it would be
+    alone. The tests are dealt as pytest-xdist's `worksteal` deals them, in equal shares.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if config.option.markexpr != LONG or workers < 2:
+        return
+    slow: dict[Path, list[pytest.Item]] = {}  # by file, because tests of one share what they wait for
+    rest: list[pytest.Item] = []
+    for item in items:
+        (slow.setdefault(item.path, []) if item.get_closest_marker("timeout") else rest).append(item)
+    shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for place, together in enumerate(slow.values()):
+        shares[place % ((workers + 1) // 2)] += together
+    left = len(items)
+    for place, share in enumerate(shares):
+        size = left // (workers - place)
+        left -= size
+        missing = max(size - len(share), 0)
+        share += rest[:missing]
+        del rest[:missing]
+    items[:] = [item for share in shares for item in share] + rest
 
 
 @pytest.hookimpl(wrapper=True)

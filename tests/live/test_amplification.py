@@ -184,6 +184,7 @@ def test_input_that_is_hostile_costs_no_hundred_times_what_it_cost_the_client(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 def test_memory_is_back_after_a_thousand_hostile_requests(
     target: ChatWait, upstream: ScriptedUpstream, record_property: pytest.RecordProperty
 ) -> None:

@@ -145,6 +145,7 @@ def ended_after(socks: dict[str, socket.socket], drips: set[str], *, most: float
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 def test_connection_that_never_finishes_a_request_is_ended(
     chatwait: ChatWait, record_property: pytest.RecordProperty
 ) -> None:

@@ -64,6 +64,7 @@ def test_streams_go_on_while_nobody_reads_the_log(upstream: ScriptedUpstream) ->
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 def test_streams_go_on_while_nobody_reads_the_log_for_longer_than_a_worker_may_be_silent(
     upstream: ScriptedUpstream,
 ) -> None:

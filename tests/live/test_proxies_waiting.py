@@ -17,7 +17,7 @@ from tests.harness.upstream import Done, Finish, Pause, Script, ScriptedUpstream
 from tests.live.fronts import KINDS, front
 from tests.live.steps import about, asked, new_key, settings
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 SILENCE = 60.0
 PLAIN = [kind for kind in KINDS if kind.endswith("plain")]

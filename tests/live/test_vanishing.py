@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
@@ -52,31 +53,37 @@ def test_slow_reader_is_served_and_slows_nobody(chatwait: ChatWait, upstream: Sc
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("bytes_per_second", [140_000, 20_000])
-def test_reader_that_reads_slowly_for_longer_than_the_stall_limit_is_served(
-    shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream, bytes_per_second: int
+def test_readers_that_read_slowly_for_longer_than_the_stall_limit_are_served(
+    shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream
 ) -> None:
     """Case 13. At a steady pace, out of full buffers: the kernel wakes a writer when a third of its buffer is free."""
-    body = about(upstream, answer(BIG))
-    with ChatWait(**settings(shared_upstream)) as chatwait:
-        whole = post(f"{chatwait.base_url}/chat/wait", body, timeout=60)
-        assert whole.json["characters"] == 800_000
-        stream_id = whole.json["stream_id"]
-        got, until = Answer(stream_id=stream_id), time.monotonic() + 75
-        # A window of 64 KiB is what the smallest real clients have.
-        with (
-            ChaosProxy("127.0.0.1", chatwait.port, default=Slow(bytes_per_second), server_rcvbuf=64 << 10) as slow,
-            open_stream(url_of(chatwait, stream_id), via=slow.base_url, timeout=30) as connection,
-        ):
-            for event in connection.events():  # which raises when the connection is dropped
-                got.add(event)
-                if time.monotonic() > until:
-                    break
-            left = chatwait.log_of("reader_left", stream=log_name(stream_id), mode="streaming")
-            # What was dropped goes on coming out of the kernel's buffers for a while; the service's log tells.
-            assert [record["sequence"] for record in left if record["sequence"] < len(BIG)] == []
-        assert got.is_complete or time.monotonic() > until
-        assert got.text == "🙂" * 500 * got.tokens
+    with ChatWait(**settings(shared_upstream)) as chatwait, ThreadPoolExecutor(2) as pool:
+        asked = about(upstream, answer(BIG)), about(upstream, answer(BIG))
+        readings = [pool.submit(_read_slowly, chatwait, asked[0], 140_000)]
+        readings += [pool.submit(_read_slowly, chatwait, asked[1], 20_000)]
+        for reading in readings:
+            reading.result()
+
+
+def _read_slowly(chatwait: ChatWait, body: dict[str, Any], bytes_per_second: int) -> None:
+    whole = post(f"{chatwait.base_url}/chat/wait", body, timeout=60)
+    assert whole.json["characters"] == 800_000
+    stream_id = whole.json["stream_id"]
+    got, until = Answer(stream_id=stream_id), time.monotonic() + 75
+    # A window of 64 KiB is what the smallest real clients have.
+    with (
+        ChaosProxy("127.0.0.1", chatwait.port, default=Slow(bytes_per_second), server_rcvbuf=64 << 10) as slow,
+        open_stream(url_of(chatwait, stream_id), via=slow.base_url, timeout=30) as connection,
+    ):
+        for event in connection.events():  # which raises when the connection is dropped
+            got.add(event)
+            if time.monotonic() > until:
+                break
+        left = chatwait.log_of("reader_left", stream=log_name(stream_id), mode="streaming")
+        # What was dropped goes on coming out of the kernel's buffers for a while; the service's log tells.
+        assert [record["sequence"] for record in left if record["sequence"] < len(BIG)] == []
+    assert got.is_complete or time.monotonic() > until
+    assert got.text == "🙂" * 500 * got.tokens
 
 
 @pytest.mark.long
