@@ -121,7 +121,7 @@ def test_answer_of_two_thousand_tokens_over_forty_seconds_comes_whole_and_on_tim
 
 # Coming and going
 
-Way = Callable[[str], Awaitable[None]]
+Way = Callable[[str], Awaitable[Got | None]]
 HI = {"message": "Hi"}
 
 
@@ -155,16 +155,17 @@ async def stop_reading(url: str) -> None:
     asker.reset()
 
 
-async def leave_while_waiting(url: str, headers: dict[str, str] | None = None) -> None:
+async def leave_while_waiting(url: str, headers: dict[str, str] | None = None) -> Got | None:
+    """Leave, or give the answer where this process stood still until it was there."""
     try:
         asker = await asyncio.wait_for(Asker.ask(f"{url}/chat/wait", HI, headers), 0.3)
     except TimeoutError:
-        return
-    raise AssertionError(f"answered at once: {await read(asker)}")
+        return None
+    return await read(asker)
 
 
-async def leave_while_waiting_for_some_seconds(url: str) -> None:
-    await leave_while_waiting(url, {"Prefer": "wait=20"})
+async def leave_while_waiting_for_some_seconds(url: str) -> Got | None:
+    return await leave_while_waiting(url, {"Prefer": "wait=20"})
 
 
 def say_and(leave: Callable[[asyncio.StreamWriter], None], text: str) -> Way:
@@ -217,8 +218,7 @@ def test_thousand_clients_that_come_and_go_leave_nothing_behind() -> None:
     """Case 18: in each way that a client can leave; afterwards the service is back at the start."""
     with (
         paced_upstream(40, 20) as base_url,
-        # 6 KB for each that lives: on a slow machine all thousand might at once, and none is to be refused.
-        service(base_url, HEARTBEAT_SECONDS=1, STREAM_MEMORY_MB=8) as chatwait,
+        service(base_url, HEARTBEAT_SECONDS=1, STREAM_MEMORY_MB=4) as chatwait,
         ChaosProxy("127.0.0.1", chatwait.port, default=BlackholeAfter(600), server_rcvbuf=4096) as hole,
     ):
 
@@ -232,7 +232,9 @@ def test_thousand_clients_that_come_and_go_leave_nothing_behind() -> None:
 
         def come_and_go() -> None:
             crowd = [partial(ways[number % len(ways)], chatwait.base_url) for number in range(1000)]
-            run_all(crowd, at_once=100, seconds=120)
+            late = [answered for answered in run_all(crowd, at_once=100, seconds=120) if answered is not None]
+            assert {answered.status for answered in late} <= {200}
+            assert len(late) < 30, "the premise: most of those that wait, some 130, leave before their answer"
 
         figures = warmed("1,000 clients that come and go, twice", chatwait)
         # What such a crowd needs once is there after the first; a leak would take as much again. Fewer would not do:
