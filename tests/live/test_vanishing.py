@@ -98,7 +98,7 @@ def test_client_that_takes_nothing_more_is_dropped_and_its_descriptor_comes_back
     with ChatWait(**settings(shared_upstream)) as chatwait, ExitStack() as stack:
         stream_id = post(f"{chatwait.base_url}/chat/wait", body, headers=key, timeout=60).json["stream_id"]
         name = log_name(stream_id)
-        before = chatwait.resources()["fds"]
+        before = _descriptors_at_rest(chatwait)
         began = time.monotonic()
         if how == "stops reading":
             connection = stack.enter_context(open_stream(url_of(chatwait, stream_id), rcvbuf=4096))
@@ -124,6 +124,19 @@ def test_client_that_takes_nothing_more_is_dropped_and_its_descriptor_comes_back
         poll(lambda: chatwait.resources()["fds"] <= before, seconds=10, what="the descriptor to come back")
         again = read_answer(url_of(chatwait, stream_id), timeout=60)
         assert again.tokens == len(BIG)
+
+
+def _descriptors_at_rest(chatwait: ChatWait) -> int:
+    """Count them when the connection of the last request is closed on the service's side too."""
+    counts = [-1]
+
+    def same() -> bool:
+        time.sleep(0.5)
+        counts.append(chatwait.resources()["fds"])
+        return counts[-1] == counts[-2]
+
+    poll(same, seconds=10, what="descriptors at rest")
+    return counts[-1]
 
 
 # A hundred of them
