@@ -80,8 +80,14 @@ def test_splitter_given_any_cuts_finds_the_same_events(
     data = ("\ufeff" * bom + "".join(line + end for line, end in lines)).encode()
 
     assert split_at(data, cuts) == split(data) == split_at(data, list(range(len(data))))
-    after_events = [found.end() for found in re.finditer(rb"\n\n|\r\n|\r", data)]
-    assert split_at(data, after_events) == split(data), "as they mostly come"
+
+
+@given(st.lists(LINES | st.just("data: a\rdata: b"), max_size=25), st.sampled_from([rb"\n\n", rb"\n", rb"\n[^\n]"]))
+def test_splitter_given_whole_events_or_lines_finds_the_same_as_in_one_piece(lines: list[str], cut: bytes) -> None:
+    """As they mostly come: each in a piece of its own."""
+    data = b"data: first\n\n" + "".join(line + "\n" for line in lines).encode()
+
+    assert split_at(data, [found.end() for found in re.finditer(cut, data)]) == split(data)
 
 
 @given(STREAMS)
