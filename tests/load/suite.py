@@ -125,8 +125,7 @@ def mock_upstream(*options: str) -> Iterator[str]:
 
 
 def run_locust(base_url: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the users with locust's own command."""
+    """Run the users with locust's own command; when its time is over, each has the answer that it waits for."""
     command = [sys.executable, "-m", "locust", "-f", "load/locustfile.py", "--host", base_url, "--headless"]
-    return subprocess.run(
-        [*command, "--only-summary", *options], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    command += ["--only-summary", "--stop-timeout", "60"]
+    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
