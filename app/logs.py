@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -246,7 +246,7 @@ class ChunkLog:
     __slots__ = ("_correlation_id", "_due", "_first", "_sizes", "_started", "_stream", "_times", "debug")
 
     def __init__(
-        self, *, stream: str, correlation_id: str, started: float, sizes: Callable[[int, int], Iterable[int]]
+        self, *, stream: str, correlation_id: str, started: float, sizes: Callable[[int, int], list[int]]
     ) -> None:
         """`sizes` is asked for the sizes of the chunks from one sequence number to another, both included."""
         self._stream = stream
@@ -282,8 +282,8 @@ class ChunkLog:
             correlation_id=self._correlation_id,
             first=first,
             last=self._first - 1,
-            bytes=list(self._sizes(first, self._first - 1)),
-            ms=[self._ms(at) for at in times],
+            bytes=self._sizes(first, self._first - 1),
+            ms=[self._ms(sent) for sent in times],
         )
 
     def _tell_last(self) -> None:
@@ -294,7 +294,7 @@ class ChunkLog:
             stream=self._stream,
             correlation_id=self._correlation_id,
             sequence=sequence,
-            bytes=next(iter(self._sizes(sequence, sequence))),
+            bytes=self._sizes(sequence, sequence)[0],
             ms=self._ms(self._times[-1]),
         )
 

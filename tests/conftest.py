@@ -15,8 +15,6 @@ import pytest
 from tests.harness.leaks import leaks
 from tests.requirements import MISSING, is_required
 
-LONG = "long"
-
 pytest_plugins = ["tests.harness.contract_run"]
 
 
@@ -57,7 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     alone. The tests are dealt as pytest-xdist's `worksteal` deals them, in equal shares.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if config.option.markexpr != LONG or workers < 2:
+    if config.option.markexpr != "long" or workers < 2:
         return
     slow: dict[Path, list[pytest.Item]] = {}  # by file, because tests of one share what they wait for
     rest: list[pytest.Item] = []

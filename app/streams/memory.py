@@ -150,12 +150,9 @@ class MemoryLog:
             if missing > 0:
                 self._store.grow(self, max(missing, RESERVED_BYTES))
             self._text += data
-            if count == 1:
-                self._ends.append(end + len(data))
-            else:
-                for chunk in chunks:
-                    end += len(chunk.encode())
-                    self._ends.append(end)
+            for chunk in chunks:
+                end += len(chunk.encode())
+                self._ends.append(end)
             self.head = head
         piece = Piece(head, count, added)
         for reader in self._readers:

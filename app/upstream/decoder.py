@@ -92,7 +92,7 @@ class Part(msgspec.Struct, frozen=True):
     done: bool = False
 
 
-class _Delta(msgspec.Struct, gc=False):
+class _Delta(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None
 

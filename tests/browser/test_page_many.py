@@ -75,8 +75,9 @@ def assert_all_whole(chat: ChatPage, conversations: list[str]) -> None:
         assert len(chat.states()) == 1
 
 
-def read_all(upstream: ScriptedUpstream, look: Callable[[], None]) -> list[str]:
-    """Let one answer after the other end; give the order in which the model was asked."""
+def read_all(upstream: ScriptedUpstream, look: Callable[[set[str]], None]) -> list[str]:
+    """Let one answer after the other end, and `look` at what is shown, told which have; give the order in which the
+    model was asked."""
     done: set[str] = set()
     while len(done) < MANY:
         expected = min(MOST, MANY - len(done))
@@ -86,7 +87,7 @@ def read_all(upstream: ScriptedUpstream, look: Callable[[], None]) -> list[str]:
             what=lambda: str(running(upstream)),
         )
         assert len(upstream.completions) == len(done) + expected
-        look()
+        look(done)
         first = running(upstream)[0]
         upstream.open(first)
         done.add(first)
@@ -108,7 +109,7 @@ def test_eight_conversations_in_one_tab_are_read_four_at_a_time_and_all_come_who
     chat.wait_text("A ")
     assert chat.state() in ("streaming", "slow")
 
-    order = read_all(upstream, lambda: None)
+    order = read_all(upstream, lambda _: None)
     assert sorted(order) == [name(number) for number in range(MANY)]
     assert_all_whole(chat, ids)
 
@@ -121,7 +122,10 @@ def test_eight_tabs_are_read_four_at_a_time_and_all_come_whole(chat: ChatPage, u
         tab.send(script(upstream, number))
         tab.wait(lambda tab=tab: tab.states() and conversation_id(tab), 10, "the conversation")
 
-    def look() -> None:
+    def look(done: set[str]) -> None:
+        for number, tab in enumerate(tabs):
+            if name(number) in done:  # it lets the next one read before it has painted its own end
+                tab.wait_state("complete")
         seen = [tab.state() for tab in tabs]
         assert seen.count("sending") <= MANY - MOST
         assert seen.count("streaming") + seen.count("slow") <= MOST

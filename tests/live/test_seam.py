@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.chaos import ChaosProxy, CutAfter
-from tests.harness.reader import Answer, Dropped, open_stream, post, read_answer, read_resuming
+from tests.harness.reader import Answer, Dropped, get, open_stream, post, read_answer, read_resuming
 from tests.harness.script import encode_json
 from tests.harness.server import ChatWait
 from tests.harness.upstream import (
@@ -92,15 +92,16 @@ def attach_at_random(chatwait: ChatWait, upstream: ScriptedUpstream, readers: in
     texts = [f"{number}é\n" for number in range(1, 1501)]
     fast = Script(steps=[Gate("go"), Paced(texts, 0.0005), Gate("end"), Finish(), Done()])
     body, choice = about(upstream, fast), random.Random(seed)
-    attach_at = [(choice.randrange(1, 1500), choice.random()) for _ in range(readers)]
+    attach_at = [(choice.randrange(1, 1500), min(1.0, 1.3 * choice.random())) for _ in range(readers)]
     with live(chatwait.base_url, body) as stream_id, ThreadPoolExecutor(readers) as pool:
         upstream.wait_reached("go")
         (record,) = asked(upstream, body)
 
         def attach(moment: int, share: float) -> Answer:
             record.wait_tokens(moment, timeout=30)
-            # The upstream has sent so many; the service may be a little behind, and 409 would be its right.
-            after = int(max(0, moment - 300) * share)
+            # What the service has, not what the upstream has sent: to a cursor beyond it 409 would be the answer.
+            head = get(f"{chatwait.base_url}/chat/wait/{stream_id}", headers={"Prefer": "wait=0"}).json["tokens"]
+            after = int(head * share)
             return read_answer(
                 f"{chatwait.base_url}/chat/streaming/{stream_id}",
                 headers=cursor(stream_id, after),

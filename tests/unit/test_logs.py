@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
@@ -433,10 +433,10 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
     return Lines(monkeypatch)
 
 
-def chunk_log(sizes: Sequence[int]) -> ChunkLog:
+def chunk_log(sizes: list[int]) -> ChunkLog:
     """Make one whose chunks have these sizes."""
 
-    def told(first: int, last: int) -> Sequence[int]:
+    def told(first: int, last: int) -> list[int]:
         assert 1 <= first <= last <= len(sizes), "asked for what there is"
         return sizes[first - 1 : last]
 
