@@ -141,9 +141,7 @@ def test_tokens_that_the_model_sends_all_at_once_are_whole_and_there_at_once(
                 upstream.open("half")
     assert got.verify().text == "a" + "".join(texts) + "cut🙂"
     assert got.tokens == 302
-    (chunks,) = [
-        line for line in chatwait.log_of("chunks_sent", stream=log_name(str(got.stream_id))) if line["last"] == 302
-    ]
+    chunks = chatwait.wait_for_log("chunks_sent", stream=log_name(str(got.stream_id)), last=302)
     assert chunks["bytes"][-1] == len("cut🙂".encode())
 
 
