@@ -87,6 +87,20 @@ def _origins(raw: str) -> tuple[str, ...]:
     return origins
 
 
+def _engine(raw: str) -> str:
+    url = raw.strip()
+    allowed = "a URL such as redis://localhost:6379/0, rediss://user:password@host:6380/0 or unix:///run/valkey.sock"
+    try:
+        parts = urlsplit(url)
+        usable = (parts.scheme in ("redis", "rediss") and parts.hostname) or (parts.scheme == "unix" and parts.path)
+        _ = parts.port
+    except ValueError:  # its text repeats what stands in the port's place
+        raise ValueError(allowed) from None
+    if not usable or (parts.scheme != "unix" and not re.fullmatch(r"(/[0-9]{0,5})?", parts.path)):
+        raise ValueError(allowed)
+    return url
+
+
 def _key(raw: str) -> str:
     key = raw.strip()
     if not re.fullmatch(r"[\x21-\x7e]*", key):
@@ -207,7 +221,9 @@ class Settings:
     port: int = _setting(8000, _whole, "Port to listen on.", at_least=1, at_most=65_535)
     workers: int = _setting(1, _whole, "Worker processes; more than one needs REDIS_URL.", at_least=1, at_most=64)
     redis_url: str = _setting(
-        "", _text, "A shared store for several workers. Not available in this version: leave it empty."
+        "",
+        _engine,
+        "Valkey, or Redis from 6.2, where streams are kept for several workers and machines; in memory when empty.",
     )
     log_level: str = _setting(
         "INFO", _level, "DEBUG, INFO, WARNING, ERROR or CRITICAL. DEBUG logs a line for every chunk."
@@ -291,12 +307,10 @@ def _in_range(value: Any, metadata: Mapping[str, Any]) -> Any:
 
 def _contradictions(settings: Settings) -> list[str]:
     wrong = []
-    if settings.redis_url:
-        wrong.append("REDIS_URL: this version keeps streams in memory and cannot use a shared store; remove REDIS_URL.")
-    if settings.workers > 1:
+    if settings.workers > 1 and not settings.redis_url:
         wrong.append(
-            f"WORKERS: {settings.workers} cannot be used; streams are kept in one process's memory, so a resume "
-            "would reach the wrong worker. Use WORKERS=1."
+            f"WORKERS: {settings.workers} cannot be used without REDIS_URL; streams would be kept in each process's "
+            "memory, and a resume would reach the wrong one. Set REDIS_URL, or use WORKERS=1."
         )
     if settings.host in ("0.0.0.0", "::", "[::]") and not settings.allowed_hosts:
         wrong.append(

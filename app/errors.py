@@ -24,6 +24,8 @@
     ├── ServiceError                  origin: service
     │   ├── Overloaded                503 overloaded, with Retry-After
     │   ├── ShuttingDown              503 shutting_down, with Retry-After
+    │   ├── StoreUnavailable          503 store_unavailable, with Retry-After
+    │   ├── ProducerLost              503 producer_lost
     │   └── InternalError             500 internal_error
     └── UpstreamError                 origin: upstream; itself 502 upstream_error
         ├── UpstreamUnavailable       503 upstream_unavailable
@@ -263,6 +265,24 @@ class ShuttingDown(ServiceError):
     message = "The server is stopping."
     why = "It is being restarted or moved, and takes no new work."
     action = "Try again in a few seconds."
+    retryable = True
+
+
+class StoreUnavailable(ServiceError):
+    error_code = "store_unavailable"
+    status = 503
+    message = "The server cannot reach its storage."
+    why = "Streams are kept where all of its processes find them, and that does not answer right now."
+    action = "Try again in a few seconds; what was read before is not lost."
+    retryable = True
+
+
+class ProducerLost(ServiceError):
+    error_code = "producer_lost"
+    status = 503
+    message = "The answer was broken off here."
+    why = "The process that received it from the model has stopped, and nobody can go on in its place."
+    action = "Keep what you have received, and ask again for the rest."
     retryable = True
 
 

@@ -14,17 +14,21 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from app import errors, tokens
 from app.logs import ChunkLog, event
-from app.streams.store import StreamLog, Terminal, Totals, log_name
+from app.streams.store import Origin, StreamLog, Terminal, Totals, log_name
 from app.upstream import Answer, Call, Part, Question, Upstream
 
-__all__ = ["Bounds", "Generation", "Generations"]
+__all__ = ["Bounds", "Generation", "Generations", "end_lost"]
 
 ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5
 TAIL_SECONDS = 2.0
+SETTLE_SECONDS = 10.0
+"""How long a generation still counts as live after its end was decided, until that is stored and shown."""
+
 KNOWN_FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "function_call")
 
 _FINISH_REASON = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -56,14 +60,11 @@ class _Stopped(Exception):
 class Generation:
     """One generation, in a thread of its own from `run` to its terminal event."""
 
-    def __init__(
-        self, log: StreamLog, question: Question, *, prompt_tokens: int, upstream: Upstream, bounds: Bounds
-    ) -> None:
+    def __init__(self, log: StreamLog, question: Question, *, upstream: Upstream, bounds: Bounds) -> None:
         self.log = log
         self.question = question
         self.started = time.monotonic()
         self.last_life = self.started
-        self._prompt_tokens = prompt_tokens
         self._upstream = upstream
         self._bounds = bounds
         self._call = Call()
@@ -199,6 +200,11 @@ class Generation:
     def fail(self, error: errors.ChatError) -> bool:
         return self._end(_End(error=error))
 
+    def abort(self) -> None:
+        """Stop, and write no end: the log is another's now."""
+        self._stopped.set()
+        self._call.cancel()
+
     def _fail(self, error: errors.ChatError, cause: BaseException | None = None) -> None:
         self._end(_End(error=error, cause=cause or error))
 
@@ -251,68 +257,106 @@ class Generation:
                     self._chunks.add(1, time.monotonic())
 
     def _terminal(self, end: _End, totals: Totals) -> Terminal:
-        status = "cancelled" if end.reason else "failed" if end.error else "complete"
-        origin = self.log.origin
-        content = {
-            "sequence": totals.tokens + 1,
-            "is_final": True,
-            "status": status,
-            "finish_reason": self._finish_reason,
-            "model": origin.model,
-            "tokens": totals.tokens,
-            "usage": self._final_usage(status, totals),
-            "first_token_ms": self._first_token_ms,
-            "duration_ms": int((time.monotonic() - self.started) * 1000),
-            "characters": totals.characters,
-            "sha256": totals.sha256,
-            "correlation_id": origin.correlation_id,
-        }
-        if end.reason:
-            content["reason"] = end.reason
-        if end.error:
-            content["error"] = end.error.body(origin.correlation_id)
-        name = {"complete": "done"}.get(status, status)
-        frees_key = end.error is not None and end.error.retryable and totals.tokens == 0
-        return Terminal(name, content, frees_key)
-
-    def _final_usage(self, status: str, totals: Totals) -> tokens.Usage:
         usage = self._usage
         # Figures that came before the end are of the part until then: good only for a whole answer, and not
         # when they deny the text that is there.
-        if status == "complete" and usage is not None and (usage["completion_tokens"] or not totals.tokens):
-            return usage
-        return tokens.estimated_usage(self._prompt_tokens, totals.text, self.question.model)
+        is_whole = not end.reason and not end.error
+        if not is_whole or usage is None or not (usage["completion_tokens"] or not totals.tokens):
+            usage = None
+        return _terminal(
+            end,
+            totals,
+            self.log.origin,
+            usage=usage,
+            finish_reason=self._finish_reason,
+            first_token_ms=self._first_token_ms,
+            duration_ms=int((time.monotonic() - self.started) * 1000),
+        )
 
     def _report(self, end: _End, terminal: Terminal) -> None:
         """Book the generation: called by the one `_end` that won, so once."""
         self._chunks.flush(time.monotonic())
-        content = terminal.content
-        about = {"stream": self._name, "correlation_id": content["correlation_id"]}
-        if end.error is not None:
-            event(
-                "error_occurred",
-                level=logging.ERROR if end.error.origin == "service" else logging.WARNING,
-                failure=end.cause,
-                error_type=end.error.error_code,
-                error_message=end.error.message,
-                detail=end.error.detail,
-                recovery_action=end.error.action,
-                **about,
-            )
+        rate_limits = dict(self._answer.rate_limits) if self._answer is not None else {}
+        _report(self.log, end, terminal, rate_limits)
+
+
+def _terminal(
+    end: _End,
+    totals: Totals,
+    origin: Origin,
+    *,
+    usage: tokens.Usage | None = None,
+    finish_reason: str | None = None,
+    first_token_ms: int | None = None,
+    duration_ms: int,
+) -> Terminal:
+    """Write the terminal event; without the provider's `usage` it is estimated."""
+    status = "cancelled" if end.reason else "failed" if end.error else "complete"
+    content = {
+        "sequence": totals.tokens + 1,
+        "is_final": True,
+        "status": status,
+        "finish_reason": finish_reason,
+        "model": origin.model,
+        "tokens": totals.tokens,
+        "usage": usage or tokens.estimated_usage(origin.prompt_tokens, totals.text, origin.model),
+        "first_token_ms": first_token_ms,
+        "duration_ms": duration_ms,
+        "characters": totals.characters,
+        "sha256": totals.sha256,
+        "correlation_id": origin.correlation_id,
+    }
+    if end.reason:
+        content["reason"] = end.reason
+    if end.error:
+        content["error"] = end.error.body(origin.correlation_id)
+    name = {"complete": "done"}.get(status, status)
+    frees_key = end.error is not None and end.error.retryable and totals.tokens == 0
+    return Terminal(name, content, frees_key)
+
+
+def _report(log: StreamLog, end: _End, terminal: Terminal, rate_limits: dict[str, str]) -> None:
+    content = terminal.content
+    about = {"stream": log_name(log.stream_id), "correlation_id": content["correlation_id"]}
+    if end.error is not None:
         event(
-            "response_complete",
-            status=content["status"],
-            reason=end.reason,
-            model=content["model"],
-            finish_reason=content["finish_reason"] if content["finish_reason"] in KNOWN_FINISH_REASONS else None,
-            tokens=content["tokens"],
-            duration_ms=content["duration_ms"],
-            first_token_ms=content["first_token_ms"],
-            usage=content["usage"],
-            resumes=self.log.resumes,
-            rate_limits=dict(self._answer.rate_limits) if self._answer is not None else {},
+            "error_occurred",
+            level=logging.ERROR if end.error.origin == "service" else logging.WARNING,
+            failure=end.cause,
+            error_type=end.error.error_code,
+            error_message=end.error.message,
+            detail=end.error.detail,
+            recovery_action=end.error.action,
             **about,
         )
+    event(
+        "response_complete",
+        status=content["status"],
+        reason=end.reason,
+        model=content["model"],
+        finish_reason=content["finish_reason"] if content["finish_reason"] in KNOWN_FINISH_REASONS else None,
+        tokens=content["tokens"],
+        duration_ms=content["duration_ms"],
+        first_token_ms=content["first_token_ms"],
+        usage=content["usage"],
+        resumes=log.resumes,
+        rate_limits=rate_limits,
+        **about,
+    )
+
+
+def end_lost(log: StreamLog, error: errors.ChatError) -> None:
+    """End a log that nobody can go on with, with what there is of it."""
+    end = _End(error=error)
+    age = datetime.now(UTC) - datetime.fromisoformat(log.origin.created)
+    written: list[Terminal] = []
+
+    def write(totals: Totals) -> Terminal:
+        written.append(_terminal(end, totals, log.origin, duration_ms=max(0, int(age.total_seconds() * 1000))))
+        return written[-1]
+
+    if log.finish(write):
+        _report(log, end, written[-1], {})
 
 
 def _cause(error: BaseException) -> list[str]:
@@ -338,11 +382,9 @@ class Generations:
         """How many have not ended."""
         return sum(generation.log.terminal is None for generation in list(self._live.values()))
 
-    def start(self, log: StreamLog, question: Question, *, prompt_tokens: int) -> None:
+    def start(self, log: StreamLog, question: Question) -> None:
         """Begin to generate into a new log."""
-        generation = Generation(
-            log, question, prompt_tokens=prompt_tokens, upstream=self._upstream, bounds=self._bounds
-        )
+        generation = Generation(log, question, upstream=self._upstream, bounds=self._bounds)
         self._live[log.stream_id] = generation
         event(
             "stream_started",
@@ -351,7 +393,7 @@ class Generations:
             model=question.model,
             max_tokens=question.max_tokens,
             messages=len(question.messages),
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=log.origin.prompt_tokens,
         )
         try:
             threading.Thread(target=self._run, args=(generation,), name="generation", daemon=True).start()
@@ -362,6 +404,7 @@ class Generations:
     def _run(self, generation: Generation) -> None:
         try:
             generation.run()
+            generation.log.settle(SETTLE_SECONDS)
         finally:
             self._live.pop(generation.log.stream_id, None)
 
@@ -373,6 +416,11 @@ class Generations:
         """Stop one; False when it has ended already."""
         generation = self._live.get(stream_id)
         return generation is not None and generation.cancel(reason)
+
+    def abort(self, stream_id: str) -> None:
+        """Stop one whose log is another worker's now."""
+        if generation := self._live.get(stream_id):
+            generation.abort()
 
     def cancel_all(self, reason: str) -> None:
         for generation in list(self._live.values()):

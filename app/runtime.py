@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from app import local_model, tokens
 from app.bodies import Bodies
-from app.clock import Clock
+from app.clock import TICK_SECONDS, Clock
 from app.config import Settings
-from app.generation import Bounds, Generations
+from app.generation import Bounds, Generations, end_lost
 from app.logs import event, flush
 from app.sse import Readers
 from app.streams.memory import MemoryStore
@@ -23,6 +23,9 @@ LOCAL_MODEL_URL = "CHATWAIT_LOCAL_MODEL_URL"
 """The environment variable by which gunicorn.conf.py tells its workers where the embedded model listens."""
 
 QUICK_SECONDS = 0.5
+
+RAMP_SECONDS = 10.0
+"""Over how long, at most, the readers of other workers' answers are sent away."""
 
 LAST_FRAMES_SECONDS = 5.0
 """How long readers have, after the last generation ended, to come and take what they have not read."""
@@ -50,11 +53,7 @@ class Runtime:
         if upstream is None:
             upstream = own = _upstream(settings)
             clock.add(own.sweep)
-        store = store or MemoryStore(
-            max_active=settings.max_active_streams,
-            budget_bytes=settings.stream_memory_mb * 1_048_576,
-            retention_seconds=settings.retention_seconds,
-        )
+        store = store or _store(settings)
         bounds = Bounds(
             silence_seconds=settings.timeout_seconds,
             generation_seconds=settings.max_generation_seconds,
@@ -80,12 +79,34 @@ class Runtime:
         ):
             clock.add(check)
         tokens.warm(settings.openai_model)
+        generations = runtime.generations
+        store.start(cancel=generations.cancel, abort=generations.abort, lost=end_lost)
         return runtime
 
     def close(self) -> None:
         self.clock.stop()
         self.generations.cancel_all("shutdown")
+        self.store.close()
         self.upstream.close()
+
+
+def _store(settings: Settings) -> Store:
+    if not settings.redis_url:
+        return MemoryStore(
+            max_active=settings.max_active_streams,
+            budget_bytes=settings.stream_memory_mb * 1_048_576,
+            retention_seconds=settings.retention_seconds,
+        )
+    from app.streams.shared import SharedStore
+
+    return SharedStore(
+        settings.redis_url,
+        max_active=settings.max_active_streams,
+        budget_bytes=settings.stream_memory_mb * 1_048_576,
+        retention_seconds=settings.retention_seconds,
+        generation_seconds=settings.max_generation_seconds,
+        abandoned_seconds=settings.abandoned_seconds,
+    )
 
 
 def _upstream(settings: Settings) -> OpenAIUpstream:
@@ -110,6 +131,7 @@ class Drain:
         self._runtime = runtime
         self._finished: Callable[[], None] | None = None
         self._deadline = 0.0
+        self._ramp_ends = 0.0
         self._logs: list[StreamLog] | None = None
         self._last_live = 0.0
         self._cut = False
@@ -128,6 +150,11 @@ class Drain:
         if self._finished is None:
             self._finished = finished
 
+    def _release(self, now: float) -> None:
+        """Send readers of other workers' logs away, a few at each tick: all at once would be a storm elsewhere."""
+        ticks = 0.0 if self._quick else max(0.0, (self._ramp_ends - now) / TICK_SECONDS)
+        self._runtime.readers.release_foreign(1 / (1 + ticks))
+
     def check(self, now: float) -> None:
         if self._finished is None or self._finished is _nothing:
             return
@@ -136,7 +163,9 @@ class Drain:
             self._deadline = now + self._runtime.settings.drain_seconds
             self._runtime.store.stop_admitting()
             self._logs = generations.logs()
+            self._ramp_ends = now + min(RAMP_SECONDS, self._runtime.settings.drain_seconds / 2)
             event("drain_started", generations=len(self._logs), readers=readers.count)
+        self._release(now)
         if generations.live:
             self._last_live = now
             if now < self._deadline and not self._quick:
@@ -144,6 +173,9 @@ class Drain:
             self._cut = True
             event("drain_cut", level=logging.WARNING, generations=generations.live)
             generations.cancel_all("shutdown")
+        if readers.has_foreign and now < self._ramp_ends and not self._quick:
+            self._last_live = now
+            return
         waited_for = readers.count or any(not log.end_read for log in self._logs)
         if waited_for and now < self._last_live + (QUICK_SECONDS if self._quick else LAST_FRAMES_SECONDS):
             return

@@ -7,6 +7,7 @@ the same log.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -63,6 +64,11 @@ def _ping(log: StreamLog, event_id: str | None = None) -> bytes:
     return frame("ping", {"phase": "generating" if head else "waiting", "tokens": head}, event_id)
 
 
+def _resumability(log: StreamLog) -> bytes:
+    """Say whether what follows can be read again anywhere."""
+    return frame("unresumable" if log.is_unresumable else "resumable", {"tokens": log.stored})
+
+
 def _terminal(log: StreamLog, terminal: Terminal) -> bytes:
     return frame(terminal.event, terminal.content, f"{log.stream_id}.{terminal.content['sequence']}")
 
@@ -109,6 +115,17 @@ class Readers:
             self._drops[reader] = drop
         self._due[reader] = self.heartbeat_seconds if every_seconds is None else every_seconds
 
+    @property
+    def has_foreign(self) -> bool:
+        """Somebody reads what another worker generates."""
+        return any(reader.is_foreign for reader in self._due)
+
+    def release_foreign(self, share: float) -> None:
+        """Send a share of those away who read what other workers generate: they can do so elsewhere."""
+        foreign = [reader for reader in self._due if reader.is_foreign and not reader.is_released]
+        for reader in foreign[: math.ceil(share * len(foreign))]:
+            reader.release()
+
     def remove(self, reader: Reader) -> None:
         self._due.pop(reader, None)
         self._drops.pop(reader, None)
@@ -142,7 +159,7 @@ def frames(
     with log.reader(after) as reader:
         readers.add(reader, drop=drop)
         if connection is not None:
-            reader.deliver = partial(_deliver, log.stream_id, reader, connection)
+            reader.deliver = partial(_deliver, log, reader, connection)
         reader.sending = True
         try:
             # The reader's own cursor as its id: a decoder that begins anew with each connection would show
@@ -152,11 +169,18 @@ def frames(
             while True:
                 # Looked at before the log is read: once it is there, what is read next is the last.
                 terminal = log.terminal
-                sent = next_token_frame(log, reader)
+                sent: bytes | None
+                if log.is_unresumable is not reader.knows_unresumable:
+                    reader.knows_unresumable = not reader.knows_unresumable
+                    sent = _resumability(log)
+                else:
+                    sent = next_token_frame(log, reader)
                 if sent is None:
                     if terminal is not None:
                         yield _terminal(log, terminal)
                         log.end_read = True
+                        return
+                    if reader.is_released:
                         return
                     if time.monotonic() - reader.frame_at < readers.heartbeat_seconds:
                         reader.wait()
@@ -175,11 +199,11 @@ def frames(
             left(reader.after)
 
 
-def _deliver(stream_id: str, reader: Reader, connection: DirectWriter, piece: Piece) -> bool:
+def _deliver(log: StreamLog, reader: Reader, connection: DirectWriter, piece: Piece) -> bool:
     """Write what was appended to a sleeping reader's connection; False when its loop must see to it, or to the rest."""
-    if reader.after != piece.sequence - piece.chunks:
+    if reader.after != piece.sequence - piece.chunks or log.is_unresumable is not reader.knows_unresumable:
         return False
-    text, size = _token(stream_id, piece)
+    text, size = _token(log.stream_id, piece)
     if (size > FRAME_BYTES and piece.chunks > 1) or not connection.write(text.encode("ascii")):
         return False
     reader.after = piece.sequence
@@ -190,7 +214,7 @@ def _deliver(stream_id: str, reader: Reader, connection: DirectWriter, piece: Pi
 def wait(log: StreamLog, readers: Readers, *, seconds: float | None, gone: Callable[[], bool]) -> Terminal | None:
     """Wait for the end of a log, for at most `seconds`; None when it has not come or the client is `gone`.
 
-    Units: `gone` is asked about once a second.
+    Units: `gone` is asked about once a second. Raises: ShuttingDown when it is to be waited for at another worker.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     asked_at = time.monotonic()
@@ -199,6 +223,8 @@ def wait(log: StreamLog, readers: Readers, *, seconds: float | None, gone: Calla
         try:
             while log.terminal is None:
                 reader.wait()
+                if reader.is_released and log.terminal is None:
+                    raise errors.ShuttingDown(retry_after_seconds=1)
                 now = time.monotonic()
                 if deadline is not None and now >= deadline:
                     break

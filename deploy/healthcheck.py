@@ -1,4 +1,4 @@
-"""Ask the service of this container whether it lives; exit with 0 or 1.
+"""Ask the service of this container whether it lives, or what the path given asks, such as /ready; exit with 0 or 1.
 
 It reads the service's own settings: the port, and a host name that ALLOWED_HOSTS lets in. Standard library only.
 """
@@ -17,28 +17,28 @@ TIMEOUT_SECONDS = 4.0  # below the one of the Dockerfile's HEALTHCHECK, so that 
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-def status_of_health(settings: Settings) -> int:
-    """Return the status of GET /health. Raises: OSError, http.client.HTTPException."""
+def status_of(path: str, settings: Settings) -> int:
+    """Return the status of a GET. Raises: OSError, http.client.HTTPException."""
     address = settings.host.strip("[]")
     # http.client and not urllib: a proxy named in the environment is not the way to ourselves.
     connection = http.client.HTTPConnection(ANY_ADDRESS.get(address, address), settings.port, timeout=TIMEOUT_SECONDS)
     try:
         headers = {"Host": settings.allowed_hosts[0], "Connection": "close"}
-        connection.request("GET", "/health", headers=headers)
+        connection.request("GET", path, headers=headers)
         return connection.getresponse().status
     finally:
         connection.close()
 
 
-def main() -> int:
+def main(path: str = "/health") -> int:
     try:
-        status = status_of_health(read_settings())
+        status = status_of(path, read_settings())
     except (BadSettings, OSError, http.client.HTTPException) as error:
         print(f"no answer: {error}", file=sys.stderr)
         return 1
-    print(f"GET /health: {status}")
+    print(f"GET {path}: {status}")
     return 0 if status == 200 else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:2]))

@@ -31,7 +31,7 @@ def create_streaming() -> Response:
     """The answer as events."""
     runtime: Runtime = current_app.extensions["chatwait"]
     log, cursor = _log(runtime)
-    return reading.event_stream(runtime, log, cursor)
+    return reading.event_stream(runtime, log, cursor, is_admitted=cursor is None)
 
 
 @blueprint.post("/chat/wait")
@@ -39,7 +39,7 @@ def create_wait() -> Response:
     """The answer as one JSON object, when it is complete."""
     runtime: Runtime = current_app.extensions["chatwait"]
     log, cursor = _log(runtime)
-    return reading.waited(runtime, log, cursor)
+    return reading.waited(runtime, log, cursor, is_admitted=cursor is None)
 
 
 @blueprint.post("/chat")
@@ -57,7 +57,7 @@ def _log(runtime: Runtime) -> tuple[StreamLog, reading.Cursor | None]:
     cursor = reading.cursor_of_request()
     if cursor is not None:
         runtime.bodies.read(request.environ, at_most=runtime.settings.max_body_bytes)
-        return runtime.store.find(cursor[0]), cursor
+        return runtime.store.find(cursor[0], reach=cursor[1]), cursor
     if request.mimetype != "application/json":
         raise errors.UnsupportedMediaType
     if request.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
@@ -72,8 +72,9 @@ def _log(runtime: Runtime) -> tuple[StreamLog, reading.Cursor | None]:
     asked = schemas.read_request(body, runtime.settings)
     runtime.readers.admit()
     binding = Binding(hashlib.sha256(key.encode()).hexdigest(), asked.fingerprint) if key else None
-    log, created = runtime.store.create(Origin(g.correlation_id, asked.model, utc_now()), binding)
+    origin = Origin(g.correlation_id, asked.model, utc_now(), asked.prompt_tokens)
+    log, created = runtime.store.create(origin, binding)
     if created:
         question = Question(asked.messages, asked.model, asked.max_tokens, asked.temperature)
-        runtime.generations.start(log, question, prompt_tokens=asked.prompt_tokens)
+        runtime.generations.start(log, question)
     return log, None

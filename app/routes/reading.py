@@ -64,13 +64,16 @@ def after(log: StreamLog, cursor: Cursor | None) -> int | None:
     raise errors.CursorAhead
 
 
-def event_stream(runtime: Runtime, log: StreamLog, cursor: Cursor | None) -> Response:
-    """Answer with the log from the cursor on, live to its end; 204 when all of it has been seen."""
+def event_stream(runtime: Runtime, log: StreamLog, cursor: Cursor | None, *, is_admitted: bool = False) -> Response:
+    """Answer with the log from the cursor on, live to its end; 204 when all of it has been seen.
+
+    Who `is_admitted` has been counted on before the generation began, and is not refused now.
+    """
     begin = after(log, cursor)
     if begin is None:
         response = Response(status=204)
     else:
-        if request.method != "HEAD":
+        if request.method != "HEAD" and not is_admitted:
             runtime.readers.admit()
         response = Response(_frames(runtime, log, begin), content_type="text/event-stream; charset=utf-8")
         close_connection()
@@ -99,13 +102,14 @@ def _frames(runtime: Runtime, log: StreamLog, begin: int) -> Iterator[bytes]:
     return begun()
 
 
-def waited(runtime: Runtime, log: StreamLog, cursor: Cursor | None = None) -> Response:
+def waited(runtime: Runtime, log: StreamLog, cursor: Cursor | None = None, *, is_admitted: bool = False) -> Response:
     """Answer with the whole of a log as JSON when it has ended, or with 202 after `Prefer: wait=N`."""
     after(log, cursor)
     terminal = log.terminal
     prefer = _WAIT.search(request.headers.get("Prefer", ""))
     if terminal is None and request.method != "HEAD":
-        runtime.readers.admit()
+        if not is_admitted:
+            runtime.readers.admit()
         terminal = _wait(runtime, log, seconds=float(prefer[1]) if prefer else None)
     if terminal is None:
         response = _running(log)

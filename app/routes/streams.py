@@ -15,6 +15,9 @@ __all__ = ["blueprint"]
 
 blueprint = Blueprint("streams", __name__)
 
+CANCEL_SECONDS = 2.0
+"""How long a stop waits for the end, which another worker may have to write; then it says `running`."""
+
 
 @blueprint.get("/chat/streaming/<stream_id>")
 def show_streaming(stream_id: str) -> Response:
@@ -38,7 +41,12 @@ def cancel(stream_id: str) -> Response:
     """Stop it; once it has ended, say how."""
     runtime: Runtime = current_app.extensions["chatwait"]
     log = runtime.store.find(stream_id)
-    runtime.generations.cancel(stream_id, "client")
+    if log.terminal is None:
+        if log.is_foreign:
+            runtime.store.cancel(log)
+        else:
+            runtime.generations.cancel(stream_id, "client")
+        log.settle(CANCEL_SECONDS)
     terminal = log.terminal
     status = terminal.content["status"] if terminal is not None else "running"
     body = {"stream_id": stream_id, "status": status, "tokens": log.head}
@@ -50,4 +58,4 @@ def _find(runtime: Runtime, stream_id: str) -> tuple[StreamLog, reading.Cursor |
     cursor = reading.cursor_of_request()
     if cursor is not None and cursor[0] != stream_id:
         raise errors.CursorForeign
-    return runtime.store.find(stream_id), cursor
+    return runtime.store.find(stream_id, reach=0 if cursor is None else cursor[1]), cursor

@@ -12,14 +12,14 @@ import time
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
 from app import errors
 from app.arrivals import plain_lock
-from app.streams.store import Binding, Origin, Piece, Terminal, Totals, new_stream_id
+from app.streams.store import Binding, Origin, Piece, StreamLog, Terminal, Totals, new_stream_id
 
 __all__ = ["MemoryLog", "MemoryReader", "MemoryStore"]
 
@@ -36,12 +36,25 @@ REMEMBERED = 100_000
 class MemoryReader:
     """A sequence number and a lock to sleep on; nothing is queued for a reader."""
 
-    __slots__ = ("_asleep", "_log", "_wake", "after", "deliver", "frame_at", "only_end", "sending")
+    __slots__ = (
+        "_asleep",
+        "_log",
+        "_wake",
+        "after",
+        "deliver",
+        "frame_at",
+        "is_released",
+        "knows_unresumable",
+        "only_end",
+        "sending",
+    )
 
     def __init__(self, log: MemoryLog, after: int, *, only_end: bool) -> None:
         self.after = after
         self.only_end = only_end
         self.sending = False
+        self.is_released = False
+        self.knows_unresumable = False
         self.deliver: Callable[[Piece], bool] | None = None
         self.frame_at = time.monotonic()
         self._log = log
@@ -66,7 +79,7 @@ class MemoryReader:
         log = self._log
         # Looked at after `_asleep` is set: what is appended from here on calls `nudge`, which then sees it.
         # The other order would sleep through a chunk, or the terminal event, that came in between.
-        if log.terminal is not None or (log.head > self.after and not self.only_end):
+        if log.terminal is not None or (log.head > self.after and not self.only_end) or self.is_released:
             self._asleep = False
             return
         self._wake.acquire()
@@ -75,6 +88,14 @@ class MemoryReader:
         """Hear of what was appended."""
         if self._asleep and not self.only_end and (self.deliver is None or not self.deliver(piece)):
             self.nudge()
+
+    @property
+    def is_foreign(self) -> bool:
+        return self._log.is_foreign
+
+    def release(self) -> None:
+        self.is_released = True
+        self.nudge()
 
     def nudge(self) -> None:
         if self._asleep:
@@ -88,6 +109,8 @@ class MemoryReader:
 class MemoryLog:
     """One generation in memory. Built by `MemoryStore` alone."""
 
+    is_unresumable = False
+
     __slots__ = (
         "_ending",
         "_ends",
@@ -95,6 +118,7 @@ class MemoryLog:
         "_readers",
         "_store",
         "_text",
+        "_unread_since",
         "attached",
         "binding",
         "cost",
@@ -103,7 +127,6 @@ class MemoryLog:
         "origin",
         "stream_id",
         "terminal",
-        "unread_since",
         "used_at",
     )
 
@@ -117,7 +140,7 @@ class MemoryLog:
         self.cost = LOG_OVERHEAD_BYTES
         self.end_read = False
         self.used_at = time.monotonic()
-        self.unread_since: float | None = self.used_at
+        self._unread_since: float | None = self.used_at
         self._store = store
         self._text = bytearray()
         self._ends = array("I")
@@ -126,8 +149,20 @@ class MemoryLog:
         self._lock = plain_lock()
 
     @property
+    def is_foreign(self) -> bool:
+        return False
+
+    @property
+    def stored(self) -> int:
+        return self.head
+
+    @property
     def readers(self) -> int:
         return len(self._readers)
+
+    @property
+    def unread_since(self) -> float | None:
+        return self._unread_since
 
     @property
     def resumes(self) -> int:
@@ -135,41 +170,58 @@ class MemoryLog:
 
     def _size(self) -> int:
         """Units: bytes."""
-        return len(self._text) + 4 * self.head + LOG_OVERHEAD_BYTES
+        return len(self._text) + 4 * len(self._ends) + LOG_OVERHEAD_BYTES
 
     def append(self, *chunks: str) -> bool:
         added = "".join(chunks)
-        data = added.encode()
         with self._lock:
             if self._ending:
                 return False
-            count = len(chunks)
-            head = self.head + count
-            end = len(self._text)
-            missing = end + len(data) + 4 * head + LOG_OVERHEAD_BYTES - self.cost
-            if missing > 0:
-                self._store.grow(self, max(missing, RESERVED_BYTES))
-            self._text += data
-            for chunk in chunks:
-                end += len(chunk.encode())
-                self._ends.append(end)
-            self.head = head
-        piece = Piece(head, count, added)
+            self._add(chunks, added.encode())
+            head = self.head = len(self._ends)
+        self._tell(Piece(head, len(chunks), added))
+        return True
+
+    def _add(self, chunks: Sequence[str], data: bytes) -> None:
+        """Keep chunks, whose text together is `data`, without showing them. Called with the lock held."""
+        text, ends = self._text, self._ends
+        end = len(text)
+        missing = end + len(data) + 4 * (len(ends) + len(chunks)) + LOG_OVERHEAD_BYTES - self.cost
+        if missing > 0:
+            self._store.grow(self, max(missing, RESERVED_BYTES))
+        text += data
+        for chunk in chunks:
+            end += len(chunk.encode())
+            ends.append(end)
+
+    def _tell(self, piece: Piece) -> None:
         for reader in self._readers:
             reader.tell(piece)
-        return True
 
     def finish(self, end: Callable[[Totals], Terminal]) -> bool:
         while not self._begin_end():
-            if self.terminal is not None:
+            if self._is_decided():
                 return False
             time.sleep(0.001)  # another is at it; should it fail, the end is ours
         try:
             text = self._text.decode()
-            self.terminal = end(Totals(self.head, len(text), hashlib.sha256(self._text).hexdigest(), text))
+            terminal = end(Totals(len(self._ends), len(text), hashlib.sha256(self._text).hexdigest(), text))
         except BaseException:
             self._ending = False
             raise
+        self._decided(terminal)
+        return True
+
+    def _is_decided(self) -> bool:
+        """Tell whether it is known how the log ends, so that no other end is wanted."""
+        return self.terminal is not None
+
+    def _decided(self, terminal: Terminal) -> None:
+        self._close(terminal)
+
+    def _close(self, terminal: Terminal) -> None:
+        """Show the end, and keep no more than is needed from here on."""
+        self.terminal = terminal
         # A growing buffer is up to an eighth larger than its text; a finished one is kept for an hour.
         self._text = bytearray(bytes(self._text))
         self._ends = array("I", self._ends.tobytes())
@@ -178,7 +230,9 @@ class MemoryLog:
         self._store.ended(self)
         for reader in tuple(self._readers):
             reader.nudge()
-        return True
+
+    def settle(self, seconds: float) -> bool:
+        return self.terminal is not None
 
     def _begin_end(self) -> bool:
         with self._lock:
@@ -215,13 +269,13 @@ class MemoryLog:
             # A new list, because `append` walks the old one without the lock.
             self._readers = [*self._readers, reader]
             self.attached += 1
-            self.unread_since = None
+            self._unread_since = None
 
     def detach(self, reader: MemoryReader) -> None:
         with self._lock:
             self._readers = [other for other in self._readers if other is not reader]
             if not self._readers:
-                self.unread_since = self.used_at = time.monotonic()
+                self._unread_since = self.used_at = time.monotonic()
         self._store.used(self)
 
 
@@ -252,6 +306,21 @@ class MemoryStore:
 
     def ready(self) -> bool:
         return True
+
+    def start(
+        self,
+        *,
+        cancel: Callable[[str, str], object],
+        abort: Callable[[str], object],
+        lost: Callable[[StreamLog, errors.ChatError], object],
+    ) -> None:
+        """There is nothing to begin, and no other worker whose logs to see to."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def cancel(self, log: StreamLog) -> None:
+        """There are no other workers."""
 
     def stop_admitting(self) -> None:
         self._admitting = False
@@ -289,20 +358,28 @@ class MemoryStore:
             raise errors.IdempotencyKeyReused
         return self.find(stream_id)
 
-    def find(self, stream_id: str) -> MemoryLog:
+    def find(self, stream_id: str, *, reach: int = 0) -> MemoryLog:
         with self._lock:
-            log = self._live.get(stream_id)
+            log = self._kept(stream_id)
             if log is not None:
                 return log
-            log = self._finished.get(stream_id)
-            if log is not None and not self._expired(log, time.monotonic()):
-                self._finished.move_to_end(stream_id)
-                return log
-            if log is not None:
-                self._forget(log)
             if hash(stream_id) in self._gone:
                 raise errors.StreamExpired
             raise errors.StreamUnknown
+
+    def _kept(self, stream_id: str) -> MemoryLog | None:
+        """Return a log that is in memory, used from now on; drop it when it has expired. Called with the lock held."""
+        log = self._live.get(stream_id)
+        if log is not None:
+            return log
+        log = self._finished.get(stream_id)
+        if log is None:
+            return None
+        if self._expired(log, time.monotonic()):
+            self._forget(log)
+            return None
+        self._finished.move_to_end(stream_id)
+        return log
 
     def grow(self, log: MemoryLog, size: int) -> None:
         """Count `size` more bytes (or fewer, when negative) for a log, evicting finished ones for them.

@@ -24,6 +24,22 @@ BUSY = (
     b"Content-Length: 52\r\n\r\n<html><h1>Backend fetch failed: try later</h1></html>"
 )
 
+AWAY = {
+    "error_code": "store_unavailable",
+    "message": "The server cannot reach its storage.",
+    "detail": "It does not answer.",
+    "action": "Try again in a few seconds.",
+    "correlation_id": "4f1c2a90-7d0b-4b7e-9c55-0e6a3d1f8b21",
+    "origin": "service",
+    "retryable": True,
+    "retry_after_seconds": 2,
+}
+
+
+def answered(status: str, kind: str, body: str) -> bytes:
+    more = "Retry-After: 2\r\n" if status.startswith("503") else ""
+    return f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n{more}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
 
 @pytest.fixture
 def half(proxied: ChatPage, upstream: ScriptedUpstream) -> ChatPage:
@@ -153,6 +169,36 @@ def test_page_whose_stream_is_ended_in_good_form_before_its_end_reads_on(
     half.wait_text(HALF + TOKENS[2])
     proxy.wait_until(lambda: proxy.connections == 3, what="the page to come back from a whole answer")
     half.wait_state("streaming")
+    open_gates(upstream, 3, 5)
+    assert assert_whole(half, upstream, TEXT, 4)["reconnects"] == 2
+
+
+def test_page_of_a_service_whose_storage_is_away_goes_on_quietly(
+    half: ChatPage, proxy: ChaosProxy, upstream: ScriptedUpstream
+) -> None:
+    """What may not be resumable is read like anything else, and a resume that is refused for it is tried again."""
+    half.expect_fault(LOST)
+    half.expect_fault(status(503))
+    stream_id = half.stored_answers()[-1]["streamId"]
+    data = json.dumps({"sequence": 3, "count": 1, "content": TOKENS[2], "is_final": False})
+    frames = [
+        f'event: ping\ndata: {{"phase":"generating","tokens":2}}\nid: {stream_id}.2',
+        'event: unresumable\ndata: {"tokens":2}',
+        f"event: token\ndata: {data}\nid: {stream_id}.3",
+        'event: resumable\ndata: {"tokens":3}',
+        'event: unresumable\ndata: {"tokens":3}',
+    ]
+    proxy.refuse()
+    proxy.cut_all()
+    open_gates(upstream, 2, 3)
+    upstream.wait_reached("3")
+    proxy.plan(Answer(answered("200 OK", "text/event-stream", "".join(f"{one}\n\n" for one in frames))))
+    proxy.plan(Answer(answered("503 Service Unavailable", "application/json", json.dumps(AWAY))))
+    proxy.accept()
+    half.wait_text(HALF + TOKENS[2])
+    proxy.wait_until(lambda: proxy.connections == 3, what="the resume that is refused")
+    assert (half.text(), half.has_button("Reconnect"), half.has_button("Ask again")) == (HALF + TOKENS[2], False, False)
+    proxy.wait_until(lambda: proxy.connections == 4, what="the next resume")
     open_gates(upstream, 3, 5)
     assert assert_whole(half, upstream, TEXT, 4)["reconnects"] == 2
 

@@ -52,6 +52,28 @@ def test_machine_given_an_error_of_the_service_tries_again_only_if_it_says_so(mo
         assert (old["answer"]["state"], old["answer"]["error"]) == ("interrupted", error)
 
 
+def test_machine_told_that_the_storage_is_away_tries_again_and_a_lost_producer_ends_it_as_any_failure(
+    modules: Modules,
+) -> None:
+    away, lost = _error("store_unavailable", True), _error("producer_lost", True)
+    totals = {"tokens": 1, "model": "m", "first_token_ms": None, "duration_ms": 5, "finish_reason": None}
+    end = ["terminal", "failed", {**totals, "error": lost}, True, 300]
+    new, back, failed = play(
+        modules,
+        case(["begin"], _refused(503, away, 2_000)),
+        case(*LOST, _refused(503, away, 2_000)),
+        case(*STREAMING, end),
+    )
+    for one in (new, back):
+        assert (one["answer"]["state"], one["answer"]["busy"], delays(one["seen"])[-1]) == (
+            "reconnecting",
+            False,
+            2_000,
+        )
+    assert (failed["answer"]["state"], failed["answer"]["error"]) == ("failed", lost)
+    assert failed["answer"]["content"] == "<1>"
+
+
 def test_machine_told_that_the_answer_is_gone_is_interrupted(modules: Modules) -> None:
     gone = [(404, "stream_unknown"), (410, "stream_expired"), (409, "cursor_ahead"), (503, "stream_expired")]
     played = play(modules, *[case(*LOST, _refused(status, _error(code, True))) for status, code in gone])

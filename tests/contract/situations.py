@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from tests.harness.engine import Engine
 from tests.harness.events import Event
 from tests.harness.reader import Connection, delete, get, open_stream, post
 from tests.harness.script import Close, Delta, Done, Finish, Gate, Script, Stall, Step, Token, Usage, error
@@ -89,6 +90,8 @@ class World:
         self._stack = ExitStack()
         self._services: dict[str, ChatWait] = {}
         self._expired = ""
+        self._orphan = ""
+        self._engine: Engine | None = None
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self.upstream)
@@ -137,7 +140,7 @@ class World:
             return asked(self, situation.removeprefix("the model "))
         if situation.startswith("a stream whose model "):
             return ended(self, situation.removeprefix("a stream whose model "))
-        return SITUATIONS[situation](self)
+        return (SITUATIONS | SHARED)[situation](self)
 
     @property
     def stopping(self) -> ChatWait:
@@ -151,6 +154,40 @@ class World:
             service.wait_for_log("drain_started", timeout=20)
             self._services["stopping"] = service
         return self._services["stopping"]
+
+    @property
+    def engine(self) -> Engine:
+        """Give the storage that several processes share."""
+        if self._engine is None:
+            self._engine = self._stack.enter_context(Engine())
+        return self._engine
+
+    @property
+    def sharing(self) -> ChatWait:
+        """Give a service that keeps its streams there."""
+        return self.service(REDIS_URL=self.engine.url())
+
+    @contextmanager
+    def another(self) -> Iterator[ChatWait]:
+        """Run another one of them, to be killed."""
+        service = self.new_service(REDIS_URL=self.engine.url())
+        try:
+            yield service.start()
+        finally:
+            service.end()
+
+    def orphan(self) -> str:
+        """Give the id of a stream, asked for with the key, whose process was killed after one token."""
+        if not self._orphan:
+            self.upstream.always(Script(steps=[*ROME, Stall()]))
+            with self.another() as service, ask(service, {"Idempotency-Key": KEY}) as connection:
+                stream_id = connection.headers["x-stream-id"]
+                with open_stream(f"{self.sharing.base_url}/chat/streaming/{stream_id}", timeout=20) as reading:
+                    for event in reading.events():
+                        if event.event == "token":
+                            service.kill()
+            self._orphan = stream_id
+        return self._orphan
 
     def expired(self) -> str:
         """Give the id of a stream that the small service has dropped."""
@@ -183,8 +220,8 @@ def ended(world: World, manner: str) -> Iterator[Scene]:
         yield Scene(scene.service, connection.headers["x-stream-id"])
 
 
-def ask(service: ChatWait) -> Connection:
-    return open_stream(f"{service.base_url}/chat/streaming", json=QUESTION, timeout=20)
+def ask(service: ChatWait, headers: dict[str, str] | None = None) -> Connection:
+    return open_stream(f"{service.base_url}/chat/streaming", json=QUESTION, headers=headers, timeout=20)
 
 
 @contextmanager
@@ -292,6 +329,44 @@ def cut_off(world: World) -> Iterator[Scene]:
         yield Scene(service, scene.stream_id, sent=end)
 
 
+@contextmanager
+def storage_unreachable(world: World) -> Iterator[Scene]:
+    yield Scene(world.service(REDIS_URL="redis://127.0.0.1:1/0"))
+
+
+@contextmanager
+def storage_away_for_a_while(world: World) -> Iterator[Scene]:
+    """From the first token to the second; the model waits until the reader has been told."""
+    world.upstream.always(Script(steps=[*ROME, Gate("unresumable"), Token("."), Gate("resumable"), *REST[1:]]))
+    service = world.sharing
+    turns = iter([world.engine.freeze, world.engine.thaw])
+
+    def turn(event: Event) -> None:
+        if event.event == "token":
+            next(turns)()
+        world.go_on(event)
+
+    try:
+        yield Scene(service, saw=turn)
+    finally:
+        world.engine.thaw()
+
+
+@contextmanager
+def process_died(world: World) -> Iterator[Scene]:
+    yield Scene(world.sharing, world.orphan())
+
+
+@contextmanager
+def process_dies(world: World) -> Iterator[Scene]:
+    def kill(event: Event) -> None:
+        if event.event == "token":
+            service.kill()
+
+    with world.another() as service, running(world, service) as scene:
+        yield Scene(world.sharing, scene.stream_id, saw=kill)
+
+
 SITUATIONS: dict[str, Callable[[World], AbstractContextManager[Scene]]] = {
     "": at_rest,
     "a stream that has ended": stream_ended,
@@ -307,4 +382,12 @@ SITUATIONS: dict[str, Callable[[World], AbstractContextManager[Scene]]] = {
     "a server that lists https://chat.example in CORS_ORIGINS": foreign_pages,
     "a server that is stopping": stopping,
     "a server that is stopped while one waits": cut_off,
+    "a server whose storage does not answer": storage_unreachable,
 }
+SHARED: dict[str, Callable[[World], AbstractContextManager[Scene]]] = {
+    "the storage does not answer from the first token to the second": storage_away_for_a_while,
+    "a stream whose process died after one token": process_died,
+    "the process that had begun to answer this key died after one token": process_died,
+    "a stream whose process dies while another one reads it": process_dies,
+}
+"""Those that need a storage which several processes share."""

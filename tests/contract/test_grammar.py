@@ -33,6 +33,8 @@ STREAM = re.compile(abnf.pattern(GRAMMAR, "stream"))
 STREAMS = {one.name: one for one in goldens() if one.headers.get("content-type", "").startswith("text/event-stream")}
 WHOLE = STREAMS["streams/ping_before_the_first_token"].body
 RESUMED = STREAMS["streams/resumed_while_it_runs"].body
+LAPSED = STREAMS["streams/unresumable_for_a_while"].body
+WITHOUT_ID = ("event: ping", "event: unresumable", "event: resumable")
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -53,7 +55,7 @@ def test_stream_of_the_examples_follows_the_grammar_and_every_rule(name: str) ->
     assert not cursor or answer.events[0].id == cursor[1]
     for block in exchange.body.removesuffix("\n\n").split("\n\n"):
         lines = block.split("\n")
-        assert lines[-1].startswith("id: ") or lines[0] == "event: ping"
+        assert lines[-1].startswith("id: ") or lines[0] in WITHOUT_ID
         assert max(len(line) for line in lines if line.startswith("data: ")) <= 8192 + len("data: ")
 
 
@@ -63,6 +65,24 @@ def frames_of(stream: str) -> list[str]:
 
 START, PING, TOKEN, *_, DONE = frames_of(WHOLE)
 BACK = frames_of(RESUMED)[0]
+_, _, AWAY, _, STORED, _ = frames_of(LAPSED)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        pytest.param(text, id=name)
+        for name, text in {
+            "at once": START + AWAY + STORED + DONE,
+            "after coming back": BACK + AWAY + TOKEN + STORED + DONE,
+            "with tokens and pings": START + TOKEN + AWAY + TOKEN + PING + TOKEN + STORED + PING + TOKEN + DONE,
+            "again and again": START + (AWAY + TOKEN + STORED) * 3 + TOKEN + DONE,
+            "to the end": START + AWAY + STORED + TOKEN + AWAY + TOKEN + DONE,
+        }.items()
+    ],
+)
+def test_grammar_takes_the_storage_away_in_turns(stream: str) -> None:
+    assert STREAM.fullmatch(stream)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +96,14 @@ BACK = frames_of(RESUMED)[0]
             "start twice": START + START + DONE,
             "start after coming back": BACK + START + DONE,
             "a later ping with an id": START + TOKEN + BACK + DONE,
+            "unresumable first": AWAY + START + DONE,
+            "unresumable twice": START + AWAY + TOKEN + AWAY + STORED + DONE,
+            "resumable alone": START + STORED + DONE,
+            "resumable twice": START + AWAY + STORED + TOKEN + STORED + DONE,
+            "unresumable with an id": START + AWAY[:-1] + "id: cw_a.1\n\n" + STORED + DONE,
+            "resumable with an id": START + AWAY + STORED[:-1] + "id: cw_a.1\n\n" + DONE,
+            "unresumable after the end": START + DONE + AWAY,
+            "unresumable and no end": START + TOKEN + AWAY,
             "no end": START + TOKEN,
             "an end that is cut": WHOLE[:-1],
             "two ends": START + DONE + DONE,

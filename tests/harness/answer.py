@@ -16,6 +16,8 @@ class Answer:
 
     Someone who begins in the middle gives `after`, and the text up to there as `prefix`; without a prefix characters
     and hash cannot be judged. Every method raises AssertionError that says what differs.
+    `unresumable_after` is the number after which nothing may be stored, as this connection has said; None when it has
+    not, or no longer. `resumability` has every such event, over all connections, with its number.
     """
 
     def __init__(self, *, stream_id: str | None = None, after: int = 0, prefix: str | None = None) -> None:
@@ -27,6 +29,8 @@ class Answer:
         self.drops: list[str] = []
         self.status = 0
         self.headers = Headers([])
+        self.unresumable_after: int | None = None
+        self.resumability: list[tuple[str, int]] = []
         self._begun_at = after
         self._pieces = [prefix] if prefix else []
         self._is_whole = after == 0 or prefix is not None
@@ -55,6 +59,7 @@ class Answer:
         """Note that what follows comes over another connection."""
         self.connections += 1
         self._first_of_connection = True
+        self.unresumable_after = None
         self.headers = headers
         if named := headers.get("x-stream-id"):
             self._adopt(named)
@@ -72,6 +77,8 @@ class Answer:
                 self._take_token(event, sequence)
             case "ping":
                 self._take_ping(event, sequence)
+            case "unresumable" | "resumable":
+                self._take_resumability(event)
             case name if name in TERMINALS:
                 self._take_terminal(event, sequence)
             case _ if event.id is not None:
@@ -129,6 +136,22 @@ class Answer:
         self._same("sequence in the id of a ping", sequence, cursor)
         if (head := event.json.get("tokens", -1)) < self.tokens:
             self._fail(f"a ping says that the log has {head} tokens, and {self.tokens} have come")
+
+    def _take_resumability(self, event: Event) -> None:
+        """The two come in turns on each connection, `unresumable` first, and move no cursor."""
+        if event.id is not None:
+            self._fail(f"{event.event!r} moves the cursor to {event.id!r}")
+        if self._first_of_connection:
+            self._fail(f"{event.event!r} is the first event of its connection")
+        if (event.event == "resumable") == (self.unresumable_after is None):
+            self._fail(f"{event.event!r} comes out of turn")
+        stored = event.json.get("tokens")
+        if type(stored) is not int or stored < 0:
+            self._fail(f"{event.event!r} does not say how many tokens are stored: {event.data[:300]}")
+        if event.event == "resumable" and stored < self.tokens:
+            self._fail(f"'resumable' says that {stored} tokens are stored, and {self.tokens} have come")
+        self.unresumable_after = stored if event.event == "unresumable" else None
+        self.resumability.append((event.event, stored))
 
     def _take_terminal(self, event: Event, sequence: int | None) -> None:
         self.terminal = event

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import itertools
 import re
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -62,13 +63,20 @@ class Slow:
 
 
 @dataclass(frozen=True)
+class Late:
+    """Pass the server's answers on so much later, as over a long way: in order, and however many are on it."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Answer:
     """Answer the first request with these bytes and close, without a connection to the target."""
 
     data: bytes
 
 
-Policy: TypeAlias = Pass | CutAfter | CleanCloseAfter | BlackholeAfter | Slow | Answer
+Policy: TypeAlias = Pass | CutAfter | CleanCloseAfter | BlackholeAfter | Slow | Late | Answer
 
 
 class _End(enum.Enum):
@@ -95,11 +103,14 @@ class ChaosProxy:
         default: Policy | None = None,
         server_rcvbuf: int | None = None,
         marker: bytes = b"",
+        in_turns: Sequence[int] = (),
     ) -> None:
+        """`in_turns` are more ports of the target host's: each connection goes to the next one."""
         self.default: Policy = default or Pass()
         self.connections = 0
         self.bytes_down = 0
-        self._target = (target_host, target_port)
+        self._host = target_host
+        self._targets = itertools.cycle([(target_host, port) for port in (target_port, *in_turns)])
         self._marker = marker
         self._server_rcvbuf = server_rcvbuf  # small: a blackholed server's send buffer fills soon
         self._plan: deque[Policy] = deque()
@@ -128,6 +139,10 @@ class ChaosProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def lead_to(self, port: int) -> None:
+        """Send connections to another port of the target host from now on; those that are open stay."""
+        self._targets = itertools.cycle([(self._host, port)])
 
     @property
     def port(self) -> int:
@@ -190,7 +205,7 @@ class ChaosProxy:
         if not self._marker:
             link.take_policy()
         try:
-            await link.run(self._target, self._server_rcvbuf)
+            await link.run(next(self._targets), self._server_rcvbuf)
         except (asyncio.CancelledError, OSError, EOFError, asyncio.LimitOverrunError):
             pass  # the proxy stops, or both peers have left already
         finally:
@@ -327,6 +342,9 @@ class _Link:
             piece_bytes = max(1, int(self._policy.bytes_per_second / 20))
         try:
             while piece := await reader.read(piece_bytes):
+                if isinstance(self._policy, Late):
+                    clock.call_later(self._policy.seconds, writer.write, piece)
+                    continue
                 passed = piece[: self._left]
                 if self._left is not None:
                     self._left -= len(passed)

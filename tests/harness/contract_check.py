@@ -70,7 +70,10 @@ class Asked:
 
 @dataclass
 class Run:
-    """Keep what one run has seen, and every breach that no test has been failed for yet."""
+    """Keep what one run has seen, and every breach that no test has been failed for yet.
+
+    `handing_over`: a process that shares its streams is being replaced, and may end its connections without an end.
+    """
 
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
@@ -79,6 +82,7 @@ class Run:
     problems: list[str] = field(default_factory=list)
     fixed: dict[tuple[str, str], str] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
+    handing_over: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def complain(self, problem: str) -> None:
@@ -286,7 +290,7 @@ class Check:
 
     def _judge_body(self, whole: bool | None) -> None:
         if self._frames is not None:
-            self._frames.end(whole=bool(whole))
+            self._frames.end(whole=bool(whole), handed_over=self._run.handing_over)
             return
         if whole is False or self._exempt in (ASSET_WHY, PROBE_WHY):
             return

@@ -23,12 +23,16 @@ KEYS = {
     "start": ["stream_id", "correlation_id", "model", "created", "heartbeat_seconds"],
     "token": ["sequence", "count", "content", "is_final"],
     "ping": ["phase", "tokens"],
+    "unresumable": ["tokens"],
+    "resumable": ["tokens"],
     "done": TOTALS.split(),
     "cancelled": [*TOTALS.split(), "reason"],
     "failed": [*TOTALS.split(), "error"],
 }
 """The order of the keys, as contracts/events.md has it."""
 TERMINALS = ("done", "cancelled", "failed")
+RESUMABILITY = ("unresumable", "resumable")
+"""They come in turns, this one first."""
 LONGEST_DATA = 8192
 LONGEST_CURSOR = 128
 
@@ -57,6 +61,8 @@ class FrameCheck:
         self._scanned = 0
         self._terminal = ""
         self._correlation_id = ""
+        self._is_unresumable = False
+        self._stored = 0  # the most that the stream has said to be stored
 
     def feed(self, piece: bytes) -> None:
         """Take the next bytes, and judge the frames that they complete."""
@@ -68,11 +74,12 @@ class FrameCheck:
             self._take(frame)
         self._scanned = max(0, len(self._buffer) - 1)
 
-    def end(self, *, whole: bool) -> None:
-        """Judge the end: of a stream that was not cut it is the terminal event's."""
+    def end(self, *, whole: bool, handed_over: bool = False) -> None:
+        """Judge the end: of a stream that was not cut it is the terminal event's; of one that its process may have
+        `handed_over` to others it is a frame's."""
         if whole and self._buffer:
             _fail(f"ends in the middle of a frame: {bytes(self._buffer[-200:])!r}")
-        if whole and not self._terminal:
+        if whole and not self._terminal and not (handed_over and self.seen):
             _fail(f"ends cleanly without a terminal event after {dict(self.seen)}")
 
     def _take(self, frame: bytes) -> None:
@@ -108,13 +115,15 @@ class FrameCheck:
             self._take_token(data, len(found["data"]))
         elif event == "ping":
             self._take_ping(data)
+        elif event in RESUMABILITY:
+            self._take_resumability(event, data["tokens"])
         else:
             self._take_terminal(event, data, found["data"])
 
     def _take_id(self, event: str, data: dict[str, Any], first: bool, found: re.Match[bytes]) -> None:
-        if event == "ping" and not first:
+        if event in RESUMABILITY or (event == "ping" and not first):
             if found["stream"] is not None:
-                _fail("a heartbeat's ping has an id")
+                _fail("a heartbeat's ping has an id" if event == "ping" else f"{event} has an id")
             return
         if found["stream"] is None:
             _fail(f"{event} has no id")
@@ -153,10 +162,20 @@ class FrameCheck:
         if (ping["phase"] == "generating") != (ping["tokens"] > 0):
             _fail(f"a ping says {ping['phase']} with {ping['tokens']} tokens")
 
+    def _take_resumability(self, event: str, stored: int) -> None:
+        if (event == "unresumable") == self._is_unresumable:
+            _fail(f"{event} comes twice" if self.seen[event] > 1 else f"{event} comes without unresumable before it")
+        if event == "resumable" and stored < self._sequence:
+            _fail(f"resumable says that {stored} tokens are stored, after .{self._sequence}")
+        self._is_unresumable = event == "unresumable"
+        self._stored = max(self._stored, stored)
+
     def _take_terminal(self, event: str, end: dict[str, Any], raw: bytes) -> None:
         self._terminal = event
         if end["tokens"] != self._sequence or end["sequence"] != self._sequence + 1:
             _fail(f"{event} has tokens {end['tokens']} and sequence {end['sequence']}, after .{self._sequence}")
+        if end["tokens"] < self._stored:
+            _fail(f"{event} has tokens {end['tokens']}, and {self._stored} were said to be stored")
         if self._correlation_id and end["correlation_id"] != self._correlation_id:
             _fail(f"correlation_id in {event} is not that of start")
         if "error" in end and end["error"]["correlation_id"] != end["correlation_id"]:
@@ -167,7 +186,8 @@ class FrameCheck:
                 _fail(f"characters is {end['characters']}, and {len(text)} have come")
             if end["sha256"] != hashlib.sha256(text.encode()).hexdigest():
                 _fail("sha256 is not that of the text")
-        self._same_for_all("its terminal event", raw)
+        if not self._is_unresumable:  # else it is this connection's own
+            self._same_for_all("its terminal event", raw)
 
     def _same_for_all(self, what: str, raw: bytes) -> None:
         digest = hashlib.sha256(raw).hexdigest()

@@ -236,7 +236,7 @@ class Nginx(Proxy):
         site = switch_on((DEPLOY / "nginx.conf").read_text(encoding="utf-8"), *options)
         ours = {
             "listen 80;": f"listen {HOST}:{self.port};",
-            "server 127.0.0.1:8000;": f"server {HOST}:{self.service_port};",
+            "127.0.0.1:8000": f"{HOST}:{self.service_port}",
             "/var/log/nginx/": f"{self.directory}/",
         }
         self.write(substitute(substitute(site, changes or {}), ours))
@@ -302,7 +302,8 @@ class HAProxy(Proxy):
     def faults(self) -> list[str]:
         told = [line for line in self.output.splitlines() if re.search(r"^\[(ALERT|WARNING)\]", line)]
         # That a worker ends when it is told to is an alert for its master.
-        return [line for line in told if not re.search(r"exited|Exiting|Former worker|Proxy .* stopped|Stopping", line)]
+        ended = r"exited|Exiting|Former worker|Proxy .* stopped|Stopping|Server .* is (DOWN|UP)"
+        return [line for line in told if not re.search(ended, line)]
 
     def log_lines(self) -> list[str]:
         lines = self._output.read_text("utf-8", "replace").splitlines()

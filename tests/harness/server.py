@@ -29,6 +29,9 @@ from tests.harness.net import HOST, Watch, reserve_port
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"]
 PASSED_ON = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "COVERAGE_PROCESS_CONFIG")
+STORE = "CHATWAIT_TEST_REDIS_URL"
+"""Where this names an engine, every service of the tests that says nothing else keeps its streams there."""
+
 START_SECONDS = 60.0
 EXIT_SECONDS = 5.0
 POLL_SECONDS = 0.02
@@ -355,6 +358,8 @@ class ChatWait:
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         # A developer's own .env must not decide what a test sees.
         environment |= {"HOST": HOST, "PORT": str(self.port), "ENV_FILE": os.devnull}
+        if url := os.environ.get(STORE):
+            environment["REDIS_URL"] = url
         for name, value in self.settings.items():
             if value is not None:
                 environment[name] = str(value).lower() if isinstance(value, bool) else str(value)

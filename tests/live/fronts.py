@@ -1,4 +1,4 @@
-"""What the tests with a real proxy in front share: the four of them, and reading through one that compresses."""
+"""What the tests with a real proxy in front share: the four, and those of two instances; reading what they compress."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def front(kind: str, directory: Path, port: int, *options: str, changes: Mapping
     proxy: Nginx | HAProxy = {"nginx": Nginx, "haproxy": HAProxy}[name](directory, port)
     proxy.kind = kind
     return proxy.plain() if config == "plain" else proxy.shipped(*options, changes=changes)
+
+
+def front_of_two(name: str, directory: Path, one: int, two: int) -> Proxy:
+    """Put what deploy/ recommends for two instances with one engine in front of these ports."""
+    return front(f"{name} shipped", directory, one, "shared", changes={"127.0.0.1:8001": f"127.0.0.1:{two}"})
 
 
 @contextmanager

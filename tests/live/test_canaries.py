@@ -163,7 +163,7 @@ def test_start_that_fails_shows_no_secret() -> None:
     for bad in (
         {"OPENAI_API_KEY": SECRETS["OpenAI's key"] + "\x7f"},
         {"OPENAI_BASE_URL": "https://me:canary-password-01@host/v1", "OPENAI_API_KEY": "x"},
-        {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "REDIS_URL": "redis://:canary-password-01@host:6379/0"},
+        {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "REDIS_URL": "redis://:canary-password-01@host:6379/x"},
     ):
         exit_code, output = failed_start(**bad)
         assert exit_code == 2

@@ -99,7 +99,7 @@ def test_error_log_of_nginx_holds_ids_at_any_level_below_alert(level: str, told:
     """A socket that is not there is "crit"; so is the end of the free ports, on the busiest day."""
     changes = {
         "chatwait-error.log alert": f"chatwait-error.log {level}",
-        "server 127.0.0.1:8000;": f"server unix:{tmp_path}/none; # server 127.0.0.1:8000;",
+        "server 127.0.0.1:8000 ": f"server unix:{tmp_path}/none; # 127.0.0.1:8000 ",
     }
     with front("nginx shipped", tmp_path, 1, changes=changes) as proxy:
         proxy.check_output = False

@@ -59,15 +59,17 @@ def assert_whole(got: Answer) -> None:
 class CutLink:
     """A proxy of one thread's own that cuts the next connection after so many bytes, and passes the others."""
 
-    def __init__(self, chatwait: ChatWait) -> None:
+    def __init__(self, chatwait: ChatWait, *in_turns: ChatWait) -> None:
+        """Connections go to all of the services, in turns."""
         self._local = threading.local()
         self._target = chatwait.port
+        self._in_turns = [other.port for other in in_turns]
         self._proxies: list[ChaosProxy] = []
 
     def cut_next(self, *sizes: int) -> ChaosProxy:
         proxy: ChaosProxy | None = getattr(self._local, "proxy", None)
         if proxy is None:
-            proxy = self._local.proxy = ChaosProxy("127.0.0.1", self._target).start()
+            proxy = self._local.proxy = ChaosProxy("127.0.0.1", self._target, in_turns=self._in_turns).start()
             self._proxies.append(proxy)
         proxy.plan(*map(CutAfter, sizes))
         return proxy

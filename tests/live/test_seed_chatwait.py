@@ -99,6 +99,8 @@ ELSEWHERE = {
     "overloaded",
     "request_timeout",  # half a minute: tests/live/test_requests.py
     "shutting_down",  # tests/live/test_endings.py, both modes
+    "store_unavailable",  # tests/live/test_shared_faults.py
+    "producer_lost",  # tests/live/test_shared_death.py
 }
 
 

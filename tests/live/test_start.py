@@ -20,7 +20,7 @@ from tests.live.steps import KEY, settings
 SECRET = "redis://:secret-password@store.example:6379/0"
 BAD = {
     "WORKERS": ({"WORKERS": 2}, ["WORKERS", "2", "WORKERS=1"]),
-    "REDIS_URL": ({"REDIS_URL": SECRET}, ["REDIS_URL"]),
+    "REDIS_URL": ({"REDIS_URL": f"{SECRET}/streams"}, ["REDIS_URL"]),
     "PORT": ({"PORT": "abc"}, ["PORT", "'abc'"]),
     "PORT out of range": ({"PORT": 70_000}, ["PORT", "65535"]),
     "HOST": ({"HOST": "0.0.0.0"}, ["ALLOWED_HOSTS", "0.0.0.0"]),

@@ -96,7 +96,11 @@ def test_setting_that_cannot_be_used_is_named_with_its_value_and_what_is_allowed
         ("OPENAI_BASE_URL", f"http://model.test/v1?key={SECRET}"),
         ("OPENAI_BASE_URL", f"http://model.test:{SECRET}/v1"),
         ("OPENAI_BASE_URL", f"http://[{SECRET}/v1"),
-        ("REDIS_URL", f"redis://:{SECRET}@redis.test"),
+        ("REDIS_URL", f"redis://:{SECRET}@redis.test:port"),
+        ("REDIS_URL", f"http://:{SECRET}@redis.test"),
+        ("REDIS_URL", f"redis://:{SECRET}@redis.test/streams"),
+        ("REDIS_URL", f"redis://[{SECRET}"),
+        ("REDIS_URL", SECRET),
     ],
 )
 def test_setting_that_may_hold_a_secret_is_not_repeated(variable: str, value: str) -> None:
@@ -147,13 +151,8 @@ def test_settings_without_anything_have_the_defaults_of_the_contract() -> None:
 def test_setting_at_its_bounds_is_taken(variable: str) -> None:
     low, high = BAD[variable][1].split(" to ")
     for value in (low, high):
-        if (variable, value) == ("WORKERS", "64"):
-            continue
-        settings = read(
-            **{variable: f" {value} ", "MAX_TOKENS": "1000000"}
-            if variable == "DEFAULT_MAX_TOKENS"
-            else {variable: f" {value} "}
-        )
+        needed = {"DEFAULT_MAX_TOKENS": {"MAX_TOKENS": "1000000"}, "WORKERS": {"REDIS_URL": "redis://x"}}
+        settings = read(**{variable: f" {value} "}, **needed.get(variable, {}))
         assert getattr(settings, variable.lower()) == float(value)
 
 
@@ -264,12 +263,12 @@ def test_limits_hold_no_secret() -> None:
 # Contradictions
 
 
-def test_workers_more_than_one_are_refused_in_words() -> None:
+def test_workers_more_than_one_without_an_engine_are_refused_in_words() -> None:
     text = problem(WORKERS="2")
 
-    assert "WORKERS" in text
-    assert "2" in text
-    assert "WORKERS=1" in text
+    assert "WORKERS: 2 cannot be used without REDIS_URL" in text
+    assert "Set REDIS_URL, or use WORKERS=1." in text
+    assert read(WORKERS="2", REDIS_URL="redis://x").workers == 2
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]"])
@@ -281,8 +280,26 @@ def test_host_of_all_addresses_needs_allowed_hosts(host: str) -> None:
     assert read(HOST=host, ALLOWED_HOSTS="chat.example").allowed_hosts == ("chat.example",)
 
 
-def test_redis_url_is_refused_in_words() -> None:
-    assert "REDIS_URL" in problem(REDIS_URL="redis://x")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://x",
+        "redis://:secret@x:6380/2",
+        "rediss://user:secret@x/0",
+        "unix:///run/valkey.sock",
+        "redis://[::1]:1/",
+    ],
+)
+def test_redis_url_that_names_an_engine_is_taken_as_it_is(url: str) -> None:
+    assert read(REDIS_URL=url).redis_url == url
+
+
+@pytest.mark.parametrize("url", ["x", "localhost:6379", "redis://", "unix://", "redis://x:99999", "redis://x/a"])
+def test_redis_url_that_names_none_is_refused_in_words(url: str) -> None:
+    text = problem(REDIS_URL=url)
+
+    assert "REDIS_URL" in text
+    assert "redis://localhost:6379/0" in text
 
 
 # .env

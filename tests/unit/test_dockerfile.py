@@ -16,6 +16,7 @@ from deploy.proof import GRACE_SECONDS
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = (ROOT / "deploy/compose.yaml").read_text(encoding="utf-8")
+SHARED = (ROOT / "deploy/compose-shared.yaml").read_text(encoding="utf-8")
 IMAGE = read_image(DOCKERFILE)
 COPIED = dict(copies(IMAGE))
 HOME = IMAGE.directory
@@ -144,7 +145,7 @@ def test_grace_is_longer_than_the_drain_wherever_it_is_said() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     said = [
         *re.findall(r"--stop-timeout (\d+)", DOCKERFILE + readme),
-        *re.findall(r"stop_grace_period: (\d+)s", COMPOSE + readme),
+        *re.findall(r"stop_grace_period: (\d+)s", COMPOSE + SHARED + readme),
         *re.findall(r"terminationGracePeriodSeconds: (\d+)", readme),
     ]
 

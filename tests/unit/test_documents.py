@@ -50,3 +50,16 @@ def test_decisions_cited_in_comments_exist() -> None:
 def test_settings_are_all_documented_with_help() -> None:
     assert len(table()) == len(Settings.__dataclass_fields__)
     assert all(help_text.endswith(".") for _, _, _, help_text in table())
+
+
+def test_tests_that_the_table_of_faults_names_exist() -> None:
+    readme = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## Several processes")[2].partition("\n## ")[0]
+    file, named = "", 0
+    for path, test in re.findall(r"`((?:unit|live)/\w+\.py)?(?:::(test_\w+))?`", section):
+        file = path or file
+        if test or path:
+            text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert not test or f"def {test}(" in text, (file, test)
+            named += 1
+    assert named >= 18

@@ -32,7 +32,13 @@ CLIENT = {
     "body_too_large": (413, False),
     "unsupported_media_type": (415, False),
 }
-SERVICE = {"overloaded": (503, True), "shutting_down": (503, True), "internal_error": (500, True)}
+SERVICE = {
+    "overloaded": (503, True),
+    "shutting_down": (503, True),
+    "store_unavailable": (503, True),
+    "producer_lost": (503, True),
+    "internal_error": (500, True),
+}
 UPSTREAM = {
     "upstream_error": (502, True),
     "upstream_unavailable": (503, True),

@@ -72,10 +72,10 @@ class Run:
 
     def __init__(self, upstream: FakeUpstream, bounds: Bounds = BOUNDS) -> None:
         store = MemoryStore(max_active=10, budget_bytes=10_000_000, retention_seconds=60)
-        log, _ = store.create(Origin("c-1", "gpt-4o-mini", "2026-11-21T09:00:00.000Z"))
+        log, _ = store.create(Origin("c-1", "gpt-4o-mini", "2026-11-21T09:00:00.000Z", PROMPT_TOKENS))
         self.log = WatchedLog(log)
         self.upstream = upstream
-        self.generation = Generation(self.log, QUESTION, prompt_tokens=PROMPT_TOKENS, upstream=upstream, bounds=bounds)
+        self.generation = Generation(self.log, QUESTION, upstream=upstream, bounds=bounds)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -434,7 +434,7 @@ def test_generation_without_a_reader_is_abandoned_only_after_its_time(gate: Gate
 def test_generation_silent_after_its_finish_reason_is_done_and_lets_the_upstream_go(gate: Gate) -> None:
     generations = Generations(upstream=(upstream := FakeUpstream([*texts("a"), finish(), gate])), bounds=BOUNDS)
     log = new_log()
-    generations.start(log, QUESTION, prompt_tokens=1)
+    generations.start(log, QUESTION)
     gate.wait_reached()
     generations.check(time.monotonic())
     assert log.terminal is None
@@ -449,7 +449,7 @@ def test_generation_silent_after_its_finish_reason_is_done_and_lets_the_upstream
 def test_generation_whose_upstream_stays_silent_after_done_lets_it_go(gate: Gate) -> None:
     generations = Generations(upstream=(upstream := FakeUpstream([*whole("a"), gate])), bounds=BOUNDS)
     log = new_log()
-    generations.start(log, QUESTION, prompt_tokens=1)
+    generations.start(log, QUESTION)
     gate.wait_reached()
     assert log.terminal is not None
     assert log.terminal.event == "done"
@@ -676,7 +676,7 @@ def test_generation_cancelled_between_a_chunk_and_its_note_logs_that_chunk(event
 
 def new_log() -> StreamLog:
     store = MemoryStore(max_active=10, budget_bytes=10_000_000, retention_seconds=60)
-    return store.create(Origin("c-1", "gpt-4o-mini", "2026-11-21T09:00:00.000Z"))[0]
+    return store.create(Origin("c-1", "gpt-4o-mini", "2026-11-21T09:00:00.000Z", 1))[0]
 
 
 def wait_for_end(log: StreamLog) -> Terminal:
@@ -689,7 +689,7 @@ def wait_for_end(log: StreamLog) -> Terminal:
 def test_generations_run_until_cancelled_and_are_forgotten(gate: Gate) -> None:
     generations = Generations(upstream=(upstream := FakeUpstream([gate])), bounds=BOUNDS)
     log = new_log()
-    generations.start(log, QUESTION, prompt_tokens=1)
+    generations.start(log, QUESTION)
     gate.wait_reached()
     assert generations.live == 1
 
@@ -706,7 +706,7 @@ def test_generations_cancelled_all_at_once_end_by_shutdown() -> None:
     generations = Generations(upstream=FakeUpstream(*[[gate] for gate in gates]), bounds=BOUNDS)
     logs = [new_log() for _ in gates]
     for log in logs:
-        generations.start(log, QUESTION, prompt_tokens=1)
+        generations.start(log, QUESTION)
     for gate in gates:
         gate.wait_reached()
 
@@ -720,7 +720,7 @@ def test_generations_cancelled_all_at_once_end_by_shutdown() -> None:
 def test_generations_checked_hold_each_to_its_deadlines(gate: Gate) -> None:
     generations = Generations(upstream=FakeUpstream([gate]), bounds=BOUNDS)
     log = new_log()
-    generations.start(log, QUESTION, prompt_tokens=1)
+    generations.start(log, QUESTION)
     gate.wait_reached()
 
     generations.check(time.monotonic())

@@ -29,6 +29,14 @@ def ping(tokens: int, number: int | None = None) -> Event:
     return event("ping", number, phase="generating", tokens=tokens)
 
 
+def unresumable(tokens: object, number: int | None = None) -> Event:
+    return event("unresumable", number, tokens=tokens)
+
+
+def resumable(tokens: object, number: int | None = None) -> Event:
+    return event("resumable", number, tokens=tokens)
+
+
 def terminal(text: str, tokens: int, name: str = "done", /, **changes: Any) -> Event:
     data = {
         "sequence": tokens + 1,
@@ -67,6 +75,33 @@ def test_answer_takes_every_terminal(name: str) -> None:
 
 def test_answer_ignores_an_event_that_it_does_not_know() -> None:
     assert fold(start(), Event("weather", "rain"), terminal("", 0)).text == ""
+
+
+def test_answer_notes_what_may_not_be_resumable_and_moves_no_cursor() -> None:
+    answer = Answer()
+    answer.begin_connection(Headers([]))
+    seen = []
+    for item in (start(), unresumable(0), token(1, "a"), resumable(2), token(2, "b"), ping(2), unresumable(2), ping(2)):
+        answer.add(item)
+        seen.append(answer.unresumable_after)
+
+    assert seen == [None, 0, 0, None, None, None, 2, 2]
+    assert answer.resumability == [("unresumable", 0), ("resumable", 2), ("unresumable", 2)]
+    assert answer.last_event_id == f"{SID}.2"
+    answer.add(terminal("ab", 2))
+    assert (answer.verify().text, answer.unresumable_after) == ("ab", 2)
+
+
+def test_answer_on_the_next_connection_is_resumable_until_it_says_otherwise() -> None:
+    answer = Answer()
+    for opening, number in ((start(), 1), (ping(1, 1), 2)):
+        answer.begin_connection(Headers([]))
+        assert answer.unresumable_after is None
+        for item in (opening, unresumable(0), token(number, "a")):
+            answer.add(item)
+    answer.add(resumable(2))
+
+    assert [name for name, _ in answer.resumability] == ["unresumable", "unresumable", "resumable"]
 
 
 def test_answer_over_two_connections_goes_on_where_it_was() -> None:
@@ -133,6 +168,17 @@ BROKEN: dict[str, tuple[list[Event], str]] = {
     "a ping behind the log": ([start(), token(1, "a"), ping(0)], "a ping says"),
     "a late start": ([start(), start()], "does not rise"),
     "a late start of someone who has seen nothing": ([Event("weather", "rain"), start()], "not the first"),
+    "unresumable first": ([unresumable(0), start()], "'unresumable' is the first event"),
+    "unresumable twice": ([start(), unresumable(0), token(1, "a"), unresumable(0)], "out of turn"),
+    "resumable first": ([start(), token(1, "a"), resumable(1)], "out of turn"),
+    "resumable twice": ([start(), unresumable(0), resumable(0), resumable(0)], "out of turn"),
+    "unresumable with an id": ([start(), token(1, "a"), unresumable(1, 2)], "moves the cursor"),
+    "resumable with an id": ([start(), unresumable(0), resumable(0, 1)], "moves the cursor"),
+    "unresumable without a number": ([start(), unresumable(None)], "how many tokens"),
+    "unresumable with a true": ([start(), unresumable(True)], "how many tokens"),
+    "unresumable below zero": ([start(), unresumable(-1)], "how many tokens"),
+    "resumable behind": ([start(), unresumable(0), token(1, "a"), resumable(0)], "0 tokens are stored, and 1 have"),
+    "unresumable after the end": ([start(), terminal("", 0), unresumable(0)], "after the terminal"),
     "an unknown event with an id": ([start(), Event("weather", "rain", f"{SID}.1")], "not known"),
     "data that is no JSON": ([start(), Event("token", "{", f"{SID}.1")], "not JSON"),
 }

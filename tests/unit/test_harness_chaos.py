@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness.chaos import Answer, BlackholeAfter, ChaosProxy, CleanCloseAfter, CutAfter, Slow
+from tests.harness.chaos import Answer, BlackholeAfter, ChaosProxy, CleanCloseAfter, CutAfter, Late, Slow
 from tests.harness.http1 import Dropped, Wire, get, post
 from tests.harness.net import Watch, reserve_port
 
@@ -284,3 +284,27 @@ def test_proxy_stopped_with_live_and_dark_links_leaves_no_thread(target: Target)
     light.close()
 
     assert not [thread for thread in threading.enumerate() if thread.name == "chaos-proxy"]
+
+
+def test_proxy_that_is_late_passes_every_byte_on_later(proxy: ChaosProxy) -> None:
+    proxy.plan(Late(0.3))
+    began = time.monotonic()
+    with connect(proxy) as client:
+        assert read_all(client, len(ANSWER)) == (ANSWER, "open")
+    assert time.monotonic() - began >= 0.3
+
+
+def test_proxy_sends_connections_to_its_targets_in_turns_and_then_where_it_is_led(target: Target) -> None:
+    others = [Target(), Target()]
+    try:
+        with ChaosProxy("127.0.0.1", target.port, in_turns=[others[0].port]) as proxy:
+            for name in (b"1\n", b"2\n", b"3\n"):
+                with connect(proxy, name) as client:
+                    read_all(client, len(ANSWER))
+            proxy.lead_to(others[1].port)
+            with connect(proxy, b"4\n") as client:
+                read_all(client, len(ANSWER))
+        assert [server.received for server in (target, *others)] == [b"1\n3\n", b"2\n", b"4\n"]
+    finally:
+        for server in others:
+            server.close()

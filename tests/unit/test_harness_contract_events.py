@@ -46,6 +46,15 @@ def done(event: str = "done", number: int = 3, **changes: Any) -> str:
     return frame(event, {name: changes.get(name, value) for name, value in {**data, **changes}.items()}, number)
 
 
+def away(tokens: object, number: int | None = None) -> str:
+    return frame("unresumable", {"tokens": tokens}, number)
+
+
+def back(tokens: object, number: int | None = None) -> str:
+    return frame("resumable", {"tokens": tokens}, number)
+
+
+PING = frame("ping", AGAIN)
 TOKENS = token(1, "Rome") + token(2, ".")
 GOOD = START + WAITING + TOKENS + done()
 
@@ -61,6 +70,45 @@ def test_stream_that_keeps_the_contract_passes_and_its_events_are_counted(run: R
 
     assert run.events == {"start": 2, "ping": 2, "token": 4, "done": 3}
     assert run.seen == {("GET /chat/streaming/{stream_id}", "200"): 3}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        START + away(0) + TOKENS + back(2) + done(),
+        START + token(1, "Rome") + away(1) + back(2) + token(2, ".") + away(2) + PING + back(2) + done(),
+        START + TOKENS + away(1) + done(),
+        START + away(0) + back(0) + away(0) + back(0) + TOKENS + done(),
+    ],
+)
+def test_stream_whose_storage_was_away_passes(run: Run, body: str) -> None:
+    assert hear_stream(run, body) == []
+    assert run.events["unresumable"] == body.count("event: unresumable") > 0
+
+
+def test_stream_resumed_while_the_storage_is_away_passes(run: Run) -> None:
+    body = frame("ping", AGAIN, 1) + away(0) + token(2, ".") + back(2) + done()
+    assert hear_stream(run, body, asked=f"Last-Event-ID: {ID}.1\r\n") == []
+
+
+def test_end_that_may_not_be_stored_is_that_connections_own(run: Run) -> None:
+    assert hear_stream(run, START + TOKENS + away(1) + done()) == []
+    assert hear_stream(run, START + TOKENS + away(1) + done(duration_ms=1)) == []
+    assert hear_stream(run, START + TOKENS + done(duration_ms=2)) == []
+
+    again = hear_stream(run, START + TOKENS + away(1) + back(2) + done(duration_ms=1))
+    assert "another reader of this stream got another its terminal event" in again[0]
+
+
+@pytest.mark.parametrize("body", [START, START + TOKENS, START + away(0) + token(1, "Rome")])
+def test_stream_that_its_process_hands_over_may_end_between_two_frames(run: Run, body: str) -> None:
+    run.handing_over = True
+    assert hear_stream(run, body) == []
+    assert "ends in the middle of a frame" in hear_stream(run, body + "event: tok")[0]
+    assert "ends cleanly without" in hear_stream(run, "")[0]
+
+    run.handing_over = False
+    assert "ends cleanly without" in hear_stream(run, body)[0]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +140,20 @@ def test_wrong_header_of_a_stream_is_found(run: Run, headers: Change, found: str
         pytest.param(GOOD.replace("Rome", "R\xf3me", 1), "not a frame", id="not ASCII"),
         pytest.param(START.replace("retry: 1000\n", "") + TOKENS + done(), "retry belongs to start", id="no retry"),
         pytest.param(START + "retry: 1000\n" + TOKENS + done(), "retry belongs to start", id="retry of a token"),
+        pytest.param(away(0) + START, "begins with unresumable, not start", id="unresumable first"),
+        pytest.param(START + TOKENS + back(2), "resumable comes without unresumable", id="resumable first"),
+        pytest.param(START + away(0) + TOKENS + away(0), "unresumable comes twice", id="unresumable twice"),
+        pytest.param(START + away(0) + back(0) + back(0), "resumable comes twice", id="resumable twice"),
+        pytest.param(START + away(0, 0), "unresumable has an id", id="id of unresumable"),
+        pytest.param(START + away(0) + back(0, 1), "resumable has an id", id="id of resumable"),
+        pytest.param(START + frame("unresumable", {}), "not of its schema", id="unresumable without tokens"),
+        pytest.param(START + away(-1), "not of its schema", id="unresumable below zero"),
+        pytest.param(START + away(0) + back("0"), "not of its schema", id="resumable with a text"),
+        pytest.param(START + frame("unresumable", {"tokens": 0, "at": 0}), "not of its schema", id="a key more"),
+        pytest.param(START + away(0) + TOKENS + back(1), "resumable says that 1 tokens are stored, after .2",
+                     id="resumable behind"),
+        pytest.param(START + TOKENS + away(3) + done(), "3 were said to be stored", id="more stored than there is"),
+        pytest.param(GOOD + away(2), "unresumable comes after done", id="unresumable after the end"),
         pytest.param(START + frame("error", {}) + TOKENS + done(), "the contract has no event", id="unknown event"),
         pytest.param(START + frame("ping", '{"phase"'), "is not JSON", id="no JSON"),
         pytest.param(START + frame("ping", '{"phase":"waiting","tokens":0,"tokens":0}'), "stands twice", id="twice"),

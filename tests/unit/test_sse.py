@@ -191,6 +191,7 @@ class ScriptedReader:
         self.after = 0
         self.frame_at = time.now
         self.sending = False
+        self.knows_unresumable = self.is_released = False
         self.pieces: list[Piece] = []
         self.entered = self.exited = 0
         self._waits = waits
@@ -216,6 +217,7 @@ class ScriptedLog:
     origin = Origin("c-1", "m", "2026-11-21T09:00:00.000Z")
     head = 0
     terminal: Terminal | None = None
+    is_unresumable = False
 
     def __init__(self, reader: ScriptedReader) -> None:
         self._reader = reader

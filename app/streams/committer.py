@@ -1,0 +1,324 @@
+"""Writes to the engine for the whole worker: one pipelined round trip at a time, for all of its logs together.
+
+What is appended while one batch is on its way goes into the next. A log is told what became of its part; until then
+its readers have not seen it. Questions of requests (`ask`) ride along. Nothing is lost when a round trip fails: who
+asked is told, and what was not stored is sent again, which changes nothing where it had arrived after all.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from app import errors
+from app.arrivals import plain_lock
+from app.logs import event
+from app.streams import scripts
+from app.streams.engine import Answer, Command, Connection, EngineAway, Refusal, script
+
+__all__ = ["Commit", "Committer", "Committing"]
+
+SPACING_SECONDS = 0.004
+"""From the beginning of one batch to the next one's: what comes meanwhile goes together. An idle one goes at once."""
+
+AWAY_SECONDS = 1.0
+"""How long the engine may take before readers are told that it is away."""
+
+ASK_SECONDS = 3.0
+LARGEST_BATCH_BYTES = 1 << 20
+MOST_STREAMS = 256
+"""In one command: the engine does nothing else while it runs."""
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0
+
+
+class Commit:
+    """What one log wants written: perhaps its beginning anew, chunks, perhaps its end."""
+
+    __slots__ = ("chunks", "fence", "finish", "first", "keys", "restore")
+
+    def __init__(
+        self,
+        keys: tuple[str, str],
+        fence: int,
+        first: int,
+        chunks: list[bytes],
+        *,
+        restore: Command | None = None,
+        finish: Command | None = None,
+    ) -> None:
+        self.keys = keys
+        self.fence = fence
+        self.first = first
+        self.chunks = chunks
+        self.restore = restore
+        self.finish = finish
+
+
+class Committing(Protocol):
+    """A log, as the committer sees it. None of these may wait."""
+
+    def commit(self) -> Commit | None:
+        """Give what is to be written now; what is given is not given again unless `not_committed` says so."""
+
+    def committed(self, answer: Answer) -> None: ...
+
+    def finished(self, answer: Answer) -> None: ...
+
+    def not_committed(self) -> None: ...
+
+
+class _Call:
+    """Commands that somebody waits for, or wants to hear of."""
+
+    __slots__ = ("answered", "answers", "commands", "heard")
+
+    def __init__(self, commands: Sequence[Command], heard: Callable[[list[Answer]], None] | None) -> None:
+        self.commands = commands
+        self.heard = heard
+        self.answers: list[Answer] | None = None
+        self.answered = threading.Event() if heard is None else None
+
+
+class Committer:
+    """One thread, one connection. `live_ms` is how long a log's entries live at least."""
+
+    def __init__(self, connection: Connection, *, live_ms: int, back: Callable[[], None]) -> None:
+        """`back` hears that the engine answers (again): what it may have lost can be looked at."""
+        self._connection = connection
+        self._live_ms = live_ms
+        self._back = back
+        self._lock = plain_lock()
+        self._wake = threading.Event()
+        self._changed: dict[Committing, None] = {}
+        self._calls: list[_Call] = []
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._asked_at: float | None = None
+        self._failing_since: float | None = time.monotonic()
+        self._pause = FIRST_PAUSE_SECONDS
+        self._said: str | None = None
+        self.contact_since: float | None = None
+        """Since when every round trip came back soon. Units: monotonic seconds."""
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write nothing more; what is on its way arrives or not."""
+        self._stopped = True
+        self._wake.set()
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def is_late(self, now: float) -> bool:
+        """Tell whether what was appended a while ago has not been stored. Units: monotonic seconds."""
+        asked_at, failing_since = self._asked_at, self._failing_since
+        late_at = now - AWAY_SECONDS
+        return (asked_at is not None and asked_at < late_at) or (failing_since is not None and failing_since < late_at)
+
+    @property
+    def is_answered(self) -> bool:
+        """The engine answers, soon, and refuses nothing."""
+        return self._failing_since is None and not self.is_late(time.monotonic())
+
+    def changed(self, log: Committing) -> None:
+        """Write what this log has, soon. Never waits."""
+        with self._lock:
+            self._changed[log] = None
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def post(self, commands: Sequence[Command], heard: Callable[[list[Answer]], None]) -> None:
+        """Send commands with the next batch; `heard` is given the answers, if there are any, in the committer's
+        thread. Never waits."""
+        self._add(_Call(commands, heard))
+
+    def ask(self, *commands: Command) -> list[Answer]:
+        """Send commands with the next batch, and wait for their answers. Raises: StoreUnavailable."""
+        if self.is_late(time.monotonic()):
+            raise errors.StoreUnavailable(retry_after_seconds=2)
+        call = _Call(commands, None)
+        self._add(call)
+        assert call.answered is not None
+        call.answered.wait(ASK_SECONDS)
+        if call.answers is None:
+            raise errors.StoreUnavailable(retry_after_seconds=2)
+        return call.answers
+
+    def _add(self, call: _Call) -> None:
+        with self._lock:
+            self._calls.append(call)
+        self._wake.set()
+
+    # The thread
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._wake.wait()
+            self._wake.clear()
+            began = time.monotonic()
+            with self._lock:
+                calls, self._calls = self._calls, []
+                changed, self._changed = self._changed, {}
+            try:
+                if calls or changed:
+                    self._round(began, changed, calls)
+            except EngineAway as error:
+                self._failed(began, str(error), changed, calls)
+                time.sleep(self._pause)
+                self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+            except Exception:
+                logging.getLogger(__name__).exception("a batch could not be written")
+                self._failed(began, "a fault of our own", changed, calls)
+                time.sleep(LONGEST_PAUSE_SECONDS)
+            else:
+                left = began + SPACING_SECONDS - time.monotonic()
+                if changed and left > 0:
+                    time.sleep(left)
+        self._connection.close()
+
+    def _round(self, began: float, changed: Iterable[Committing], calls: list[_Call]) -> None:
+        commands: list[Command] = []
+        batches: list[list[Committing]] = []
+        finishing: list[Committing] = []
+        keys: list[str] = []
+        arguments: list[bytes | str | int] = [self._live_ms]
+        commits: list[Command] = []
+        finishes: list[Command] = []
+        size = 0
+
+        def cut() -> None:
+            nonlocal keys, arguments
+            commits.append(script(scripts.COMMIT, keys, *arguments))
+            keys, arguments = [], [self._live_ms]
+
+        for log in changed:
+            if size > LARGEST_BATCH_BYTES:
+                self.changed(log)
+                continue
+            commit = log.commit()
+            if commit is None:
+                continue
+            if commit.restore is not None:
+                commands.append(commit.restore)
+            if not keys:
+                batches.append([])
+            batches[-1].append(log)
+            keys += commit.keys
+            arguments += (commit.fence, commit.first, len(commit.chunks))
+            arguments += commit.chunks
+            size += sum(map(len, commit.chunks))
+            if len(keys) >= 2 * MOST_STREAMS:
+                cut()
+            if commit.finish is not None:
+                finishes.append(commit.finish)
+                finishing.append(log)
+        if keys:
+            cut()
+        restores = len(commands)
+        commands += commits
+        commands += finishes
+        for call in calls:
+            commands += call.commands
+        self._asked_at = began
+        try:
+            answers = self._connection.ask(commands)
+        finally:
+            self._asked_at = None
+        self._take(began, answers, restores, batches, finishing, calls)
+
+    def _take(
+        self,
+        began: float,
+        answers: list[Answer],
+        restores: int,
+        batches: list[list[Committing]],
+        finishing: list[Committing],
+        calls: list[_Call],
+    ) -> None:
+        refusal = next((answer for answer in answers if isinstance(answer, Refusal)), None)
+        at = restores
+        for batch in batches:
+            told = answers[at]
+            at += 1
+            if isinstance(told, Refusal):
+                for log in batch:
+                    log.not_committed()
+            else:
+                for log, answer in zip(batch, told, strict=True):
+                    _tell(log.committed, answer)
+        for log in finishing:
+            if isinstance(answers[at], Refusal):
+                log.not_committed()
+            else:
+                _tell(log.finished, answers[at])
+            at += 1
+        self._judge(began, refusal)
+        for call in calls:
+            self._answer(call, answers[at : at + len(call.commands)])
+            at += len(call.commands)
+        if refusal is not None:
+            if refusal.code == "READONLY":
+                self._connection.close()  # it is a primary no more: the name may lead to another one now
+            for batch in batches:
+                for log in batch:
+                    self.changed(log)
+            time.sleep(self._pause)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+
+    def _judge(self, began: float, refusal: Refusal | None) -> None:
+        """Note how it stands with the engine."""
+        now = time.monotonic()
+        if refusal is not None:
+            self.contact_since = None  # others are refused too, their signs of life among it
+        elif self.contact_since is None or now - began > AWAY_SECONDS:
+            self.contact_since = now
+        if refusal is not None:
+            self._say(f"refused: {refusal.code}")
+            self._failing_since = self._failing_since or began
+        elif self._failing_since is not None:
+            self._failing_since = None
+            self._pause = FIRST_PAUSE_SECONDS
+            if self._said is not None:
+                self._said = None
+                event("store_back")
+            self._back()
+
+    def _failed(self, began: float, why: str, changed: Iterable[Committing], calls: list[_Call]) -> None:
+        self.contact_since = None
+        self._failing_since = self._failing_since or began
+        self._say(why)
+        for log in changed:
+            log.not_committed()
+            self.changed(log)
+        for call in calls:
+            if call.answered is not None:
+                call.answered.set()
+
+    def _say(self, why: str) -> None:
+        """Log each reason once, not at each attempt."""
+        if why != self._said:
+            self._said = why
+            event("store_away", level=logging.ERROR, cause=why)
+
+    def _answer(self, call: _Call, answers: list[Answer]) -> None:
+        call.answers = answers
+        if call.answered is not None:
+            call.answered.set()
+        elif call.heard is not None:
+            _tell(call.heard, answers)
+
+
+def _tell(hear: Callable[[Answer], None], answer: Answer) -> None:
+    """Let one of many know; what it fails at is not the others' fault."""
+    try:
+        hear(answer)
+    except Exception:
+        logging.getLogger(__name__).exception("an answer of the engine's could not be taken")

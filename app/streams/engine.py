@@ -1,0 +1,156 @@
+"""One connection to the engine (Valkey, or Redis from 6.2): batches of commands go out together, answers come back.
+
+The only importer of redis. What it raises is one of two: the engine could not be reached or did not answer
+(`EngineAway`), or it answered that it will not (`Refusal`, given as an answer and not raised).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
+
+import hiredis
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionPool
+from redis.retry import Retry
+
+from app.streams import scripts
+
+__all__ = ["Answer", "Command", "Connection", "EngineAway", "Refusal", "script"]
+
+Command: TypeAlias = Sequence[bytes | str | int]
+Answer: TypeAlias = Any
+"""An int, bytes, None, a list of answers, or a Refusal."""
+
+OLDEST: Final = (6, 2)
+
+_SCRIPTS: Final[list[str]] = [getattr(scripts, name) for name in scripts.__all__]
+_SHA: Final = {text: hashlib.sha1(text.encode()).hexdigest() for text in _SCRIPTS}
+
+
+_LOADING: Final[list[Command]] = [("SCRIPT", "LOAD", text) for text in _SCRIPTS]
+
+
+_KINDS: Final[dict[type[Exception], str]] = {
+    redis.ReadOnlyError: "READONLY",
+    redis.exceptions.OutOfMemoryError: "OOM",
+    redis.exceptions.NoScriptError: "NOSCRIPT",
+}
+
+
+class EngineAway(Exception):
+    """The engine cannot be reached, does not answer, or is none that this program can use; the text is for the log,
+    and never holds a password."""
+
+
+class Refusal(Exception):
+    """The engine's error answer to one command. `code` is its first word, such as OOM or READONLY."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+    @property
+    def is_forgotten(self) -> bool:
+        """The engine does not know the script any more."""
+        return self.code == "NOSCRIPT"
+
+
+def script(text: str, keys: Sequence[str], *arguments: bytes | str | int) -> Command:
+    """Write the command that runs one of the scripts."""
+    return ("EVALSHA", _SHA[text], len(keys), *keys, *arguments)
+
+
+class Connection:
+    """A connection that is used by one thread at a time, and opened when it is first used."""
+
+    def __init__(self, url: str, *, name: str, timeout_seconds: float) -> None:
+        """`name` is what the engine's CLIENT LIST shows. Raises: ValueError when the URL is none."""
+        # The library's own, under its pool and its client: those choose a connection for each command.
+        self._connection: Any = ConnectionPool.from_url(
+            url,
+            protocol=2,
+            client_name=name,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            retry=Retry(NoBackoff(), 0),  # when to try again is decided where it is known what was written
+            health_check_interval=0,
+        ).make_connection()
+        self._is_open = False
+
+    def ask(self, commands: Sequence[Command], *, timeout_seconds: float | None = None) -> list[Answer]:
+        """Send commands in one piece, and return their answers in order. Raises: EngineAway."""
+        if not commands:
+            return []
+        try:
+            if not self._is_open:
+                self._open()
+            answers = self._exchange(commands, timeout_seconds)
+            forgotten = [at for at, answer in enumerate(answers) if isinstance(answer, Refusal) and answer.is_forgotten]
+            if forgotten:  # nothing of these was done
+                self._exchange(_LOADING, None)
+                again = self._exchange([commands[at] for at in forgotten], timeout_seconds)
+                for at, answer in zip(forgotten, again, strict=True):
+                    answers[at] = answer
+            return answers
+        except (redis.RedisError, OSError) as error:
+            self.close()
+            raise EngineAway(_safe(error)) from error
+        except BaseException:
+            self.close()  # the answers that were not read would be taken for those of the next commands
+            raise
+
+    def close(self) -> None:
+        """Let go of the connection; the next `ask` opens a new one."""
+        self._is_open = False
+        self._connection.disconnect()
+
+    def _exchange(self, commands: Sequence[Command], timeout_seconds: float | None) -> list[Answer]:
+        # hiredis itself: the library's way to it looks at every argument once more, 2 µs for each token.
+        pack: Any = hiredis.pack_command  # its stub says a tuple of one
+        packed = b"".join([pack(tuple(command)) for command in commands])
+        self._connection.send_packed_command([packed], check_health=False)
+        return [self._answer(timeout_seconds) for _ in commands]
+
+    def _answer(self, timeout_seconds: float | None) -> Answer:
+        try:
+            if timeout_seconds is None:
+                return self._connection.read_response()
+            return self._connection.read_response(timeout=timeout_seconds)
+        except redis.ResponseError as error:
+            return Refusal(_code(error))
+
+    def _open(self) -> None:
+        connection = self._connection
+        connection.connect()
+        self._is_open = True
+        told, *_ = self._exchange([("INFO", "server"), *_LOADING], None)
+        if isinstance(told, Refusal):
+            raise redis.RedisError(told.code)
+        version = re.search(rb"redis_version:(\d+)\.(\d+)", told)
+        if version is not None and (int(version[1]), int(version[2])) < OLDEST:
+            raise redis.RedisError("older than Redis 6.2")
+
+
+def _code(error: redis.ResponseError) -> str:
+    """Tell the kind of an error. The library takes the words that it knows off, and makes types of them; in scripts,
+    Redis 6.2 puts the word of what failed after a minus."""
+    known = _KINDS.get(type(error))
+    if known is not None:
+        return known
+    inside = re.search(r"-([A-Z]{3,}) ", str(error))
+    return inside[1] if inside else str(error).partition(" ")[0]
+
+
+def _safe(error: BaseException) -> str:
+    """Name a failure without an address, a user or a password, which the library's texts may hold."""
+    names = [type(error).__name__]
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OSError) and cause.strerror:
+        names.append(cause.strerror)
+    elif type(error) in (redis.RedisError, redis.ResponseError, redis.AuthenticationError):
+        names.append(re.sub(r"[^A-Za-z0-9 .,_-]", "", str(error))[:100])
+    return ": ".join(names)

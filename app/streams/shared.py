@@ -1,0 +1,832 @@
+"""Logs on an engine (Valkey, Redis) that many workers share: any of them serves any cursor of any stream.
+
+Each worker reads logs from its own memory. Of those it generates it shows a chunk, and above all the end, only once
+the engine has it; those of others are copies that the tail fills (`app.streams.tail`). So nothing that a reader has
+seen is unknown elsewhere, unless it was told so: while the engine is away its own readers go on, `is_unresumable`.
+
+Whose a log is, its fence says: 0 here means another worker's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from app import errors
+from app.logs import event
+from app.streams import scripts
+from app.streams.committer import Commit, Committer
+from app.streams.engine import Answer, Command, Connection, Refusal, script
+from app.streams.memory import LOG_OVERHEAD_BYTES, MemoryLog, MemoryReader, MemoryStore
+from app.streams.store import Binding, Origin, Piece, StreamLog, Terminal, log_name, new_stream_id
+from app.streams.tail import Tail
+
+__all__ = ["LEASE_SECONDS", "SharedLog", "SharedStore"]
+
+TAG = "chatwait"
+"""In every key, as its hash tag: one step of the engine may touch several of a deployment's keys."""
+
+LEASE_SECONDS = 3.0
+"""A worker that gave no sign of life for so long is taken for dead."""
+
+ROUND_SECONDS = 0.5
+"""How often a worker gives its sign of life, and looks at those of others."""
+
+REMEMBERED_SECONDS = 86_400
+"""How long a stream whose text is gone is still answered with 410 instead of 404."""
+
+IDLE_COPY_SECONDS = 30.0
+"""A copy of a live log that nobody reads is dropped after this."""
+
+RECENT_SECONDS = 60.0
+"""Ends so young are written again when the engine comes back: another machine may have taken over without them."""
+
+MOST_RECENT = 1000
+MOST_CHUNKS = 512
+MOST_ADOPTED = 256
+PAGE_ENTRIES = 500
+CATCH_UP_SECONDS = 0.05
+
+_ID = re.compile(r"cw_[A-Za-z0-9_-]{22}")
+
+
+class SharedLog(MemoryLog):
+    """One generation: ours, stored before it is shown; or a copy of another worker's. Built by `SharedStore` alone."""
+
+    __slots__ = (
+        "_last",
+        "_read_elsewhere_at",
+        "_shared",
+        "_stored",
+        "_unsent",
+        "ended",
+        "fence",
+        "is_cut_off",
+        "is_dropped",
+        "is_lost",
+        "is_unresumable",
+        "missed_since",
+        "owner",
+        "their_fence",
+    )
+
+    def __init__(self, store: SharedStore, stream_id: str, origin: Origin, binding: Binding | None) -> None:
+        self._read_elsewhere_at = 0.0
+        super().__init__(store, stream_id, origin, binding)
+        self.owner = store.worker
+        self.fence = 1
+        self.their_fence = 0
+        self.is_unresumable = False
+        self.is_cut_off = False
+        """Its readers have more than the engine will ever have: it has been taken for dead meanwhile."""
+        self.is_lost = False
+        """The engine has lost it, or a part."""
+        self.is_dropped = False
+        """It is kept no more, and goes on no more."""
+        self.missed_since: float | None = None
+        """Since when a copy's own place in the engine has been found empty."""
+        self.ended = threading.Event()
+        self._shared = store
+        self._stored = 0
+        self._unsent: list[bytes] | None = []  # None: to be taken from the text
+        self._last: Terminal | None = None
+
+    @property
+    def is_foreign(self) -> bool:
+        return self.fence == 0
+
+    def is_copied(self) -> bool:
+        """Tell whether it is a copy, and goes on."""
+        return self.is_foreign and not self.is_dropped and self.terminal is None
+
+    @property
+    def stored(self) -> int:
+        return self.head if self.is_foreign else self._stored
+
+    @property
+    def unread_since(self) -> float | None:
+        """Readers at other workers count too; we hear of them now and then."""
+        since = self._unread_since
+        return None if since is None else max(since, self._read_elsewhere_at)
+
+    def read_elsewhere(self) -> None:
+        """Note that somebody reads it at another worker."""
+        self._read_elsewhere_at = time.monotonic()
+
+    # Ours: what is appended
+
+    def append(self, *chunks: str) -> bool:
+        data = "".join(chunks).encode()
+        with self._lock:
+            if self._ending:
+                return False
+            self._add(chunks, data)
+            if self._unsent is not None:
+                if len(chunks) == 1:
+                    self._unsent.append(data)
+                else:
+                    self._unsent += [chunk.encode() for chunk in chunks]
+        if self.is_unresumable:
+            self._show(len(self._ends))
+        if not self.is_cut_off:
+            self._shared.changed(self)
+        return True
+
+    def _is_decided(self) -> bool:
+        return self._last is not None or self.terminal is not None or self.is_foreign
+
+    def _decided(self, terminal: Terminal) -> None:
+        self._last = terminal
+        if self.is_unresumable:
+            self._close(terminal)
+        if not self.is_cut_off:
+            self._shared.changed(self)
+
+    def _close(self, terminal: Terminal) -> None:
+        if self.terminal is None:
+            super()._close(terminal)
+            self.ended.set()
+
+    def _show(self, head: int) -> None:
+        """Let readers have what is there up to a sequence number."""
+        with self._lock:
+            shown = self.head
+            if head <= shown:
+                return
+            start = self._ends[shown - 1] if shown else 0
+            text = self._text[start : self._ends[head - 1]].decode()
+            self.head = head
+        self._tell(Piece(head, head - shown, text))
+
+    # Ours: what becomes of it
+
+    def commit(self) -> Commit | None:
+        if self.is_foreign or self.is_cut_off or self.is_dropped:
+            return None
+        with self._lock:
+            total = len(self._ends)
+            first = self._stored + 1
+            if self._unsent is not None and len(self._unsent) <= MOST_CHUNKS:
+                chunks, self._unsent = self._unsent, []
+            else:
+                last = min(total, self._stored + MOST_CHUNKS)
+                ends = [self._ends[first - 2] if first > 1 else 0, *self._ends[first - 1 : last]]
+                chunks = [bytes(self._text[start:end]) for start, end in pairwise(ends)]
+                self._unsent = [] if last == total else None
+        is_all = self._unsent is not None
+        if not is_all:
+            self._shared.changed(self)
+        commit = Commit(self._shared.keys(self.stream_id), self.fence, first, chunks)
+        if self.is_lost:
+            commit.restore = self._shared.restoring(self)
+            self.is_lost = False
+        if is_all and self._last is not None:
+            commit.finish = self._shared.finishing(self, total, self._last)
+        return commit
+
+    def committed(self, answer: Answer) -> None:
+        if type(answer) is int:
+            self._has_stored(answer)
+            return
+        kind = answer[0]
+        if kind == b"cancel":
+            self._has_stored(answer[1])
+            self._shared.cancel_asked(self)
+        elif kind == b"ended":
+            self._has_stored(len(self._ends))
+        else:
+            self._not_written(answer)
+
+    def finished(self, answer: Answer) -> None:
+        last = self._last
+        if type(answer) is int or answer[0] == b"ended":
+            if last is not None:
+                self._close(last)
+                self._shared.end_stored(self)
+            self._is_resumable()
+        else:
+            self._not_written(answer)
+
+    def _not_written(self, answer: Answer) -> None:
+        kind = answer[0]
+        if kind == b"behind":
+            self._resend(answer[1])
+        elif kind == b"missing":
+            self.is_lost = True
+            self._resend(0)
+        elif kind == b"fenced" and not self.is_foreign and not self.is_cut_off:
+            self._shared.fenced(self, answer[1] or 0)
+
+    def _resend(self, stored: int) -> None:
+        self._stored = stored
+        self._unsent = None
+        self._shared.changed(self)
+
+    def not_committed(self) -> None:
+        self._unsent = None
+
+    def _has_stored(self, head: int) -> None:
+        self._stored = head
+        self._show(head)
+        if self._last is None:
+            self._is_resumable()
+
+    def _is_resumable(self) -> None:
+        """Everything that readers have is stored."""
+        if self.is_unresumable and self._stored >= self.head and not self.is_cut_off:
+            self.is_unresumable = False
+            self._nudge()
+
+    def go_on_unstored(self) -> None:
+        """Show what is there though the engine is away; readers are told first."""
+        if not self.is_unresumable:
+            self.is_unresumable = True
+            self._nudge()
+        self._show(len(self._ends))
+        if self._last is not None:
+            self._close(self._last)
+
+    def cut_off(self) -> None:
+        """Go on to its end for its own readers alone."""
+        self.is_cut_off = True
+        self.go_on_unstored()
+
+    def _nudge(self) -> None:
+        for reader in tuple(self._readers):
+            reader.nudge()
+
+    # Another's
+
+    def give_up(self) -> None:
+        """Become a copy: another worker has taken it over. What was not shown is taken from there, if it got there."""
+        with self._lock:
+            self._ending = True
+            self.fence = 0
+            self._last = None
+            del self._text[self._ends[self.head - 1] if self.head else 0 :]
+            del self._ends[self.head :]
+            self._unsent = None
+        self.owner = ""  # nobody's sign of life: it is looked up
+        self.is_unresumable = False
+        self._nudge()
+
+    def adopt(self, fence: int, owner: str) -> None:
+        """Become ours: its producer is gone."""
+        with self._lock:
+            self.fence, self.owner = fence, owner
+            self._stored = self.head
+            self._unsent = []
+            self._last = None
+            self._ending = False
+
+    def take(self, entries: list[Any]) -> bool:
+        """Take entries of the engine's, what is known already among them; False when one is missing before them.
+
+        Shape: [[id, [name, value]], ...]. Raises: Overloaded.
+        """
+        chunks: list[str] = []
+        terminal: Terminal | None = None
+        with self._lock:  # the tail and who catches up may be at it together
+            if self.is_dropped or not self.is_foreign:
+                return True
+            head = self.head
+            for entry_id, (name, value) in entries:
+                sequence = int(entry_id.partition(b"-")[0])
+                if sequence <= head:
+                    continue
+                if sequence != head + 1:
+                    return False
+                if name == b"t":
+                    chunks.append(value.decode())
+                    head += 1
+                else:
+                    terminal = Terminal(**json.loads(value))
+            text = "".join(chunks)
+            if chunks:
+                self._add(chunks, text.encode())
+                self.head = head
+        if chunks:
+            self._tell(Piece(head, len(chunks), text))
+        if terminal is not None:
+            self._ending = True
+            self._close(terminal)
+        return True
+
+    def attach(self, reader: MemoryReader) -> None:
+        super().attach(reader)
+        if self.is_dropped:
+            reader.release()
+
+    def release(self) -> None:
+        """Send every reader away without an end; they may come back."""
+        for reader in tuple(self._readers):
+            reader.release()
+
+    def settle(self, seconds: float) -> bool:
+        return self.ended.wait(seconds)
+
+
+class SharedStore(MemoryStore):
+    """This worker's view of what all of them keep: its own logs, copies of others', and the engine beyond."""
+
+    log_type = SharedLog
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_active: int,
+        budget_bytes: int,
+        retention_seconds: float,
+        generation_seconds: float,
+        abandoned_seconds: float,
+        lease_seconds: float = LEASE_SECONDS,
+        tag: str = TAG,
+    ) -> None:
+        """Raises: ValueError when the URL is none."""
+        super().__init__(max_active=max_active, budget_bytes=budget_bytes, retention_seconds=retention_seconds)
+        self.worker = secrets.token_hex(8)
+        self._tag = "{" + tag + "}"
+        self._lease_seconds = lease_seconds
+        self._read_note_seconds = min(5.0, abandoned_seconds / 3)
+        self._kept_ms = int(retention_seconds * 1000)
+        self._live_ms = int((generation_seconds + retention_seconds + 60) * 1000)
+        self._copies: dict[str, SharedLog] = {}
+        self._loading: dict[str, threading.Event] = {}
+        self._recent: deque[tuple[float, str]] = deque(maxlen=MOST_RECENT)
+        self._cancel: Callable[[str, str], object] = lambda stream_id, reason: None
+        self._abort: Callable[[str], object] = lambda stream_id: None
+        self._lost: Callable[[StreamLog, errors.ChatError], object] = lambda log, error: None
+        self._adopting = False
+        self._silent: set[str] = set()
+        self._next_round = 0.0
+        self._next_note = 0.0
+        name = f"chatwait-{self.worker}"
+        self._committer = Committer(
+            Connection(url, name=name, timeout_seconds=lease_seconds / 2), live_ms=self._live_ms, back=self._look_again
+        )
+        self._tail = Tail(
+            Connection(url, name=f"{name}-tail", timeout_seconds=lease_seconds / 2),
+            wake=self._wake_key(self.worker),
+            woken=self._woken,
+            broken=self._broken,
+            nudge=self._nudge_tail,
+        )
+
+    def start(
+        self,
+        *,
+        cancel: Callable[[str, str], object],
+        abort: Callable[[str], object],
+        lost: Callable[[StreamLog, errors.ChatError], object],
+    ) -> None:
+        self._cancel, self._abort, self._lost = cancel, abort, lost
+        self._renew()
+        self._committer.start()
+        self._tail.start()
+        self.flush()  # so that a worker whose engine is there is ready when it listens
+
+    def close(self) -> None:
+        """Let go of the engine, once it has what was appended, if it answers."""
+        self._tail.stop()
+        self._nudge_tail()
+        self.flush()
+        self._committer.stop()
+        self._committer.join()
+        self._tail.join()
+
+    def flush(self) -> None:
+        """Wait until the engine has what was appended before; not when it is away."""
+        with contextlib.suppress(errors.StoreUnavailable):
+            self._committer.ask(("PING",))
+
+    def ready(self) -> bool:
+        return self._committer.is_answered
+
+    # Keys
+
+    def keys(self, stream_id: str) -> tuple[str, str]:
+        """Name a stream's hash and its entries."""
+        return f"{self._tag}:{stream_id}", f"{self._tag}:{stream_id}:log"
+
+    def _binding_keys(self, log: MemoryLog) -> tuple[str, ...]:
+        return () if log.binding is None else (f"{self._tag}:key:{log.binding.key}",)
+
+    def _wake_key(self, worker: str) -> str:
+        return f"{self._tag}:wake:{worker}"
+
+    def _life_key(self, worker: str) -> str:
+        return f"{self._tag}:worker:{worker}"
+
+    # What the engine is told of a log
+
+    def _fields(self, log: SharedLog) -> tuple[str | int, ...]:
+        origin = log.origin
+        return (
+            *("owner", self.worker, "fence", log.fence, "head", 0, "bytes", 0),
+            *("correlation_id", origin.correlation_id, "model", origin.model, "created", origin.created),
+            *("prompt_tokens", origin.prompt_tokens),
+            *(() if log.binding is None else ("key", log.binding.key, "fingerprint", log.binding.fingerprint)),
+        )
+
+    @staticmethod
+    def _bound_text(log: MemoryLog) -> str:
+        return "" if log.binding is None else f"{log.stream_id} {log.binding.fingerprint}"
+
+    def restoring(self, log: SharedLog) -> Command:
+        keys = (*self.keys(log.stream_id), *self._binding_keys(log))
+        return script(scripts.RESTORE, keys, log.fence, self._live_ms, self._bound_text(log), *self._fields(log))
+
+    def finishing(self, log: SharedLog, tokens: int, terminal: Terminal) -> Command:
+        keys = (*self.keys(log.stream_id), *self._binding_keys(log))
+        text = json.dumps({"event": terminal.event, "content": terminal.content, "frees_key": terminal.frees_key})
+        remembered_ms = self._kept_ms + REMEMBERED_SECONDS * 1000
+        return script(
+            scripts.FINISH,
+            keys,
+            *(log.fence, tokens, text, terminal.event, self._kept_ms, remembered_ms),
+            *(int(terminal.frees_key), self._bound_text(log)),
+        )
+
+    # What logs tell
+
+    def changed(self, log: SharedLog) -> None:
+        self._committer.changed(log)
+
+    def end_stored(self, log: SharedLog) -> None:
+        """Hear that a log's end is stored."""
+        log.end_read = True  # whoever has not read it can do so at any worker
+        self._recent.append((time.monotonic(), log.stream_id))
+
+    def cancel_asked(self, log: SharedLog) -> None:
+        self._cancel(log.stream_id, "client")
+
+    def drop(self, log: SharedLog) -> None:
+        """Forget a log that has not ended; whoever still holds it is sent away."""
+        with self._lock:
+            if log.is_dropped:
+                return
+            log.is_dropped = True
+            self._bytes -= log.cost
+            for kept in (self._live, self._copies):
+                if kept.get(log.stream_id) is log:
+                    del kept[log.stream_id]
+            self._tail.unfollow(self.keys(log.stream_id)[1], log)
+        log.release()
+
+    def fenced(self, log: SharedLog, head: int) -> None:
+        """Hear that a log of ours has been taken over: we were taken for dead."""
+        name = log_name(log.stream_id)
+        if log.head > head or log.terminal is not None:
+            event("stream_cut_off", stream=name, correlation_id=log.origin.correlation_id)
+            log.cut_off()
+            return
+        event("stream_fenced", stream=name, correlation_id=log.origin.correlation_id)
+        log.give_up()
+        with self._lock:
+            self._live.pop(log.stream_id, None)
+            self._copies[log.stream_id] = log
+
+        self._tail.follow(self.keys(log.stream_id)[1], log)
+        self._abort(log.stream_id)
+
+    def ended(self, log: MemoryLog) -> None:
+        with self._lock:
+            if self._copies.get(log.stream_id) is log:
+                del self._copies[log.stream_id]
+                self._tail.unfollow(self.keys(log.stream_id)[1], log)
+            super().ended(log)
+
+    def used(self, log: MemoryLog) -> None:
+        super().used(log)
+        assert isinstance(log, SharedLog)
+        if log.terminal is not None:
+            entries = self.keys(log.stream_id)[1]
+            self._committer.post([("PEXPIRE", entries, self._kept_ms)], _nothing)
+        elif log.is_foreign and not log.readers:
+            self._note_reading([log])
+
+    # Logs
+
+    def create(self, origin: Origin, binding: Binding | None = None) -> tuple[SharedLog, bool]:
+        if self._committer.is_late(time.monotonic()):
+            raise errors.StoreUnavailable(retry_after_seconds=2)
+        log: SharedLog | None = None
+        refusal: errors.ChatError | None = None
+        try:
+            log = self._begin(origin, binding)
+        except errors.ChatError as error:
+            if binding is None:
+                raise
+            refusal = error
+        asking = log or self.log_type(self, new_stream_id(), origin, binding)
+        keys = (self.keys(asking.stream_id)[0], *self._binding_keys(asking))
+        arguments = (int(log is not None), self._live_ms, self._bound_text(asking), *self._fields(asking))
+        try:
+            (answer,) = self._committer.ask(script(scripts.CREATE, keys, *arguments))
+        except errors.StoreUnavailable as error:
+            if log is not None:
+                self._lost(log, error)  # it may be there, and others may read it by its key by now
+            raise
+        if log is not None and (answer == 1 or answer == self._bound_text(log).encode()):
+            return log, True
+        if log is not None:
+            self.drop(log)
+        if isinstance(answer, Refusal):
+            raise errors.StoreUnavailable(retry_after_seconds=5)
+        if answer == 0:
+            assert refusal is not None
+            raise refusal
+        assert binding is not None
+        stream_id, _, fingerprint = answer.decode().partition(" ")
+        if fingerprint != binding.fingerprint:
+            raise errors.IdempotencyKeyReused
+        try:
+            return self.find(stream_id), False
+        except errors.StreamUnknown:
+            raise errors.StreamExpired from None
+
+    def _begin(self, origin: Origin, binding: Binding | None) -> SharedLog:
+        """Count a new log. Raises: ShuttingDown, Overloaded."""
+        with self._lock:
+            if not self._admitting:
+                raise errors.ShuttingDown(retry_after_seconds=5)
+            if len(self._live) >= self._max_active:
+                raise errors.Overloaded(retry_after_seconds=2)
+            self._make_room(LOG_OVERHEAD_BYTES)
+            log = self.log_type(self, new_stream_id(), origin, binding)
+            self._bytes += log.cost
+            self._live[log.stream_id] = log
+            return log
+
+    def find(self, stream_id: str, *, reach: int = 0) -> SharedLog:
+        log = self._known(stream_id)
+        while log is None:
+            log = self._load(stream_id)
+        if log.is_foreign and log.terminal is None and log.head < reach:
+            self._catch_up(log, reach)
+        return log
+
+    def _known(self, stream_id: str) -> SharedLog | None:
+        """Return a log that is here; one that has expired here may still be there, where others have used it."""
+        with self._lock:
+            log = self._copies.get(stream_id) or self._kept(stream_id)
+            assert log is None or isinstance(log, SharedLog)
+            return log
+
+    def _load(self, stream_id: str) -> SharedLog | None:
+        """Make a copy of a log; None when another thread has been at it, and may have it now.
+
+        Raises: StreamUnknown, StreamExpired, Overloaded, StoreUnavailable.
+        """
+        if not _ID.fullmatch(stream_id):
+            raise errors.StreamUnknown
+        with self._lock:
+            loading = self._loading.get(stream_id)
+            if loading is None:
+                done = self._loading[stream_id] = threading.Event()
+        if loading is not None:
+            loading.wait(self._lease_seconds)
+            return self._known(stream_id)
+        try:
+            return self._copied(stream_id)
+        finally:
+            with self._lock:
+                self._loading.pop(stream_id, None)
+            done.set()
+
+    def _copied(self, stream_id: str) -> SharedLog:
+        hash_key, entries_key = self.keys(stream_id)
+        known, page = self._answers(("HGETALL", hash_key), self._page(entries_key, 0))
+        if not known:
+            raise errors.StreamUnknown
+        told = {name.decode(): value.decode() for name, value in zip(known[::2], known[1::2], strict=True)}
+        if not page and "end" in told:
+            raise errors.StreamExpired
+        origin = Origin(told["correlation_id"], told["model"], told["created"], int(told["prompt_tokens"]))
+        binding = Binding(told["key"], told["fingerprint"]) if "key" in told else None
+        log = self.log_type(self, stream_id, origin, binding)
+        log.fence, log.owner, log.their_fence = 0, told["owner"], int(told["fence"])
+        log._ending = True
+        with self._lock:
+            self._make_room(log.cost)
+            self._bytes += log.cost
+            self._copies[stream_id] = log
+        try:
+            while log.take(page) and len(page) >= PAGE_ENTRIES:
+                (page,) = self._answers(self._page(entries_key, log.head))
+        except BaseException:
+            self.drop(log)
+            raise
+        if log.terminal is None and log.is_foreign:
+            self._tail.follow(entries_key, log)
+        return log
+
+    def _page(self, entries_key: str, after: int) -> Command:
+        return ("XRANGE", entries_key, f"({after}-0", "+", "COUNT", PAGE_ENTRIES)
+
+    def _answers(self, *commands: Command) -> list[Any]:
+        answers = self._committer.ask(*commands)
+        if any(isinstance(answer, Refusal) for answer in answers):
+            raise errors.StoreUnavailable(retry_after_seconds=2)
+        return answers
+
+    def _catch_up(self, log: SharedLog, reach: int) -> None:
+        """Wait until a copy holds what a cursor says there is: it came from there a moment ago, or while the engine
+        was away, and is stored soon; or it is made up, and then this ends too."""
+        until = time.monotonic() + self._lease_seconds
+        while log.head < reach and log.terminal is None and log.is_foreign:
+            told, page = self._answers(
+                ("HGET", self.keys(log.stream_id)[0], "head"), self._page(self.keys(log.stream_id)[1], log.head)
+            )
+            if told is None:
+                return
+            if not page:
+                if time.monotonic() > until or not self._may_be_behind(log):
+                    return
+                time.sleep(CATCH_UP_SECONDS)
+            else:
+                log.take(page)
+
+    def _may_be_behind(self, log: SharedLog) -> bool:
+        """The engine was away not long ago: its producer may still have to store what its readers have."""
+        since = self._committer.contact_since
+        return since is None or time.monotonic() - since < 2 * self._lease_seconds
+
+    def cancel(self, log: StreamLog) -> None:
+        assert isinstance(log, SharedLog)
+        if log.is_foreign and log.terminal is None:
+            keys = (self.keys(log.stream_id)[0], self._wake_key(log.owner))
+            self._answers(script(scripts.CANCEL, keys, log.owner, log.stream_id, self._live_ms))
+
+    # Now and then
+
+    def sweep(self, now: float) -> None:
+        super().sweep(now)
+        if self._committer.is_late(now):
+            for log in list(self._live.values()):
+                assert isinstance(log, SharedLog)
+                log.go_on_unstored()
+        real = time.monotonic()
+        if real >= self._next_round:
+            self._next_round = real + min(ROUND_SECONDS, self._lease_seconds / 7)
+            self._renew()
+            self._look_at_owners()
+            self._drop_idle(real)
+        if real >= self._next_note:
+            self._next_note = real + self._read_note_seconds
+            self._note_reading([log for log in list(self._copies.values()) if log.readers])
+
+    def _renew(self) -> None:
+        """Give a sign of life. Where the last one is gone before its time, the engine has lost what it had."""
+        key, lease_ms = self._life_key(self.worker), int(self._lease_seconds * 1000)
+
+        def heard(answers: list[Answer]) -> None:
+            if answers[0] == 0:
+                self._look_again()
+
+        # To expire later is not refused by an engine that has no memory left.
+        self._committer.post([("PEXPIRE", key, lease_ms), ("SET", key, "1", "PX", lease_ms)], heard)
+
+    def _drop_idle(self, now: float) -> None:
+        for log in list(self._copies.values()):
+            since = log.unread_since
+            if since is not None and now - since > IDLE_COPY_SECONDS:
+                self.drop(log)
+
+    def _note_reading(self, logs: list[SharedLog]) -> None:
+        """Tell producers elsewhere who is read here: nobody reads is why they would cancel."""
+        by_owner: dict[str, list[str]] = {}
+        for log in logs:
+            by_owner.setdefault(log.owner, []).append(log.stream_id)
+        commands: list[Command] = []
+        for owner, ids in by_owner.items():
+            key = self._wake_key(owner)
+            commands.append(("XADD", key, "MAXLEN", "~", 1000, "*", "reads", " ".join(ids)))
+            commands.append(self._wake_expires(key))
+        if commands:
+            self._committer.post(commands, _nothing)
+
+    def _woken(self, entries: list[Any]) -> None:
+        """Hear what other workers want of ours."""
+        for _, fields in entries:
+            for name, value in zip(fields[::2], fields[1::2], strict=True):
+                if name == b"cancel":
+                    self._cancel(value.decode(), "client")
+                elif name == b"reads":
+                    for stream_id in value.decode().split():
+                        log = self._live.get(stream_id)
+                        if isinstance(log, SharedLog):
+                            log.read_elsewhere()
+
+    def _nudge_tail(self) -> None:
+        key = self._wake_key(self.worker)
+        self._committer.post([("XADD", key, "MAXLEN", "~", 1000, "*", "follow", ""), self._wake_expires(key)], _nothing)
+
+    def _wake_expires(self, key: str) -> Command:
+        return ("PEXPIRE", key, self._live_ms)
+
+    def _broken(self, log: Any) -> None:
+        """A copy cannot go on: its readers come back, here or elsewhere."""
+        self.drop(log)
+
+    def _look_again(self) -> None:
+        """After the engine was away it may have lost what it had: look at all that is ours and young."""
+        for log in list(self._live.values()):
+            assert isinstance(log, SharedLog)
+            self._committer.changed(log)
+        since = time.monotonic() - RECENT_SECONDS
+        recent, self._recent = self._recent, deque(maxlen=MOST_RECENT)
+        for ended_at, stream_id in recent:
+            ended = self._finished.get(stream_id)
+            if ended_at > since and isinstance(ended, SharedLog):
+                self._committer.changed(ended)
+
+    # Producers that are gone
+
+    def _look_at_owners(self) -> None:
+        if not self._has_long_reached_the_engine():
+            return
+        owners = list({log.owner for log in list(self._copies.values())})
+
+        def heard(answers: list[Answer]) -> None:
+            if not self._has_long_reached_the_engine():
+                return  # the question has waited for the engine to come back
+            silent = {owner for owner, answer in zip(owners, answers, strict=True) if answer == 0}
+            gone = silent & self._silent  # twice: the engine may have lost the sign, and not its worker
+            self._silent = silent
+            orphans = [log for log in list(self._copies.values()) if log.owner in gone]
+            if orphans and not self._adopting:
+                self._adopting = True
+                threading.Thread(target=self._adopt, args=(orphans,), name="adoption", daemon=True).start()
+
+        if owners:
+            self._committer.post([("EXISTS", self._life_key(owner)) for owner in owners], heard)
+
+    def _has_long_reached_the_engine(self) -> bool:
+        """Who could not reach the engine itself cannot say who else could not; every lease may have lapsed."""
+        since = self._committer.contact_since
+        return since is not None and time.monotonic() - since >= self._lease_seconds
+
+    def _adopt(self, logs: list[SharedLog]) -> None:
+        try:
+            for begin in range(0, len(logs), MOST_ADOPTED):
+                some = logs[begin : begin + MOST_ADOPTED]
+                commands: list[Command] = []
+                for log in some:
+                    hash_key, life_key = self.keys(log.stream_id)[0], self._life_key(log.owner)
+                    commands.append(
+                        script(scripts.ADOPT, (hash_key, life_key), log.owner, log.their_fence, self.worker)
+                    )
+                    commands.append(("HMGET", hash_key, "owner", "fence", "end", "head"))
+                answers = self._answers(*commands)
+                for log, told in zip(some, answers[1::2], strict=True):
+                    self._adopt_one(log, *told)
+        except errors.ChatError:
+            pass  # the next round goes on with it
+        finally:
+            self._adopting = False
+
+    def _adopt_one(
+        self, log: SharedLog, owner: bytes | None, fence: bytes | None, end: bytes | None, head: bytes | None
+    ) -> None:
+        """Go on with a log as the engine has it now: ours to end, or another's, or not there."""
+        if not log.is_copied():
+            return
+        if owner is None or fence is None or head is None:
+            # The engine has lost it. Its producer, if it lives, writes it anew; else what is here is all there is.
+            now = time.monotonic()
+            log.missed_since = log.missed_since or now
+            if now - log.missed_since < self._lease_seconds:
+                return
+            log.adopt(log.their_fence + 1 + secrets.randbelow(1 << 30), self.worker)  # others may be at it too
+            log.is_lost = True
+        elif owner.decode() != self.worker or end is not None:
+            log.owner, log.their_fence, log.missed_since = owner.decode(), int(fence), None
+            return
+        else:
+            while log.head < int(head):
+                (page,) = self._answers(self._page(self.keys(log.stream_id)[1], log.head))
+                if not page or not log.take(page):
+                    break
+            if not log.is_copied():
+                return
+            log.adopt(int(fence), self.worker)
+        with self._lock:
+            if self._copies.get(log.stream_id) is log:
+                del self._copies[log.stream_id]
+            self._live[log.stream_id] = log
+            self._tail.unfollow(self.keys(log.stream_id)[1], log)
+        self._lost(log, errors.ProducerLost())
+
+
+def _nothing(_: list[Answer]) -> None:
+    """Stand for somebody who does not care."""

@@ -1,0 +1,142 @@
+"""Follows the logs that other workers generate: one blocking read of the engine for all of them.
+
+The worker's own wake key is among what is read: others leave messages there, and so do we, when what is followed
+has changed while the read blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from app import errors
+from app.streams.engine import Connection, EngineAway, Refusal
+
+__all__ = ["Followed", "Tail"]
+
+BLOCK_SECONDS = 1.0
+ANSWER_SECONDS = 1.5
+SPACING_SECONDS = 0.005
+"""From one read to the next: what comes meanwhile is read together."""
+
+BUSY_SHARE = 4
+"""A read that took long, because much is followed, is followed by a rest of so many times as long."""
+
+MOST_ENTRIES = 500
+LONGEST_PAUSE_SECONDS = 1.0
+
+
+class Followed(Protocol):
+    """A copy of another worker's log."""
+
+    head: int
+
+    def take(self, entries: list[Any]) -> bool: ...
+
+
+class Tail:
+    """One thread, one connection."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        wake: str,
+        woken: Callable[[list[Any]], None],
+        broken: Callable[[Any], None],
+        nudge: Callable[[], None],
+    ) -> None:
+        """`woken` is given the entries of the key `wake`, `nudge` adds one; `broken` is given a log that cannot be
+        followed any further."""
+        self._connection = connection
+        self._wake = wake
+        self._woken = woken
+        self._broken = broken
+        self._nudge = nudge
+        self._followed: dict[str, Followed] = {}
+        self._last = b"0-0"
+        self._is_stale = self._is_nudged = False
+        self._read_keys: dict[bytes, Followed] = {}
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="tail", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def follow(self, key: str, log: Followed) -> None:
+        """Give a log what comes under a key from now on, after what it has."""
+        self._followed[key] = log
+        self._is_stale = True
+        if not self._is_nudged:
+            self._is_nudged = True
+            self._nudge()  # the read that blocks, or is about to, does not know it yet
+
+    def unfollow(self, key: str, log: Followed) -> None:
+        if self._followed.get(key) is log:
+            del self._followed[key]
+            self._is_stale = True
+
+    def _run(self) -> None:
+        pause = 0.05
+        while not self._stopped:
+            began = time.monotonic()
+            try:
+                answer, followed = self._read()
+                took = time.monotonic()
+                if answer is not None:
+                    self._take(answer, followed)
+                rest = max(SPACING_SECONDS, BUSY_SHARE * (time.monotonic() - took)) if answer is not None else 0.0
+                pause = 0.05
+            except EngineAway:
+                self._last = b"0-0"  # another engine's clock may be behind; to hear of something twice does no harm
+                rest, pause = pause, min(2 * pause, LONGEST_PAUSE_SECONDS)
+            except Exception:
+                logging.getLogger(__name__).exception("what others wrote could not be read")
+                rest = LONGEST_PAUSE_SECONDS
+            if rest > (spent := time.monotonic() - began):
+                time.sleep(rest - spent)
+        self._connection.close()
+
+    def _read(self) -> tuple[list[Any] | None, dict[bytes, Followed]]:
+        self._is_nudged = False
+        if self._is_stale:
+            self._is_stale = False
+            self._read_keys = {key.encode(): log for key, log in self._followed.copy().items()}
+        followed = self._read_keys
+        command = ("XREAD", "COUNT", MOST_ENTRIES, "BLOCK", int(BLOCK_SECONDS * 1000), "STREAMS")
+        places = [b"%d-0" % log.head for log in followed.values()]
+        (answer,) = self._connection.ask(
+            [(*command, self._wake, *followed, self._last, *places)], timeout_seconds=BLOCK_SECONDS + ANSWER_SECONDS
+        )
+        if isinstance(answer, Refusal):
+            self._connection.close()
+            raise EngineAway(answer.code)
+        return answer, followed
+
+    def _take(self, answer: list[Any], followed: dict[bytes, Followed]) -> None:
+        for key, entries in answer:
+            log = followed.get(key)
+            if log is None:
+                self._last = entries[-1][0]
+                self._woken(entries)
+                continue
+            try:
+                is_whole = log.take(entries)
+            except errors.Overloaded:
+                is_whole = False
+            except Exception:
+                logging.getLogger(__name__).exception("what another wrote could not be taken")
+                is_whole = False
+            if not is_whole:
+                self._broken(log)

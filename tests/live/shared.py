@@ -1,0 +1,45 @@
+"""Services that share one engine, and what tests of them do alike."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from tests.harness.answer import Answer
+from tests.harness.reader import Dropped, open_stream
+from tests.harness.server import ChatWait
+from tests.harness.upstream import ScriptedUpstream
+from tests.live.steps import settings
+
+LOST_SECONDS = 5.0
+"""Within this, whoever reads what a dead worker generated is told its end."""
+
+
+@contextlib.contextmanager
+def services(upstream: ScriptedUpstream, url: str, count: int = 2, **more: Any) -> Iterator[list[ChatWait]]:
+    """Run so many services over the engine of that URL, all with the same settings."""
+    with contextlib.ExitStack() as running:
+        yield [running.enter_context(ChatWait(**settings(upstream, REDIS_URL=url, **more))) for _ in range(count)]
+
+
+def read_at(base_urls: list[str], stream_id: str, *, timeout: float = 10.0) -> Answer:
+    """Read one stream to its end, at the next of the services whenever a connection drops.
+
+    Raises: AssertionError for anything wrong in the stream.
+    """
+    answer = Answer(stream_id=stream_id)
+    for attempt in range(50):
+        headers = {"Last-Event-ID": answer.last_event_id} if answer.last_event_id else {}
+        url = f"{base_urls[attempt % len(base_urls)]}/chat/streaming/{stream_id}"
+        try:
+            with open_stream(url, headers=headers, timeout=timeout) as connection:
+                assert connection.status == 200, connection.body()
+                answer.begin_connection(connection.headers)
+                for event in connection.events():
+                    answer.add(event)
+        except (Dropped, ConnectionError) as drop:
+            answer.drops.append(str(drop))
+        if answer.is_complete:
+            return answer.verify()
+    raise AssertionError(f"not at the end: {answer.drops[-5:]}")

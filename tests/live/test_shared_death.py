@@ -1,0 +1,261 @@
+"""A process dies or stands still while it generates: whoever reads its streams elsewhere is told one end, and soon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.harness.answer import Answer
+from tests.harness.engine import Database, Engine
+from tests.harness.reader import delete, get, open_stream, post, read_answer, read_resuming
+from tests.harness.server import ChatWait
+from tests.harness.upstream import Done, Finish, Gate, Paced, Script, ScriptedUpstream, Stall, Token
+from tests.live.figures import unheard
+from tests.live.shared import LOST_SECONDS, read_at, services
+from tests.live.steps import about, asked, begin, new_key, poll, settings, wait_asked
+
+READERS = 20
+
+
+@pytest.fixture(scope="module")
+def pair(shared_upstream: ScriptedUpstream, engine: Engine) -> Iterator[list[ChatWait]]:
+    """Two for all tests that leave them alive."""
+    with services(shared_upstream, engine.url(engine.new_database())) as pair:
+        yield pair
+
+
+TEXTS = [f"{number}é " for number in range(1, 11)]
+
+
+def entries(database: Database, stream_id: str) -> list[bytes]:
+    """List what the engine has of a stream: the names of its entries' fields."""
+    found: Any = database.client.xrange(f"{{chatwait}}:{stream_id}:log")
+    return [name for _, fields in found for name in fields]
+
+
+def assert_lost(answer: Answer, texts: list[str]) -> None:
+    assert answer.terminal is not None
+    assert (answer.terminal.event, answer.text) == ("failed", "".join(texts))
+    error = answer.terminal.json["error"]
+    assert (error["error_code"], error["origin"], error["retryable"]) == ("producer_lost", "service", True)
+    assert all(error[part] for part in ("message", "detail", "action"))
+
+
+def test_readers_of_a_process_that_is_killed_get_all_there_is_and_one_end(
+    upstream: ScriptedUpstream, engine_database: Database, record_property: pytest.RecordProperty
+) -> None:
+    script = Script(steps=[*map(Token, TEXTS), Gate("never"), Finish(), Done()])
+    body, key = about(upstream, script), new_key()
+    with services(upstream, engine_database.url, 3) as (dying, *others), ThreadPoolExecutor(READERS + 2) as pool:
+        stream_id = begin(dying.base_url, body, key)
+        upstream.wait_reached("never")
+        urls = [service.base_url for service in others]
+
+        def read(number: int) -> tuple[Answer, float]:
+            answer = read_at(urls[number % 2 :] + urls[: number % 2], stream_id)
+            return answer, time.monotonic()
+
+        reading = [pool.submit(read, number) for number in range(READERS)]
+        waiting = pool.submit(get, f"{urls[0]}/chat/wait/{stream_id}", timeout=30.0)
+        for service in others:
+            poll(lambda service=service: len(service.log_of("reader_attached")) >= 10, seconds=10, what="its readers")
+        killed_at = time.monotonic()
+        dying.kill()
+        for future in reading:
+            answer, ended_at = future.result()
+            assert_lost(answer, TEXTS)
+            assert ended_at - killed_at < 2 * LOST_SECONDS
+        longest = max(future.result()[1] for future in reading) - killed_at
+        record_property("figure", f"{READERS} readers of a killed process were told its end after {longest:.1f} s (5)")
+
+        waited = waiting.result()
+        assert (waited.status, waited.json["error_code"]) == (503, "producer_lost")
+        assert waited.json["partial"] == {"content": "".join(TEXTS), "tokens": len(TEXTS)}
+        for url in urls:  # later resumers, whoever asks with the key, and whoever would stop it
+            assert_lost(read_answer(f"{url}/chat/streaming/{stream_id}"), TEXTS)
+            assert post(f"{url}/chat/wait", body, headers=key).json["error_code"] == "producer_lost"
+            stopped = delete(f"{url}/chat/streaming/{stream_id}")
+            assert (stopped.status, stopped.json["status"]) == (200, "failed")
+        assert entries(engine_database, stream_id) == [b"t"] * len(TEXTS) + [b"e"]
+        assert len(asked(upstream, body)) == 1
+        lost = [line for service in others for line in service.log_of("error_occurred", error_type="producer_lost")]
+        assert len(lost) == 1
+
+
+def test_key_of_an_answer_that_died_before_its_first_token_is_free_again(
+    upstream: ScriptedUpstream, engine_database: Database
+) -> None:
+    body, key = about(upstream, Script(steps=[Stall()])), new_key()
+    with services(upstream, engine_database.url) as (dying, other):
+        stream_id = begin(dying.base_url, body, key)
+        wait_asked(upstream, body)
+        dying.kill()
+        assert_lost(read_at([other.base_url], stream_id), [])
+        upstream.reset()
+        about(upstream, Script(steps=[Token("whole"), Finish(), Done()]), body["message"])
+        again = post(f"{other.base_url}/chat/wait", body, headers=key)
+        assert (again.status, again.json["content"]) == (200, "whole")
+
+
+def test_process_that_stood_still_and_goes_on_changes_nothing(upstream: ScriptedUpstream, pair: list[ChatWait]) -> None:
+    """SIGSTOP, long enough to be taken for dead; SIGCONT: it has been replaced, and says so to its own readers."""
+    script = Script(steps=[*map(Token, TEXTS), Gate("on"), Token("too late"), Gate("never"), Finish(), Done()])
+    body = about(upstream, script)
+    still, other = pair
+    attached = len(still.log_of("reader_attached"))
+    with ThreadPoolExecutor(2) as pool:
+        stream_id = begin(still.base_url, body)
+        record = wait_asked(upstream, body)
+        upstream.wait_reached("on")
+        own = pool.submit(read_at, [still.base_url], stream_id, timeout=60.0)
+        elsewhere = pool.submit(read_at, [other.base_url], stream_id, timeout=60.0)
+        poll(lambda: len(still.log_of("reader_attached")) == attached + 2, seconds=10, what="its own reader")
+        (pid,) = still.worker_pids()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert_lost(elsewhere.result(), TEXTS)
+            upstream.open("on")
+            record.wait_tokens(len(TEXTS) + 1)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert_lost(own.result(), TEXTS)
+        record.wait_closed()
+        still.wait_for_log("stream_fenced")
+        for service in (still, other):
+            assert_lost(read_answer(f"{service.base_url}/chat/streaming/{stream_id}"), TEXTS)
+        whole = about(upstream, Script(steps=[Token("whole"), Finish(), Done()]))
+        assert post(f"{still.base_url}/chat/wait", whole).json["content"] == "whole", "it serves on"
+
+
+def test_stop_at_any_service_closes_the_models_connection_within_a_second(
+    upstream: ScriptedUpstream, pair: list[ChatWait]
+) -> None:
+    one, other = pair
+    with ThreadPoolExecutor(2) as pool:
+        for steps in ([Stall()], [Token("a"), Gate("never")]):
+            body = about(upstream, Script(steps=steps))
+            stream_id = begin(one.base_url, body)
+            record = wait_asked(upstream, body)
+            readers = [pool.submit(read_at, [service.base_url], stream_id) for service in (one, other)]
+            if len(steps) > 1:
+                record.wait_tokens(1)
+            asked_at = time.monotonic()
+            stopped = delete(f"{other.base_url}/chat/streaming/{stream_id}")
+            assert (stopped.status, stopped.json["status"]) == (200, "cancelled")
+            assert record.wait_closed() - asked_at < 1.0
+            for reader in readers:
+                answer = reader.result()
+                assert answer.terminal is not None
+                assert (answer.terminal.event, answer.terminal.json["reason"]) == ("cancelled", "client")
+            assert delete(f"{other.base_url}/chat/wait/{stream_id}").json["status"] == "cancelled"
+
+
+def test_keys_and_waiting_hold_across_services(upstream: ScriptedUpstream, pair: list[ChatWait]) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(10):
+            script = Script(steps=[Token("a"), Gate(f"{number}"), Token("b"), Finish(), Done()])
+            body, key = about(upstream, script), new_key()
+            urls = [pair[index % 2].base_url for index in range(4)]
+            streams = [pool.submit(read_answer, f"{url}/chat/streaming", body, headers=key) for url in urls]
+            waits = [pool.submit(post, f"{url}/chat/wait", body, headers=key) for url in urls]
+            upstream.wait_reached(f"{number}")
+            upstream.open(f"{number}")
+            assert {future.result().text for future in streams} == {"ab"}
+            assert {future.result().json["content"] for future in waits} == {"ab"}
+            assert len({future.result().stream_id for future in streams}) == 1
+            assert len(asked(upstream, body)) == 1
+            other = post(f"{pair[1].base_url}/chat/wait", {"message": "another"}, headers=key)
+            assert (other.status, other.json["error_code"]) == (422, "idempotency_key_reused")
+
+
+def test_answer_that_is_read_at_another_service_only_is_not_abandoned(
+    upstream: ScriptedUpstream, engine_database: Database
+) -> None:
+    script = Script(steps=[Token("a"), Gate("end"), Token("b"), Finish(), Done()])
+    with services(upstream, engine_database.url, ABANDONED_SECONDS=2) as (one, other):
+        body = about(upstream, script)
+        stream_id = begin(one.base_url, body)
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(read_at, [other.base_url], stream_id)
+            time.sleep(5)
+            upstream.open("end")
+            answer = reading.result()
+        assert answer.terminal is not None
+        assert (answer.terminal.event, answer.text) == ("done", "ab")
+        body = about(upstream, Script(steps=[Token("a"), Gate("never")]))
+        stream_id = begin(one.base_url, body)
+        with open_stream(f"{other.base_url}/chat/streaming/{stream_id}") as connection:
+            next(connection.events())
+        wait_asked(upstream, body).wait_closed(10.0)
+
+
+@pytest.fixture
+def three_workers(upstream: ScriptedUpstream, engine_database: Database) -> Iterator[ChatWait]:
+    with ChatWait(**settings(upstream, REDIS_URL=engine_database.url, WORKERS=3)) as chatwait:
+        chatwait.wait_for_workers(3)
+        yield chatwait
+
+
+def kill_one(chatwait: ChatWait, choice: random.Random) -> None:
+    """Kill one worker; gunicorn puts another in its place."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(choice.choice(chatwait.worker_pids()), signal.SIGKILL)
+
+
+def kill_workers_during_streams(
+    chatwait: ChatWait, upstream: ScriptedUpstream, *, kills: int, streams: int, seed: int
+) -> dict[str, int]:
+    """Let readers read while workers die at random moments: each ends with the whole text, or a part and one end."""
+    choice = random.Random(seed)
+    ended: dict[str, int] = {"done": 0, "failed": 0}
+    texts = [f"{number}é " for number in range(24)]
+    for _ in range(kills):
+        upstream.reset()
+        body = about(upstream, Script(steps=[Paced(texts, 0.08), Finish(), Done()]))
+        with ThreadPoolExecutor(streams) as pool:
+            reading = [
+                pool.submit(read_resuming, chatwait.base_url, json=body, timeout=20.0, max_attempts=100)
+                for _ in range(streams)
+            ]
+            time.sleep(choice.uniform(0.2, 2.0))
+            kill_one(chatwait, choice)
+            for future in reading:
+                answer = future.result()
+                assert answer.terminal is not None
+                ended[answer.terminal.event] += 1
+                if answer.terminal.event == "done":
+                    assert answer.text == "".join(texts)
+                else:
+                    assert_lost(answer, texts[: answer.tokens])
+        chatwait.wait_for_workers(3, timeout=10)
+    return ended
+
+
+def test_workers_killed_among_streams_leave_nobody_without_an_end(
+    three_workers: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    ended = kill_workers_during_streams(three_workers, upstream, kills=2, streams=30, seed=1)
+    assert sum(ended.values()) == 60
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [2, 3])
+def test_fifty_kills_during_a_hundred_streams_each_leave_nobody_without_an_end(
+    three_workers: ChatWait, upstream: ScriptedUpstream, seed: int, record_property: pytest.RecordProperty
+) -> None:
+    """25 of them here."""
+    with unheard(three_workers):
+        ended = kill_workers_during_streams(three_workers, upstream, kills=25, streams=100, seed=seed)
+    assert sum(ended.values()) == 2500
+    assert ended["failed"] > 0, "no worker died while it generated"
+    assert ended["done"] > 0
+    record_property("figure", f"25 workers killed during 100 streams each: {ended}")

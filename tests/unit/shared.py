@@ -1,0 +1,98 @@
+"""Workers of a test's own over one engine, in this process: begun, crashed, and looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from app.streams.shared import SharedLog, SharedStore
+from app.streams.store import Origin, StreamLog, Terminal, Totals
+
+LEASE_SECONDS = 0.7
+PATIENCE_SECONDS = 20.0
+ORIGIN = Origin("c-1", "m", "2026-11-21T09:00:00.000Z", 7)
+
+
+def end_with(event: str = "done", *, frees_key: bool = False) -> Callable[[Totals], Terminal]:
+    """Write an end that tells what it was told."""
+    return lambda totals: Terminal(
+        event, {"sequence": totals.tokens + 1, "tokens": totals.tokens, "sha256": totals.sha256}, frees_key
+    )
+
+
+class Worker:
+    """A store with its clock, and what it was told to do."""
+
+    def __init__(self, url: str, *, lease_seconds: float = LEASE_SECONDS, retention_seconds: float = 60.0) -> None:
+        self.cancelled: list[str] = []
+        self.aborted: list[str] = []
+        self.store = SharedStore(
+            url,
+            max_active=100,
+            budget_bytes=1 << 20,
+            retention_seconds=retention_seconds,
+            generation_seconds=60.0,
+            abandoned_seconds=30.0,
+            lease_seconds=lease_seconds,
+        )
+        self._ticks = True
+        self._clock = threading.Thread(target=self._tick, daemon=True)
+
+    def start(self) -> Worker:
+        self.store.start(cancel=self._cancel, abort=self.aborted.append, lost=self._lost)
+        self._clock.start()
+        return self
+
+    def begin(self) -> SharedLog:
+        log, created = self.store.create(ORIGIN)
+        assert created
+        return log
+
+    def crash(self) -> None:
+        """End as a process that is killed: nothing more is written, nothing said."""
+        self._ticks = False
+        self._clock.join()
+        committer, tail = self.store._committer, self.store._tail
+        committer.stop()
+        tail.stop()
+        committer.join()
+        tail._connection.close()
+
+    def close(self) -> None:
+        self._ticks = False
+        self._clock.join()
+        self.store.close()
+
+    def _cancel(self, stream_id: str, reason: str) -> None:
+        self.cancelled.append(stream_id)
+
+    @staticmethod
+    def _lost(log: StreamLog, error: Exception) -> None:
+        log.finish(end_with("failed"))
+
+    def _tick(self) -> None:
+        while self._ticks:
+            self.store.sweep(time.monotonic())
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def workers(url: str, count: int, **options: Any) -> Iterator[list[Worker]]:
+    """Run so many over one engine."""
+    made = [Worker(url, **options).start() for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for worker in made:
+            worker.close()
+
+
+def wait_until(fact: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait for what happens in another thread. Raises: AssertionError."""
+    until = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < until, f"not within {seconds:g} s: {what}"
+        time.sleep(0.002)

@@ -1,0 +1,734 @@
+"""What a store on an engine does beyond the suite of stores: stored before shown, read anywhere, taken over, told."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from app import errors
+from app.streams import shared
+from app.streams.shared import SharedLog
+from app.streams.store import Binding, Piece
+from tests.harness.chaos import BlackholeAfter, ChaosProxy, CutAfter, Pass
+from tests.harness.engine import KINDS, Database, Engine, program
+from tests.requirements import require_or_skip
+from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Worker, end_with, wait_until, workers
+
+KEY = Binding("k" * 64, "f" * 64)
+LONG = 30.0
+"""The lease of workers that are not to be taken for dead, though the engine is away for longer than usual."""
+
+
+@pytest.fixture(params=KINDS)
+def database(request: pytest.FixtureRequest) -> Database:
+    """Give each test that does the engine no harm one of each kind."""
+    database: Database = request.getfixturevalue(f"{request.param}_database")
+    return database
+
+
+@pytest.fixture
+def own_engine() -> Iterator[Engine]:
+    """Run an engine that a test may harm."""
+    require_or_skip("a Valkey or Redis server", program() is not None)
+    with Engine() as engine:
+        yield engine
+
+
+def take_over(worker: Worker, log: Any) -> SharedLog:
+    """Have another worker's log read here until it has ended."""
+    copy = worker.store.find(log.stream_id)
+    assert copy.is_foreign
+    assert copy.settle(PATIENCE_SECONDS)
+    return copy
+
+
+# Stored before shown
+
+
+def test_chunk_is_shown_when_the_engine_has_it_and_not_before(own_engine: Engine) -> None:
+    with workers(own_engine.url(), 1) as (worker,):
+        log = worker.begin()
+        assert log.append("a")
+        wait_until(lambda: log.head == 1, "the first chunk")
+        shown: list[Piece] = []
+        with log.reader(1) as reader:
+            reader._asleep = True
+            reader.deliver = lambda piece: shown.append(piece) or True  # type: ignore[func-returns-value]
+            own_engine.freeze()
+            try:
+                assert log.append("b", "é")
+                assert log.append("c")
+                time.sleep(0.3)
+                assert (log.head, log.text(), shown) == (1, "a", [])
+                assert not log.is_unresumable
+            finally:
+                own_engine.thaw()
+            wait_until(lambda: log.head == 4, "the chunks")
+            assert "".join(piece.text for piece in shown) == "béc"
+            assert shown[-1].sequence == 4
+
+
+def test_end_is_shown_when_the_engine_has_it_and_not_before(own_engine: Engine) -> None:
+    with workers(own_engine.url(), 1) as (worker,):
+        log = worker.begin()
+        own_engine.freeze()
+        try:
+            assert log.append("a")
+            assert log.finish(end_with())
+            assert not log.finish(end_with("failed")), "it is decided"
+            assert not log.append("b")
+            assert not log.settle(0.3)
+            assert log.terminal is None
+        finally:
+            own_engine.thaw()
+        assert log.settle(PATIENCE_SECONDS)
+        assert (log.terminal.event, log.text(), log.end_read) == ("done", "a", True)
+
+
+def test_append_never_waits_for_the_engine(own_engine: Engine) -> None:
+    with workers(own_engine.url(), 1) as (worker,):
+        log = worker.begin()
+        own_engine.freeze()
+        began = time.monotonic()
+        for number in range(500):
+            assert log.append(f"{number} ")
+        took = time.monotonic() - began
+        own_engine.thaw()
+        assert took < 0.9, "the engine stood still all the while"
+        wait_until(lambda: log.head == 500, "all of them")
+        assert log.text() == "".join(f"{number} " for number in range(500))
+
+
+def test_chunks_keep_their_places_in_the_engine_and_every_key_expires(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        log, _ = one.store.create(ORIGIN, KEY)
+        hash_key, entries_key = one.store.keys(log.stream_id)
+        assert -1 not in database.engine.keys(database.number).values(), "already now"
+        log.append("He", "llo", "", "😀")
+        wait_until(lambda: log.head == 4, "the chunks")
+        copy = two.store.find(log.stream_id)
+        two.store.cancel(copy)
+        keys = database.engine.keys(database.number)
+        assert all(0 < left <= (60 + 60 + 60) * 1000 for left in keys.values()), keys
+        assert {hash_key, entries_key} < set(keys)
+        log.finish(end_with())
+        assert log.settle(PATIENCE_SECONDS)
+
+        entries = database.client.xrange(entries_key)
+        keys = database.engine.keys(database.number)
+
+    assert [entry_id for entry_id, _ in entries] == [f"{number}-0".encode() for number in range(1, 6)]
+    assert [fields[b"t"].decode() for _, fields in entries[:-1]] == ["He", "llo", "", "😀"]
+    assert json.loads(entries[-1][1][b"e"])["event"] == "done"
+    assert 59_000 < keys[entries_key] <= 60_000
+    assert keys[hash_key] > 86_000_000
+    assert all("{chatwait}" in key for key in keys)
+
+
+def test_large_backlog_is_stored_in_parts(own_engine: Engine) -> None:
+    with workers(own_engine.url(), 2) as (one, two):
+        log = one.begin()
+        own_engine.freeze()
+        for number in range(3000):
+            log.append(f"{number} " * 20)
+        log.finish(end_with())
+        own_engine.thaw()
+        assert log.settle(PATIENCE_SECONDS)
+        copy = two.store.find(log.stream_id)
+        assert (copy.head, copy.text()) == (3000, log.text())
+        assert copy.terminal.content == log.terminal.content
+
+
+# Read anywhere
+
+
+def test_copy_follows_its_log_to_the_end(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a", "b")
+        wait_until(lambda: log.head == 2, "the chunks")
+        copy = two.store.find(log.stream_id)
+        assert (copy.head, copy.text(), copy.origin, copy.is_foreign) == (2, "ab", ORIGIN, True)
+        assert not copy.append("x"), "it is another's to write"
+        assert not copy.finish(end_with("failed"))
+        for number in range(300):
+            log.append(f"{number} ")
+        log.finish(end_with())
+        assert copy.settle(PATIENCE_SECONDS)
+        assert (copy.head, copy.text()) == (302, log.text())
+        assert (copy.terminal.event, copy.terminal.content) == (log.terminal.event, log.terminal.content)
+        assert two.store.find(log.stream_id) is copy
+
+
+def test_log_found_by_many_at_once_is_copied_once(database: Database) -> None:
+    with workers(database.url, 2) as (one, two), ThreadPoolExecutor(16) as pool:
+        log = one.begin()
+        log.append(*["x"] * 2000)
+        wait_until(lambda: log.head == 2000, "the chunks")
+        barrier = threading.Barrier(16)
+
+        def find() -> SharedLog:
+            barrier.wait(PATIENCE_SECONDS)
+            return two.store.find(log.stream_id)
+
+        found = [future.result(PATIENCE_SECONDS) for future in [pool.submit(find) for _ in range(16)]]
+        assert len({id(copy) for copy in found}) == 1
+        assert found[0].head == 2000
+
+
+def test_cursor_that_came_from_the_other_worker_a_moment_ago_is_never_ahead(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        assert two.store.find(log.stream_id).head == 0
+        for number in range(1, 200):
+            log.append("x")
+            wait_until(lambda number=number: log.head == number, "the chunk")
+            assert two.store.find(log.stream_id, reach=number).head >= number
+
+
+def test_cursor_that_was_made_up_is_not_waited_for(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        time.sleep(2.5 * LEASE_SECONDS)  # since when the engine has answered
+        began = time.monotonic()
+        assert two.store.find(log.stream_id, reach=1000).head == 0
+        assert time.monotonic() - began < LEASE_SECONDS
+
+
+def test_key_is_used_once_by_two_workers_at_the_same_moment(database: Database) -> None:
+    with workers(database.url, 2) as (one, two), ThreadPoolExecutor(2) as pool:
+        for number in range(50):
+            binding = Binding(f"{number:064}", "f")
+            barrier = threading.Barrier(2)
+
+            def create(
+                worker: Worker, binding: Binding = binding, barrier: threading.Barrier = barrier
+            ) -> tuple[SharedLog, bool]:
+                barrier.wait(PATIENCE_SECONDS)
+                return worker.store.create(ORIGIN, binding)
+
+            results = [
+                future.result(PATIENCE_SECONDS) for future in [pool.submit(create, worker) for worker in (one, two)]
+            ]
+            assert sorted(created for _, created in results) == [False, True]
+            assert len({log.stream_id for log, _ in results}) == 1
+
+
+def test_stop_at_another_worker_reaches_the_one_that_generates(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        two.store.cancel(two.store.find(log.stream_id))
+        wait_until(lambda: log.stream_id in one.cancelled, "the stop", 1.0)
+        assert two.cancelled == []
+        assert log.finish(end_with("cancelled"))
+        two.store.cancel(two.store.find(log.stream_id))  # after the end: nothing
+
+
+def test_log_that_is_read_elsewhere_is_not_unread(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with workers(database.url, 2) as (one, two):
+        two.store._read_note_seconds = 0.2
+        log = one.begin()
+        copy = two.store.find(log.stream_id)
+        with copy.reader(0):
+            began = log.unread_since
+            assert began is not None
+            wait_until(lambda: (log.unread_since or 0.0) > began + 1.0, "it is heard of again and again")
+        left = time.monotonic()
+        wait_until(lambda: (log.unread_since or 0.0) >= left, "the last one's leaving is heard of")
+
+
+def test_copy_that_nobody_reads_is_dropped_and_made_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "IDLE_COPY_SECONDS", 0.3)
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        copy = two.store.find(log.stream_id)
+        with copy.reader(0):
+            time.sleep(0.6)
+            assert two.store.find(log.stream_id) is copy
+        wait_until(lambda: two.store.used_bytes == 0, "its memory is given back")
+        log.append("b")
+        wait_until(lambda: log.head == 2, "the chunk")
+        again = two.store.find(log.stream_id)
+        assert (again is copy, again.text()) == (False, "ab")
+
+
+def test_copy_without_memory_sends_its_readers_away_and_leaves_nothing(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        two.store._budget_bytes = 100_000
+        log = one.begin()
+        copy = two.store.find(log.stream_id)
+        with copy.reader(0) as reader:
+            log.append("x" * 200_000)
+            reader.wait()
+            assert reader.is_released
+        assert copy.terminal is None
+        wait_until(lambda: two.store.used_bytes == 0, "its memory is given back")
+        with pytest.raises(errors.Overloaded):
+            two.store.find(log.stream_id)
+        assert two.store.used_bytes == 0
+
+
+def test_connections_are_two_a_worker_however_many_logs_are_followed(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        names = [f"chatwait-{worker.store.worker}{end}" for worker in (one, two) for end in ("", "-tail")]
+
+        def connections() -> list[str]:
+            return sorted(
+                connection["name"]
+                for connection in database.engine.connections()
+                if any(worker.store.worker in connection["name"] for worker in (one, two))
+            )
+
+        assert connections() == sorted(names)
+        logs = [one.begin() for _ in range(90)]
+        copies = [two.store.find(log.stream_id) for log in logs]
+        for log in logs:
+            log.append("a")
+        wait_until(lambda: all(copy.head == 1 for copy in copies), "all are followed")
+        assert connections() == sorted(names)
+
+
+# Taken over
+
+
+def test_log_whose_worker_dies_is_ended_by_one_of_those_who_read_it(database: Database) -> None:
+    with workers(database.url, 4) as all_workers:
+        dying, *others = all_workers
+        logs = [dying.begin() for _ in range(5)]
+        for log in logs:
+            log.append("a", "é")
+        wait_until(lambda: all(log.head == 2 for log in logs), "the chunks")
+        copies = [worker.store.find(log.stream_id) for worker in others for log in logs]
+        dying.crash()
+        for copy in copies:
+            assert copy.settle(PATIENCE_SECONDS)
+            assert (copy.terminal.event, copy.head, copy.text()) == ("failed", 2, "aé")
+        for log in logs:
+            entries = database.client.xrange(others[0].store.keys(log.stream_id)[1])
+            assert len(entries) == 3, "one end, though three noticed"
+        dying.store._tail.stop()
+
+
+def test_worker_that_was_stopped_and_goes_on_changes_nothing(database: Database) -> None:
+    """SIGSTOP and SIGCONT: its lease has lapsed meanwhile, and what it had on its way is refused."""
+    with workers(database.url, 2) as (stopped, other):
+        log = stopped.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        copy = other.store.find(log.stream_id)
+        database.client.delete(stopped.store._life_key(stopped.store.worker))
+        stopped._ticks = False  # gives no sign of life
+        assert copy.settle(PATIENCE_SECONDS)
+
+        assert log.append("b"), "it does not know it yet"
+        wait_until(lambda: log.terminal is not None, "the end that the other one wrote")
+        assert (log.terminal.event, log.text(), log.is_foreign) == ("failed", "a", True)
+        assert not log.append("c")
+        assert not log.finish(end_with())
+        assert stopped.aborted == [log.stream_id]
+        assert copy.text() == "a"
+        assert len(database.client.xrange(other.store.keys(log.stream_id)[1])) == 2
+
+
+def test_worker_that_could_not_reach_the_engine_waits_before_it_judges_others(own_engine: Engine) -> None:
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
+        workers(own_engine.url(), 1) as (one,),
+        workers(own_engine.url(port=proxy.port), 1) as (two,),
+    ):
+        log = one.begin()
+        copy = two.store.find(log.stream_id)
+        proxy.refuse()
+        proxy.cut_all()
+        wait_until(lambda: two.store._committer.contact_since is None, "it has lost the engine")
+        own_engine.client().delete(one.store._life_key(one.store.worker))
+        one._ticks = False
+        own_engine.client().set(one.store._life_key(one.store.worker), "1", px=1)
+        time.sleep(0.1)
+        back = time.monotonic()
+        proxy.accept()
+        assert copy.settle(PATIENCE_SECONDS)
+        assert time.monotonic() - back >= LEASE_SECONDS
+
+
+# The engine's faults
+
+
+def told(log: SharedLog) -> list[bool]:
+    """Write down what readers are told of it from now on."""
+    seen = [log.is_unresumable]
+
+    def watch() -> None:
+        until = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < until and log.terminal is None:
+            if seen[-1] is not log.is_unresumable:
+                seen.append(log.is_unresumable)
+            time.sleep(0.001)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return seen
+
+
+def test_readers_go_on_while_the_engine_is_away_and_the_log_is_completed_afterwards(own_engine: Engine) -> None:
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
+        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        workers(own_engine.url(), 1, lease_seconds=LONG) as (two,),
+    ):
+        log = one.begin()
+        seen = told(log)
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        proxy.refuse()
+        proxy.cut_all()
+        log.append("b")
+        wait_until(lambda: log.head == 2, "it is shown all the same")
+        assert (log.is_unresumable, log.stored, one.store.ready()) == (True, 1, False)
+        with pytest.raises(errors.StoreUnavailable):
+            one.store.create(ORIGIN)
+        log.append("c")
+        assert log.head == 3, "at once now"
+        assert two.store.find(log.stream_id).text() == "a"
+
+        proxy.accept()
+
+        wait_until(lambda: not log.is_unresumable, "it is completed")
+        assert (log.stored, one.store.ready()) == (3, True)
+        assert two.store.find(log.stream_id, reach=3).text() == "abc"
+        log.append("d")
+        log.finish(end_with())
+        assert log.settle(PATIENCE_SECONDS)
+        assert seen == [False, True, False]
+
+
+def test_end_that_comes_while_the_engine_is_away_is_shown_and_stored_afterwards(own_engine: Engine) -> None:
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
+        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        workers(own_engine.url(), 1, lease_seconds=LONG) as (two,),
+    ):
+        log = one.begin()
+        proxy.refuse()
+        proxy.cut_all()
+        log.append("a")
+        log.finish(end_with())
+        assert log.settle(PATIENCE_SECONDS)
+        assert (log.text(), log.is_unresumable) == ("a", True)
+        proxy.accept()
+        wait_until(lambda: two.store.find(log.stream_id).terminal is not None, "it is stored")
+        assert two.store.find(log.stream_id).terminal.content == log.terminal.content
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["cut", "silent"])
+def test_batch_whose_answer_is_lost_is_written_once(own_engine: Engine, answers: bool) -> None:
+    """It has arrived, and is sent again."""
+    lost = CutAfter(0) if answers else BlackholeAfter(0)
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port, default=Pass()) as proxy,
+        workers(own_engine.url(port=proxy.port), 1) as (one,),
+    ):
+        log = one.begin()
+        log.append("a", "b")
+        wait_until(lambda: log.head == 2, "the chunks")
+        commands = int(own_engine.client().info("stats")["total_commands_processed"])
+        for _ in range(3):
+            proxy.plan(lost, Pass())
+            proxy.cut_all()
+            log.append("c", "d")
+            time.sleep(0.05)
+        wait_until(lambda: log.head == 8 and not log.is_unresumable, "all of them", 30.0)
+        assert commands
+        entries = own_engine.client().xrange(one.store.keys(log.stream_id)[1])
+        assert [entry_id for entry_id, _ in entries] == [f"{number}-0".encode() for number in range(1, 9)]
+        assert b"".join(fields[b"t"] for _, fields in entries) == b"abcdcdcd"
+
+
+def test_engine_that_lost_everything_is_given_it_again_by_those_who_live(own_engine: Engine) -> None:
+    with workers(own_engine.url(), 2) as (one, two):
+        quiet, busy = one.begin(), one.begin()
+        bound, _ = one.store.create(ORIGIN, KEY)
+        for log in (quiet, busy, bound):
+            log.append("a", "é")
+        wait_until(lambda: quiet.head == busy.head == bound.head == 2, "the chunks")
+        ended = one.begin()
+        ended.append("x")
+        ended.finish(end_with())
+        assert ended.settle(PATIENCE_SECONDS)
+        own_engine.kill()
+        own_engine.start()
+        busy.append("c")
+        wait_until(lambda: two.store.ready() and one.store.ready(), "the engine is back")
+        for log, text in ((quiet, "aé"), (busy, "aéc"), (bound, "aé"), (ended, "x")):
+            wait_until(
+                lambda log=log: own_engine.client().exists(one.store.keys(log.stream_id)[1]), "it is written anew"
+            )
+            copy = two.store.find(log.stream_id, reach=len(text))
+            assert copy.text() == text
+        assert (two.store.create(ORIGIN, KEY)[0].stream_id) == bound.stream_id
+        assert two.store.find(ended.stream_id).terminal.content == ended.terminal.content
+        assert -1 not in own_engine.keys().values()
+
+
+def test_engine_that_lost_a_part_of_a_log_is_given_it_again(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a", "b")
+        wait_until(lambda: log.head == 2, "the chunks")
+        database.client.delete(one.store.keys(log.stream_id)[1])
+        log.append("c")
+        wait_until(lambda: log.head == 3, "the chunk")
+        assert two.store.find(log.stream_id).text() == "abc"
+
+
+def test_engine_that_was_taken_over_by_an_older_copy_of_it_is_brought_up_to_date(database: Database) -> None:
+    """A failover that lost the last writes: there is less than was acknowledged."""
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        hash_key, entries_key = one.store.keys(log.stream_id)
+        log.append("a", "b", "c")
+        wait_until(lambda: log.head == 3, "the chunks")
+        database.client.delete(entries_key)
+        database.client.xadd(entries_key, {"t": "a"}, "1-0")
+        database.client.hset(hash_key, mapping={"head": 1, "bytes": 1})
+        log.append("d")
+        wait_until(lambda: log.head == 4, "the chunk")
+        assert two.store.find(log.stream_id).text() == "abcd"
+
+
+@pytest.mark.parametrize(
+    "setting", [{"maxmemory": "1"}, {"min_replicas_to_write": "1"}], ids=["out of memory", "takes no writes"]
+)
+def test_engine_that_refuses_writes_is_one_that_is_away(own_engine: Engine, setting: dict[str, str]) -> None:
+    with workers(own_engine.url(), 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        with own_engine.configured(**setting):
+            log.append("b")
+            wait_until(lambda: log.head == 2, "it is shown all the same")
+            assert log.is_unresumable
+            assert not one.store.ready()
+            with pytest.raises(errors.StoreUnavailable):
+                one.store.create(ORIGIN, KEY)
+        wait_until(lambda: not log.is_unresumable and two.store.ready(), "it is completed")
+        assert two.store.find(log.stream_id, reach=2).text() == "ab"
+        one.store.create(ORIGIN, KEY)
+
+
+def test_engine_that_forgot_the_scripts_is_given_them_again(database: Database) -> None:
+    with workers(database.url, 1) as (one,):
+        log = one.begin()
+        database.client.script_flush()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        assert not log.is_unresumable
+        database.client.script_flush()
+        wait_until(lambda: _creates(one), "a new one")
+
+
+def _creates(worker: Worker) -> bool:
+    try:
+        worker.begin()
+    except errors.StoreUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_log_whose_beginning_was_not_acknowledged_ends_and_leaves_its_key_free(
+    own_engine: Engine, arrives: bool
+) -> None:
+    """Nobody knows whether it is there; another worker, asked with its key, may read it already."""
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
+        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        workers(own_engine.url(), 1, lease_seconds=LONG) as (two,),
+    ):
+        if arrives:
+            proxy.default = BlackholeAfter(0)
+        else:
+            proxy.refuse()
+        proxy.cut_all()
+        with pytest.raises(errors.StoreUnavailable):
+            one.store.create(ORIGIN, KEY)
+        reading = two.store.create(ORIGIN, KEY)[0]
+        proxy.default = Pass()
+        proxy.accept()
+        proxy.cut_all()
+        wait_until(one.store.ready, "the engine is back")
+        if reading.is_foreign:
+            assert reading.settle(PATIENCE_SECONDS), "whoever reads it is told"
+            assert reading.terminal.event == "failed"
+            log, created = two.store.create(ORIGIN, KEY)
+            assert created
+        else:
+            log = reading
+            assert two.store.create(ORIGIN, KEY) == (log, False), (
+                "its key is its own, whatever the other one clears away"
+            )
+        wait_until(lambda: one.store.live == 0, "it has ended")
+        assert two.store.create(ORIGIN, KEY) == (log, False)
+
+
+def test_readers_that_have_more_than_was_stored_go_on_when_their_worker_was_taken_for_dead(
+    own_engine: Engine,
+) -> None:
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
+        workers(own_engine.url(port=proxy.port), 1) as (one,),
+        workers(own_engine.url(), 1) as (two,),
+    ):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        copy = two.store.find(log.stream_id)
+        proxy.refuse()
+        proxy.cut_all()
+        log.append("b")
+        wait_until(lambda: log.head == 2, "it is shown all the same")
+        assert copy.settle(PATIENCE_SECONDS)
+        proxy.accept()
+        wait_until(lambda: log.is_cut_off, "it knows")
+        assert log.append("c")
+        assert log.finish(end_with())
+        assert (log.text(), log.terminal.event, log.is_unresumable) == ("abc", "done", True)
+        assert (copy.text(), copy.terminal.event) == ("a", "failed")
+        assert one.aborted == []
+
+
+# What a reader of the code found
+
+
+def test_worker_without_work_notices_that_its_engine_takes_no_writes_any_more(own_engine: Engine) -> None:
+    """A primary that became a replica keeps its connections; only writes are refused."""
+    with (
+        Engine(replica_of=own_engine) as replica,
+        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
+        workers(own_engine.url(port=proxy.port), 1) as (one,),
+    ):
+        wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", "it follows")
+        proxy.lead_to(replica.port)
+        replica.client().execute_command("REPLICAOF", "NO", "ONE")
+        own_engine.client().execute_command("REPLICAOF", "127.0.0.1", str(replica.port))
+        name = f"chatwait-{one.store.worker}"
+        wait_until(
+            lambda: any(client["name"] == name for client in replica.connections(name)), "it has found the new one"
+        )
+        wait_until(one.store.ready, "it answers")
+        log = one.begin()
+        assert log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+
+
+def test_writes_refused_for_longer_than_a_lease_make_nobody_pass_for_dead(own_engine: Engine) -> None:
+    with workers(own_engine.url(), 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        copy = two.store.find(log.stream_id)
+        with own_engine.configured(min_replicas_to_write="1"):
+            time.sleep(3 * LEASE_SECONDS)
+        wait_until(lambda: one.store.ready() and two.store.ready(), "writes are taken again")
+        time.sleep(2 * LEASE_SECONDS)
+        assert (log.terminal, copy.terminal) == (None, None)
+        log.append("b")
+        log.finish(end_with())
+        assert copy.settle(PATIENCE_SECONDS)
+        assert (copy.text(), copy.terminal.event) == ("ab", "done")
+
+
+def test_copies_dropped_while_their_tokens_are_on_the_way_leave_no_memory_behind(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "IDLE_COPY_SECONDS", 0.0)
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        for number in range(300):
+            log.append("x" * 100)
+            if number % 3 == 0:
+                two.store.find(log.stream_id)
+            time.sleep(0.001)
+        log.finish(end_with())
+        assert log.settle(PATIENCE_SECONDS)
+        monkeypatch.setattr(shared, "IDLE_COPY_SECONDS", 30.0)
+        copy = two.store.find(log.stream_id)
+        assert copy.settle(PATIENCE_SECONDS)
+        assert (copy.text(), copy.terminal.event) == (log.text(), "done")
+        two.store._finished.clear()
+        assert two.store.used_bytes == copy.cost, "what was dropped is counted no more"
+
+
+def test_reader_of_a_copy_that_was_dropped_is_sent_away(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        copy = two.store.find(log.stream_id)
+        two.store.drop(copy)
+        with copy.reader(0) as reader:
+            assert reader.is_released
+            reader.wait()  # returns: the timeout of the test would end it else
+        again = two.store.find(log.stream_id)
+        log.append("a")
+        log.finish(end_with())
+        assert again.settle(PATIENCE_SECONDS)
+        assert again.text() == "a"
+
+
+def test_adoption_whose_answer_is_lost_is_finished_in_the_next_round(own_engine: Engine) -> None:
+    with workers(own_engine.url(), 2) as (dying, heir):
+        logs = [dying.begin() for _ in range(3)]
+        for log in logs:
+            log.append("a")
+        wait_until(lambda: all(log.head == 1 for log in logs), "the chunks")
+        copies = [heir.store.find(log.stream_id) for log in logs]
+        asked: list[int] = []
+        answers = heir.store._answers
+
+        def lose_the_first(*commands: Any) -> list[Any]:
+            told = answers(*commands)
+            if not asked:
+                asked.append(1)
+                raise errors.StoreUnavailable
+            return told
+
+        heir.store._answers = lose_the_first  # type: ignore[method-assign]
+        dying.crash()
+        for copy in copies:
+            assert copy.settle(PATIENCE_SECONDS)
+            assert (copy.text(), copy.terminal.event) == ("a", "failed")
+        assert asked
+        assert len(own_engine.client().xrange(heir.store.keys(logs[0].stream_id)[1])) == 2
+
+
+def test_log_that_died_and_was_lost_gets_one_end_though_two_write_it_anew(own_engine: Engine) -> None:
+    with workers(own_engine.url(), 3) as (dying, second, third):
+        log = dying.begin()
+        log.append("a", "b")
+        wait_until(lambda: log.head == 2, "the chunks")
+        copies = [worker.store.find(log.stream_id) for worker in (second, third)]
+        dying.crash()
+        own_engine.client().flushdb()
+        for copy in copies:
+            assert copy.settle(PATIENCE_SECONDS)
+            assert (copy.text(), copy.terminal.event) == ("ab", "failed")
+        entries = own_engine.client().xrange(second.store.keys(log.stream_id)[1])
+        assert [name for _, fields in entries for name in fields] == [b"t", b"t", b"e"]
+
+
+def test_end_of_an_older_stream_leaves_the_key_of_a_newer_one_alone(database: Database) -> None:
+    with workers(database.url, 1) as (one,):
+        old, _ = one.store.create(ORIGIN, KEY)
+        key = f"{{chatwait}}:key:{KEY.key}"
+        database.client.delete(key)
+        new, created = one.store.create(ORIGIN, KEY)
+        assert created
+        old.finish(end_with("failed", frees_key=True))
+        assert old.settle(PATIENCE_SECONDS)
+        assert one.store.create(ORIGIN, KEY) == (new, False)
