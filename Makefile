@@ -55,7 +55,7 @@ coverage: $(DEV) $(LOCAL) ## Run all tests, and list the lines and branches of a
 bench: $(DEV) ## Measure under load: 100 streams for a minute, judged by load/thresholds.toml (BENCH="--users 200")
 	@$(BIN)/python -m load $(BENCH)
 
-compare: $(BASE) $(REFERENCES) ## Measure beside FastAPI, Flask, LiteLLM and nginx: 15 minutes (QUICK=1: 3; Linux)
+compare: $(BASE) $(REFERENCES) ## Measure beside FastAPI, Flask, LiteLLM and nginx: 17 minutes (QUICK=1: 4; Linux)
 	@$(MAKE) --silent --no-print-directory $(LITELLM) || echo "LiteLLM could not be installed: it is left out." >&2
 	@$(COMPARE)/references/bin/python -m load.compare $(if $(QUICK),--quick)
 

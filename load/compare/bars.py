@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from load.compare.engine import CONNECTIONS, ENGINE, LOCAL, MOST_READERS, REMOTE, STREAMS, WORKERS
 from load.compare.lanes import GAP_MS, Figures
 from load.compare.subjects import DIRECT, OURS
 
@@ -51,6 +52,26 @@ class Results:
         token = self.median("paced", RATIO_STREAMS, subject, "cpu_us_per_token")
         return self.median("requests", 10, subject, "cpu_us_per_request") - token
 
+    def of_memory(self, streams: int, readers: str) -> float:
+        """Tell how many times the memory store's CPU a token costs whose stream is on the engine."""
+        ours, theirs = (self.median(ENGINE, streams, name, "cpu_us_per_token") for name in (readers, OURS))
+        return ours / theirs
+
+    def added_gap(self, streams: int, readers: str) -> float:
+        """Units: milliseconds that the gap's p99 is over the memory store's."""
+        ours, theirs = (self.median(ENGINE, streams, name, "gap_p99_ms") for name in (readers, OURS))
+        return ours - theirs
+
+    def two_workers(self) -> float:
+        """Tell how many times one worker's streams two of them sustain."""
+        one, two = (self.median(WORKERS, number, ENGINE, "sustained") for number in (1, 2))
+        return two / one if one else math.nan
+
+    def more_connections(self, readers: int) -> float:
+        """Tell how many more connections a worker holds to the engine than for one remote reader."""
+        most, fewest = (self.median(CONNECTIONS, number, REMOTE, "connections") for number in (readers, 1))
+        return most - fewest
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -61,6 +82,10 @@ class Bar:
     aim: float | None
     unit: str
     value: Callable[[Results], float]
+    at_least: bool = False  # else at most
+
+    def holds(self, value: float, bound: float) -> bool:
+        return value >= bound if self.at_least else value <= bound
 
 
 @dataclass(frozen=True)
@@ -81,6 +106,11 @@ def _per_token(results: Results, other: str) -> float:
 def _missing(results: Results, streams: int) -> float:
     names = ("missing", "disordered", "unfinished")
     return sum(results.worst("paced", streams, OURS, name) for name in names)
+
+
+def _missing_on_engine(results: Results) -> float:
+    names = ("missing", "disordered", "unfinished")
+    return sum(results.worst(ENGINE, STREAMS, readers, name) for readers in (LOCAL, REMOTE) for name in names)
 
 
 def _rise(results: Results) -> float:
@@ -116,6 +146,30 @@ BARS = (
     Bar("worker's memory at 512 streams", 150, None, "MiB", lambda r: r.worst("held", 512, OURS, "rss_live_mb")),
     Bar("10,000 tokens resumed", 20, 5, "ms", lambda r: r.median("resume", 10_000, OURS, "whole_ms")),
     Bar("CPU per token at 100 and 512 streams: of that at 8", 1, None, "×", _rise),
+    Bar(
+        "engine, 100 streams, local readers: CPU per token, of the memory store's",
+        1.4,
+        None,
+        "×",
+        lambda r: r.of_memory(STREAMS, LOCAL),
+    ),
+    Bar(
+        "engine, 100 streams, remote readers: CPU per token, of the memory store's",
+        2.5,
+        None,
+        "×",
+        lambda r: r.of_memory(STREAMS, REMOTE),
+    ),
+    Bar("engine, 100 streams, remote readers: added gap p99", 30, None, "ms", lambda r: r.added_gap(STREAMS, REMOTE)),
+    Bar("engine, 100 streams: tokens missing, or answers not whole", 0, 0, "", _missing_on_engine),
+    Bar("engine: streams of two workers, of one's", 1.7, None, "×", Results.two_workers, at_least=True),
+    Bar(
+        "engine: connections of a worker, more at 500 remote readers than at 1",
+        0,
+        0,
+        "",
+        lambda r: r.more_connections(MOST_READERS),
+    ),
 )
 
 
@@ -129,8 +183,8 @@ def judge(results: Results) -> Sequence[Verdict]:
             Verdict(
                 bar,
                 value,
-                value <= bar.bound if known else None,
-                value <= bar.aim if known and bar.aim is not None else None,
+                bar.holds(value, bar.bound) if known else None,
+                bar.holds(value, bar.aim) if known and bar.aim is not None else None,
             )
         )
     return verdicts

@@ -16,14 +16,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import TypeAlias
 
-__all__ = ["Exchange", "Times", "burst", "exchange", "paced", "repeated"]
+__all__ = ["Elsewhere", "Exchange", "Times", "burst", "exchange", "paced", "repeated", "stream_id"]
 
 RECEIVE_BYTES = 262_144
 CONNECT_SECONDS = 5.0
 
 _TOKEN = re.compile(rb"tk(\d+) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_STREAM_ID = re.compile(rb"\r\nx-stream-id: *(\S+)\r\n", re.IGNORECASE)
+
+Elsewhere: TypeAlias = Callable[[str], tuple[int, bytes]]
+"""Given a stream's id: the port where it is to be read, and the request for it."""
 
 
 @dataclass(slots=True)
@@ -105,10 +110,12 @@ def _quietly() -> Iterator[None]:
 class _Reading:
     """The exchanges under way."""
 
-    def __init__(self, port: int) -> None:
-        self._address = ("127.0.0.1", port)
+    def __init__(self, port: int, elsewhere: Elsewhere | None = None) -> None:
+        self._port = port
+        self._elsewhere = elsewhere
         self._epoll = select.epoll()
         self._open: dict[int, tuple[socket.socket, Exchange]] = {}
+        self._leaving: set[int] = set()  # those that go elsewhere when they know their stream's id
 
     @property
     def open(self) -> int:
@@ -116,17 +123,23 @@ class _Reading:
 
     def begin(self, request: bytes, tokens: int) -> Exchange:
         answer = Exchange(tokens, time.monotonic())
+        fd = self._ask(answer, self._port, request)
+        if fd is not None and self._elsewhere is not None:
+            self._leaving.add(fd)
+        return answer
+
+    def _ask(self, answer: Exchange, port: int, request: bytes) -> int | None:
         try:
-            sock = socket.create_connection(self._address, CONNECT_SECONDS)
+            sock = socket.create_connection(("127.0.0.1", port), CONNECT_SECONDS)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.sendall(request)
             sock.setblocking(False)
         except OSError as error:
             answer.failure = type(error).__name__
-            return answer
+            return None
         self._open[sock.fileno()] = sock, answer
         self._epoll.register(sock.fileno(), select.EPOLLIN)
-        return answer
+        return sock.fileno()
 
     def read(self, seconds: float) -> None:
         """Take what there is, after waiting at most so long for something."""
@@ -142,12 +155,24 @@ class _Reading:
             if received:
                 answer.times.append(time.monotonic())
                 answer.pieces.append(received)
+                if fd in self._leaving and (found := stream_id(answer.pieces)):
+                    self._go_elsewhere(fd, answer, found)
+                    continue
             if not received or received.endswith(b"0\r\n\r\n"):
                 answer.ended = not answer.failure
                 self._drop(fd)
 
+    def _go_elsewhere(self, fd: int, answer: Exchange, found: str) -> None:
+        """Leave, and read the stream from its beginning there."""
+        assert self._elsewhere is not None
+        self._drop(fd)
+        answer.times.clear()
+        answer.pieces.clear()
+        self._ask(answer, *self._elsewhere(found))
+
     def _drop(self, fd: int) -> None:
         sock, _ = self._open.pop(fd)
+        self._leaving.discard(fd)
         self._epoll.unregister(fd)
         sock.close()
 
@@ -169,13 +194,15 @@ def paced(
     seconds: float,
     live: Callable[[], None],
     live_after: float,
+    elsewhere: Elsewhere | None = None,
 ) -> list[Exchange]:
     """Start streams one after another and read them all to their ends, for at most `seconds` after the last start.
 
-    `live` is called once, `live_after` seconds after all of them have begun.
+    `live` is called once, `live_after` seconds after all of them have begun. With `elsewhere` they are left as soon as
+    their ids are known, and read there.
     """
     with _quietly():
-        reading = _Reading(port)
+        reading = _Reading(port, elsewhere)
         answers: list[Exchange] = []
         was_live = False
         begun = time.monotonic()
@@ -263,6 +290,12 @@ def repeated(port: int, request: bytes, tokens: int, *, connections: int, second
             sock.close()
         epoll.close()
     return taken, failures
+
+
+def stream_id(pieces: Sequence[bytes]) -> str | None:
+    """Find the stream's id in a response that has begun; None until it is there."""
+    found = _STREAM_ID.search(b"".join(pieces))
+    return found[1].decode() if found is not None else None
 
 
 def _is_whole(data: bytes) -> bool:

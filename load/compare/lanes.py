@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from load.compare import client
 from load.compare.client import Exchange, Times
-from load.compare.subjects import Meter, Subject, request
+from load.compare.subjects import Meter, Subject
 
 __all__ = [
     "Figures",
@@ -69,11 +68,32 @@ def _judged(answers: Sequence[Exchange]) -> tuple[list[Times], Figures]:
     return times, figures
 
 
-def paced(target: Target, streams: int, tokens: int, gap_ms: int = GAP_MS) -> Figures:
-    """Read streams of one token every `gap_ms`."""
+def paced(
+    target: Target,
+    streams: int,
+    tokens: int,
+    gap_ms: int = GAP_MS,
+    *,
+    at: Target | None = None,
+    live: Callable[[], None] = lambda: None,
+) -> Figures:
+    """Read streams of one token every `gap_ms`; with `at`, they are begun at the target and read there.
+
+    `live` is called while all of them are there. CPU and memory are those of both.
+    """
     asked = target.subject.stream_request(target.port, tokens, gap_ms)
+    meters = [each.meter for each in (target, at) if each is not None]
     memory_live: list[float] = []
-    cpu, own, begun = target.meter.cpu_us(), time.process_time(), time.monotonic()
+
+    def note() -> None:
+        memory_live.append(sum(meter.rss_mb() for meter in meters))
+        live()
+
+    def elsewhere(stream_id: str) -> tuple[int, bytes]:
+        assert at is not None
+        return at.port, at.subject.resume_request(at.port, stream_id)
+
+    cpu, own, begun = sum(meter.cpu_us() for meter in meters), time.process_time(), time.monotonic()
     answers = client.paced(
         target.port,
         asked,
@@ -81,12 +101,13 @@ def paced(target: Target, streams: int, tokens: int, gap_ms: int = GAP_MS) -> Fi
         streams=streams,
         starts_per_second=STARTS_PER_SECOND,
         seconds=tokens * gap_ms / 1000 + LATE_SECONDS,
-        live=lambda: memory_live.append(target.meter.rss_mb()),
+        live=note,
         live_after=tokens * gap_ms / 3000,
+        elsewhere=elsewhere if at is not None else None,
     )
     own, took = time.process_time() - own, time.monotonic() - begun
     time.sleep(SETTLE_SECONDS)
-    cpu = target.meter.cpu_us() - cpu
+    cpu = sum(meter.cpu_us() for meter in meters) - cpu
     times, figures = _judged(answers)
     figures["rss_live_mb"] = memory_live[0] if memory_live else math.nan
     gaps = [gap for each in times for gap in each.gaps]
@@ -141,12 +162,10 @@ def resume(target: Target, tokens: int) -> Figures:
     """Read a finished answer once more from its beginning, as a client does that lost all of it."""
     subject, port = target.subject, target.port
     first = client.exchange(port, subject.stream_request(port, tokens, 0), tokens, seconds=60.0)
-    found = re.search(rb"\r\nx-stream-id: *(\S+)\r\n", b"".join(first.pieces), re.IGNORECASE)
-    if found is None:
+    stream_id = client.stream_id(first.pieces)
+    if stream_id is None:
         return {"missing": tokens}
-    stream_id = found[1].decode()
-    headers = {"Last-Event-ID": f"{stream_id}.0"}
-    asked = request("GET", f"{subject.stream_path}/{stream_id}", port, headers=headers)
+    asked = subject.resume_request(port, stream_id)
     times, figures = _judged([client.exchange(port, asked, tokens, seconds=60.0)])
     return figures | {"whole_ms": (times[0].last_seconds or math.nan) * 1000}
 

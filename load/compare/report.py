@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from load.compare.bars import Results, judge
+from load.compare.engine import CONNECTIONS, ENGINE, LOCAL, REMOTE, WORKERS
 from load.compare.lanes import GAP_MS, STARTS_PER_SECOND
 from load.compare.subjects import DIRECT, OURS, Subject
 
@@ -46,7 +47,15 @@ class Report:
         else:
             picture.draw(self.results, [each.name for each in self.subjects], directory / "compare.png")
         page = directory / "compare.md"
-        parts = [self._head(), self._bars(), self._paced(), self._others(), self._harness(), self._notes()]
+        parts = [
+            self._head(),
+            self._bars(),
+            self._paced(),
+            self._others(),
+            self._engine(),
+            self._harness(),
+            self._notes(),
+        ]
         page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
         return page
 
@@ -67,7 +76,8 @@ class Report:
             mark = {True: "met", False: "**missed**", None: "not measured"}[each.met]
             aim = "" if bar.aim is None else f"{_number(bar.aim)} {bar.unit}{_met(each.aim_met)}"
             value = f"{_number(each.value)} {bar.unit}" if each.met is not None else ""
-            lines.append(f"| {bar.what} | {value} | {_number(bar.bound)} {bar.unit}: {mark} | {aim} |")
+            least = "at least " if bar.at_least else ""
+            lines.append(f"| {bar.what} | {value} | {least}{_number(bar.bound)} {bar.unit}: {mark} | {aim} |")
         return "\n".join(lines)
 
     def _paced(self) -> str:
@@ -125,6 +135,38 @@ class Report:
             lines.append(f"| {name} | {cpu} | {burst} | {whole} | {again} | {rates} | {memory} |")
         return "\n".join(lines)
 
+    def _engine(self) -> str:
+        """Tell what the lanes of the engine found; empty where there is none."""
+        of = self.results.median
+        lines = [
+            "| engine: streams | | CPU a token | the engine's own | first token p50, p95, p99 "
+            "| gap p50, p95, p99, max | tokens missing |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for level in sorted({level for lane, level, _ in self.results.rounds if lane == ENGINE}):
+            for name, shown in ((OURS, f"{OURS}, in memory"), (LOCAL, LOCAL), (REMOTE, REMOTE)):
+                first = ", ".join(_number(of(ENGINE, level, name, f"ttft_p{share}_ms")) for share in (50, 95, 99))
+                gaps = ", ".join(
+                    _number(of(ENGINE, level, name, f"gap_{it}_ms")) for it in ("p50", "p95", "p99", "max")
+                )
+                own = of(ENGINE, level, name, "engine_cpu_us_per_token")
+                lines.append(
+                    f"| {level} | {shown} | {_number(of(ENGINE, level, name, 'cpu_us_per_token'))} µs "
+                    f"| {'' if math.isnan(own) else f'{_number(own)} µs'} | {first} ms | {gaps} ms "
+                    f"| {_number(self.results.worst(ENGINE, level, name, 'missing'))} |"
+                )
+        if len(lines) == 2:
+            return ""
+        said = [
+            f"{_number(of(CONNECTIONS, level, REMOTE, 'connections'))} with {level}"
+            for level in sorted({level for lane, level, _ in self.results.rounds if lane == CONNECTIONS})
+        ]
+        lines += ["", f"Connections of a worker to the engine, by remote readers: {', '.join(said)}."]
+        if self.results.count(WORKERS, 1, ENGINE):
+            one, two = (_number(of(WORKERS, number, ENGINE, "sustained")) for number in (1, 2))
+            lines[-1] += f" Streams sustained at 5× {GAP_MS} ms (p99): {one} by one worker, {two} by two."
+        return "\n".join(lines)
+
     def _harness(self) -> str:
         """Tell how far the client and the mock model were from their own limits."""
         parts: list[str] = []
@@ -168,11 +210,12 @@ class Report:
         ]
         about = [f"{each.name}: {each.what}." for each in self.subjects]
         not_included = (
-            "Not included: TLS on either side, real networks and models, proxies in front, several workers. A token's "
-            "CPU holds the whole request's, spread over its tokens, and for ours the log lines, the hash and the kept "
-            "answer. The gaps are those between arrivals that brought tokens, so a subject that falls behind and sends "
-            "several at once is judged by its pauses. Memory is the worker's: after its start, while it holds the "
-            "streams (one token every half a second), and after the whole run, all its kept answers included."
+            "Not included: TLS on either side, real networks and models, proxies in front, several workers (but see "
+            "the engine's lanes). A token's CPU holds the whole request's, spread over its tokens, and for ours the "
+            "log lines, the hash and the kept answer. The gaps are those between arrivals that brought tokens, so a "
+            "subject that falls behind and sends several at once is judged by its pauses. Memory is the worker's: "
+            "after its start, while it holds the streams (one token every half a second), and after the whole run, "
+            "all its kept answers included."
         )
         return "\n".join(f"- {line}" for line in (*about, *stopped, *self.notes, not_included))
 

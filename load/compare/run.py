@@ -1,6 +1,6 @@
 """Run the comparison from beginning to end, interleaved, and write what it found.
 
-`make compare` takes some 14 minutes, `make compare QUICK=1` under 3. Exit codes: 0 measured, whatever the bars say;
+`make compare` takes some 16 minutes, `make compare QUICK=1` under 4. Exit codes: 0 measured, whatever the bars say;
 2 no measurement; 130 interrupted.
 """
 
@@ -18,8 +18,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from load.compare import lanes, report
+from load.compare import engine, lanes, report
 from load.compare.bars import RATIO_STREAMS, Results
+from load.compare.engine import CONNECTIONS, CORES_FOR_WORKERS, ENGINE, LOCAL, REMOTE, WORKERS, Cores, Pair
 from load.compare.lanes import Figures, Target
 from load.compare.subjects import DIRECT, OURS, Meter, NotStarted, Process, Subject, subjects
 
@@ -39,6 +40,11 @@ class Plan:
     repeats: int  # of the short lanes
     request_seconds: float
     connections: Sequence[int]
+    engine_streams: int = engine.STREAMS
+    engine_rounds: int = 3
+    readers: Sequence[int] = (1, engine.MOST_READERS)
+    worker_levels: Sequence[int] = tuple(range(128, 641, 64))
+    worker_tokens: int = 600  # so many that all streams are there at once
 
 
 def _rounds(streams: int, subject: str) -> int:
@@ -54,7 +60,16 @@ def _quick_rounds(streams: int, subject: str) -> int:
 
 
 FULL = Plan(400, LEVELS, _rounds, 3, 2.0, (1, 10, 64))
-QUICK = Plan(100, (8, 50, 100, 256, 512), _quick_rounds, 1, 1.0, (1, 10, 64))
+QUICK = Plan(
+    100,
+    (8, 50, 100, 256, 512),
+    _quick_rounds,
+    1,
+    1.0,
+    (1, 10, 64),
+    engine_rounds=1,
+    worker_levels=tuple(range(256, 641, 128)),
+)
 
 
 class Comparison:
@@ -64,9 +79,16 @@ class Comparison:
         self._is_quick: bool = options.quick
         self._plan = QUICK if options.quick else FULL
         if options.levels:
-            self._plan = replace(self._plan, levels=options.levels)
+            most = max(options.levels)
+            self._plan = replace(
+                self._plan,
+                levels=options.levels,
+                engine_streams=min(most, self._plan.engine_streams),
+                readers=[min(most, each) for each in self._plan.readers],
+                worker_levels=options.levels,
+            )
         if options.tokens:
-            self._plan = replace(self._plan, tokens=options.tokens)
+            self._plan = replace(self._plan, tokens=options.tokens, worker_tokens=options.tokens)
         if options.seconds:
             self._plan = replace(self._plan, request_seconds=options.seconds)
         self._directory: Path = options.report
@@ -74,6 +96,7 @@ class Comparison:
         self._begun = time.monotonic()
         self._results = Results()
         self._targets: dict[str, Target] = {}
+        self._pair: Pair | None = None
         self._beaten: set[str] = set()
         self._notes: list[str] = []
         self._upstream_port = 0
@@ -82,13 +105,15 @@ class Comparison:
         """Measure and write; give the report. Raises: NotStarted, when ours or the mock model does not run."""
         self._directory.mkdir(parents=True, exist_ok=True)
         cores = sorted(os.sched_getaffinity(0))
-        core = cores[-1] if len(cores) > 1 else None
-        if core is None:
+        self._cores = Cores.of(cores)
+        if self._cores.harness is None:
             self._notes.append("One core only: subject, model and client share it.")
         else:
-            os.sched_setaffinity(0, set(cores[:1]))
+            os.sched_setaffinity(0, self._cores.harness)
         with ExitStack() as stack:
-            self._start(stack, cores[0] if core is not None else None, core)
+            if self._cores.harness is not None:
+                stack.callback(os.sched_setaffinity, 0, cores)
+            self._start(stack)
             self._warm()
             for name, target in self._targets.items():
                 self._note("memory", 0, name, {"rss_idle_mb": target.meter.rss_mb()})
@@ -96,6 +121,7 @@ class Comparison:
                 if name == OURS or not self._is_quick:
                     most = max(self._plan.levels)
                     self._note("held", most, name, lanes.held(target, most))
+            self._engine_lanes(len(cores))  # nor has ours more to remember than those on the engine
             self._short_lanes()
             for streams in self._plan.levels:
                 self._paced(streams)
@@ -105,10 +131,11 @@ class Comparison:
         found = report.Report(self._results, self._started, self._notes, cores, seconds, quick=self._is_quick)
         return found.write(self._directory)
 
-    def _start(self, stack: ExitStack, own_core: int | None, core: int | None) -> None:
+    def _start(self, stack: ExitStack) -> None:
         python = [sys.executable, "-m", "load.compare.upstream"]
-        upstream = stack.enter_context(Process("upstream", python, self._directory, own_core))
+        upstream = stack.enter_context(Process("upstream", python, self._directory, self._cores.harness))
         upstream.wait_until(lambda: upstream.log.read_bytes().endswith(b"\n"))
+        self._upstream_pid = upstream.pid
         self._upstream_port = int(upstream.log.read_text(encoding="ascii"))
         direct = Subject(
             DIRECT,
@@ -124,7 +151,7 @@ class Comparison:
         for subject in subjects(*self._bins):
             self._say(f"starting {subject.name}")
             try:
-                process, port = subject.start(self._directory, core, self._upstream_port)
+                process, port = subject.start(self._directory, self._cores.first, self._upstream_port)
             except NotStarted as problem:
                 if subject.name == OURS:
                     raise
@@ -136,6 +163,13 @@ class Comparison:
         for name in ("LiteLLM", "nginx"):
             if name not in self._targets and not any(name in note for note in self._notes):
                 self._notes.append(f"Left out: {name} is not installed here.")
+        self._say("starting the engine and two services on it")
+        ours = self._targets[OURS].subject
+        try:
+            self._pair = Pair.start(stack, ours, self._directory, self._cores, self._upstream_port)
+            self._notes.append(self._pair.about)
+        except NotStarted as problem:
+            self._notes.append(f"Left out, with all its lanes: {problem}")
 
     def _warm(self) -> None:
         self._say("warming up")
@@ -172,6 +206,37 @@ class Comparison:
                 if figures["sustained_5x"] < streams / 2 and name != OURS:
                     self._beaten.add(name)  # the next level would only take longer
 
+    def _engine_lanes(self, cores: int) -> None:
+        plan, pair = self._plan, self._pair
+        if pair is None:
+            return
+        streams = plan.engine_streams
+        for target in (pair.first, pair.second):
+            lanes.paced(target, 10, 20)
+        measures: list[tuple[str, Callable[[], Figures]]] = [
+            (OURS, lambda: lanes.paced(self._targets[OURS], streams, plan.tokens)),
+            (LOCAL, lambda: pair.paced(streams, plan.tokens, remote=False)),
+            (REMOTE, lambda: pair.paced(streams, plan.tokens, remote=True)),
+        ]
+        for number in range(plan.engine_rounds):
+            for name, measure in measures[::-1] if number % 2 else measures:
+                self._note(ENGINE, streams, name, measure())
+        for readers in plan.readers:
+            self._note(CONNECTIONS, readers, REMOTE, pair.connections(readers))
+        if cores < CORES_FOR_WORKERS:
+            self._notes.append(
+                f"Two workers beside one: not measured, because {cores} cores do not allow it. Client and model, the "
+                f"engine and each worker want a core of their own ({CORES_FOR_WORKERS}); with fewer, the second worker "
+                "would take from the others what it needs."
+            )
+            return
+        ours, upstream = self._targets[OURS].subject, (self._upstream_pid, self._upstream_port)
+        found = engine.workers(
+            pair.engine, ours, self._directory, self._cores, upstream, plan.worker_levels, plan.worker_tokens
+        )
+        for workers, figures in found.items():
+            self._note(WORKERS, workers, ENGINE, figures)
+
     def _in_turn(self, number: int) -> list[tuple[str, Target]]:
         """Give the subjects, forwards and backwards by turns: A B B A."""
         items = list(self._targets.items())
@@ -181,6 +246,7 @@ class Comparison:
         self._results.add(lane, level, name, figures)
         shown = ("cpu_us_per_token", "cpu_us_per_request", "ttft_p50_ms", "ttft_p99_ms", "gap_p99_ms", "missing")
         more = ("whole_ms", "requests_per_second", "rss_idle_mb", "rss_live_mb", "rss_after_mb")
+        more += ("engine_cpu_us_per_token", "connections", "sustained")
         words = [
             f"{key} {figures[key]:.1f}" for key in (*shown, *more) if key in figures and not math.isnan(figures[key])
         ]
@@ -198,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, and give the exit code."""
     root = Path(__file__).resolve().parents[2]
     parser = argparse.ArgumentParser(prog="python -m load.compare", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer levels, rounds and tokens: under three minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer levels, rounds and tokens: under four minutes")
     parser.add_argument("--levels", type=_levels, help="streams at once, like 8,50,512")
     parser.add_argument("--tokens", type=int, help="of a stream")
     parser.add_argument("--seconds", type=float, help="of each lane that asks again and again")

