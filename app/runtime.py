@@ -134,6 +134,7 @@ class Drain:
         self._ramp_ends = 0.0
         self._logs: list[StreamLog] | None = None
         self._last_live = 0.0
+        self._leaves_at: float | None = None
         self._cut = False
         self._quick = False
 
@@ -176,8 +177,15 @@ class Drain:
         if readers.has_foreign and now < self._ramp_ends and not self._quick:
             self._last_live = now
             return
-        waited_for = readers.count or any(not log.end_read for log in self._logs)
-        if waited_for and now < self._last_live + (QUICK_SECONDS if self._quick else LAST_FRAMES_SECONDS):
+        waits_until = self._last_live + (QUICK_SECONDS if self._quick else LAST_FRAMES_SECONDS)
+        if self._leaves_at is None:
+            if (readers.count or any(not log.end_read for log in self._logs)) and now < waits_until:
+                return
+            # Others may be in the middle of a request: what is begun from here on ends at once, and is not cut.
+            self._leaves_at = now
+            readers.release_all()
+            return
+        if readers.count and now < self._leaves_at + QUICK_SECONDS:
             return
         event("drain_finished", readers=readers.count, cut=self._cut)
         finished, self._finished = self._finished, _nothing

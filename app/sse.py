@@ -96,6 +96,7 @@ class Readers:
         self._limit = limit
         self._due: dict[Reader, float] = {}
         self._drops: dict[Reader, Callable[[], None]] = {}
+        self._leaving = False
 
     @property
     def count(self) -> int:
@@ -114,6 +115,8 @@ class Readers:
         if drop is not None:
             self._drops[reader] = drop
         self._due[reader] = self.heartbeat_seconds if every_seconds is None else every_seconds
+        if self._leaving:
+            reader.release()
 
     @property
     def has_foreign(self) -> bool:
@@ -124,6 +127,12 @@ class Readers:
         """Send a share of those away who read what other workers generate: they can do so elsewhere."""
         foreign = [reader for reader in self._due if reader.is_foreign and not reader.is_released]
         for reader in foreign[: math.ceil(share * len(foreign))]:
+            reader.release()
+
+    def release_all(self) -> None:
+        """Send everybody away, at once who comes from now on: with what there is, and an answer that is whole."""
+        self._leaving = True
+        for reader in list(self._due):
             reader.release()
 
     def remove(self, reader: Reader) -> None:

@@ -119,7 +119,8 @@ class Crowd:
             try:
                 await self._read_some(asker, got, leaves_at)
             except (asyncio.IncompleteReadError, ConnectionError) as drop:
-                self.broken.append(f"{time.monotonic():.1f}: {drop!r} after {len(got.events)} events")
+                which = asker.headers.get("x-correlation-id")
+                self.broken.append(f"{which} after {len(got.events)} events, {got.connections} connections: {drop!r}")
             finally:
                 await asker.close()
             leaves_at = len(self.texts) + 1
@@ -242,6 +243,47 @@ def test_drain_sends_readers_of_the_others_answers_away_over_a_while(engine: Eng
         assert max(closed_at) - begun > RAMP_SECONDS / 2
         upstream.open("rest")
         assert read_answer(f"{one.base_url}/chat/streaming/{stream_id}").text == "one two three"
+
+
+@pytest.mark.usefixtures("handing_over")
+def test_readers_that_come_while_a_process_ends_are_answered_whole_or_not_at_all(engine: Engine) -> None:
+    """A proxy may ask another instance for what was not begun; an answer that breaks off is broken for everybody."""
+    with (
+        ScriptedUpstream() as upstream,
+        two_instances(engine, upstream, DRAIN_SECONDS=2) as (one, two),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        stream_id = begin(one.base_url, about(upstream, gated("rest")))
+        whole, broken = [0], list[str]()
+        gone = asyncio.Event()
+
+        async def come() -> None:
+            while not gone.is_set():
+                try:
+                    asker = await Asker.ask(f"{two.base_url}/chat/streaming/{stream_id}")
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    await asyncio.sleep(0.01)
+                    if not two.is_running:
+                        gone.set()
+                    continue
+                try:
+                    assert asker.status == 200
+                    async for _ in asker.pieces():
+                        pass
+                    whole[0] += 1
+                except (asyncio.IncompleteReadError, ConnectionError) as drop:
+                    broken.append(repr(drop))
+                finally:
+                    await asker.close()
+
+        reading = pool.submit(run_all, [come] * 20, at_once=20)
+        poll(lambda: len(two.log_of("reader_attached")) >= 20, seconds=20, what="readers")
+        two.signal(signal.SIGTERM)
+        reading.result(60)
+        assert two.wait_exit(5.0) == 0
+        assert (broken, whole[0] > 100) == ([], True), whole
+        assert two.log_of("drain_finished")[0]["readers"] == 0
+        upstream.open("rest")
 
 
 def gated(gate: str) -> Script:
