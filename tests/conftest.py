@@ -49,13 +49,21 @@ def _fail_for_leaks(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(trylast=True)  # when the others are deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In `make test-long`, let half of the workers begin with what takes minutes: what has a limit of time of its own.
+    """Order the tests so that nobody waits for the last one.
 
-    Most of these wait, so that the other half has the cores; and none of them is left for the end, where it would be
-    alone. The tests are dealt as pytest-xdist's `worksteal` deals them, in equal shares.
+    In `make test`, whose workers take one file after the other, what mostly waits (for leases, for an engine that is
+    away) comes first, beside the browsers, which keep a core busy.
+
+    In `make test-long`, half of the workers begin with what takes minutes: what has a limit of time of its own. Most of
+    these wait, so that the other half has the cores; and none of them is left for the end, where it would be alone. The
+    tests are dealt as pytest-xdist's `worksteal` deals them, in equal shares.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if config.option.markexpr != "long" or workers < 2:
+    if workers < 2:
+        return
+    if config.option.markexpr == "not long":
+        items.sort(key=lambda item: not item.path.name.startswith("test_shared_"))
+    if config.option.markexpr != "long":
         return
     slow: dict[Path, list[pytest.Item]] = {}  # by file, because tests of one share what they wait for
     rest: list[pytest.Item] = []

@@ -154,10 +154,10 @@ def restart(service: ChatWait) -> None:
     poll(lambda: len(service.log_of("stream_started")) > before, seconds=30, what="it is given work again")
 
 
-def roll(engine: Engine, name: str, directory: Path, *, readers: int, gap: float) -> Crowd:
+def roll(engine: Engine, name: str, directory: Path, *, readers: int, gap: float, drain: float = 25.0) -> Crowd:
     """Restart both, one after the other, under so many readers; check what they got."""
     texts = [f"word {number} " for number in range(TOKENS)]
-    with ScriptedUpstream() as upstream, two_instances(engine, upstream) as (one, two):
+    with ScriptedUpstream() as upstream, two_instances(engine, upstream, DRAIN_SECONDS=drain) as (one, two):
         upstream.always(answer(texts, gap=gap))
         with front_of_two(name, directory, one.port, two.port) as proxy, ThreadPoolExecutor(1) as pool:
             crowd = Crowd(proxy.base_url, readers, texts)
@@ -183,7 +183,7 @@ def roll(engine: Engine, name: str, directory: Path, *, readers: int, gap: float
 
 @pytest.mark.parametrize("name", ["nginx"])
 def test_rolling_restart_loses_nothing_and_shows_nothing(engine: Engine, name: str, tmp_path: Path) -> None:
-    roll(engine, name, tmp_path, readers=20, gap=0.1)
+    roll(engine, name, tmp_path, readers=20, gap=0.1, drain=8.0)
 
 
 @pytest.mark.long
