@@ -184,7 +184,8 @@ class Drain:
             # Others may be in the middle of a request: what is begun from here on ends at once, and is not cut.
             self._leaves_at = now
             readers.release_all()
-            return
+            if not self._quick:
+                return
         if readers.count and now < self._leaves_at + QUICK_SECONDS:
             return
         event("drain_finished", readers=readers.count, cut=self._cut)

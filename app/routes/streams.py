@@ -40,16 +40,20 @@ def show_wait(stream_id: str) -> Response:
 def cancel(stream_id: str) -> Response:
     """Stop it; once it has ended, say how."""
     runtime: Runtime = current_app.extensions["chatwait"]
-    log = runtime.store.find(stream_id)
-    if log.terminal is None:
-        if log.is_foreign:
-            runtime.store.cancel(log)
-        else:
-            runtime.generations.cancel(stream_id, "client")
-        log.settle(CANCEL_SECONDS)
-    terminal = log.terminal
+    try:
+        log = runtime.store.find(stream_id)
+    except errors.Overloaded:  # no room for its text here; to stop it needs none
+        terminal, tokens = runtime.store.cancel(stream_id)
+    else:
+        if log.terminal is None:
+            if log.is_foreign:
+                runtime.store.cancel(stream_id)
+            else:
+                runtime.generations.cancel(stream_id, "client")
+            log.settle(CANCEL_SECONDS)
+        terminal, tokens = log.terminal, log.head
     status = terminal.content["status"] if terminal is not None else "running"
-    body = {"stream_id": stream_id, "status": status, "tokens": log.head}
+    body = {"stream_id": stream_id, "status": status, "tokens": tokens}
     return Response(json.dumps(body), 200, mimetype="application/json")
 
 

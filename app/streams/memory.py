@@ -319,8 +319,9 @@ class MemoryStore:
     def close(self) -> None:
         """Nothing is held open."""
 
-    def cancel(self, log: StreamLog) -> None:
+    def cancel(self, stream_id: str) -> tuple[Terminal | None, int]:
         """There are no other workers."""
+        raise errors.StreamUnknown
 
     def stop_admitting(self) -> None:
         self._admitting = False

@@ -661,11 +661,22 @@ class SharedStore(MemoryStore):
         since = self._committer.contact_since
         return since is None or time.monotonic() - since < 2 * self._lease_seconds
 
-    def cancel(self, log: StreamLog) -> None:
-        assert isinstance(log, SharedLog)
-        if log.is_foreign and log.terminal is None:
-            keys = (self.keys(log.stream_id)[0], self._wake_key(log.owner))
-            self._answers(script(scripts.CANCEL, keys, log.owner, log.stream_id, self._live_ms))
+    def cancel(self, stream_id: str) -> tuple[Terminal | None, int]:
+        hash_key, entries_key = self.keys(stream_id)
+        (owner,) = self._answers(("HGET", hash_key, "owner"))
+        if owner is None:
+            raise errors.StreamUnknown
+        keys = (hash_key, self._wake_key(owner.decode()))
+        _, (head, end), last = self._answers(
+            script(scripts.CANCEL, keys, owner, stream_id, self._live_ms),
+            ("HMGET", hash_key, "head", "end"),
+            ("XREVRANGE", entries_key, "+", "-", "COUNT", 1),
+        )
+        if end is None:
+            return None, int(head)
+        if not last:
+            raise errors.StreamExpired
+        return Terminal(**json.loads(last[0][1][1])), int(head)
 
     # Now and then
 

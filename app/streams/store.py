@@ -208,8 +208,12 @@ class Store(Protocol):
         Raises: StreamExpired, StreamUnknown, StoreUnavailable.
         """
 
-    def cancel(self, log: StreamLog) -> None:
-        """Have a log of another worker's ended there. Raises: StoreUnavailable."""
+    def cancel(self, stream_id: str) -> tuple[Terminal | None, int]:
+        """Have a log of another worker's ended there, without a copy of it here.
+
+        Returns its end, if it had one before, and how many tokens it has by now. Raises: StreamUnknown, StreamExpired,
+        StoreUnavailable.
+        """
 
     def stop_admitting(self) -> None:
         """Refuse new logs from now on; attaching to one that exists goes on."""

@@ -129,6 +129,27 @@ def test_service_whose_engine_is_not_there_says_so_and_works_once_it_is(
         assert len(chatwait.log_of("store_back")) == 1
 
 
+def test_engine_that_wants_a_password_gets_the_urls_and_no_line_shows_one(
+    upstream: ScriptedUpstream, own_engine: Engine
+) -> None:
+    right, wrong = "canary-password-of-the-engine", "canary-password-that-is-wrong"
+    own_engine.client().config_set("requirepass", right)
+    for user, says in ((f":{wrong}@", "invalid username-password"), ("", "required")):
+        url = own_engine.url().replace("//", f"//{user}")
+        with ChatWait(**settings(upstream, REDIS_URL=url, LOG_LEVEL="DEBUG")) as chatwait:
+            assert says in chatwait.wait_for_log("store_away")["cause"]
+            assert not is_ready(chatwait)
+        assert not [line for line in chatwait.lines + chatwait.stderr_lines if "canary" in line]
+    url = own_engine.url().replace("//", f"//default:{right}@")
+    with ChatWait(**settings(upstream, REDIS_URL=url, LOG_LEVEL="DEBUG")) as chatwait:
+        wait_ready(chatwait)
+        body = about(upstream, Script(steps=[Token("a"), Finish(), Done()]))
+        assert post(f"{chatwait.base_url}/chat/wait", body).json["content"] == "a"
+        own_engine.kill()
+        chatwait.wait_for_log("store_away")
+    assert not [line for line in chatwait.lines + chatwait.stderr_lines if "canary" in line]
+
+
 @pytest.mark.parametrize("how", ["killed and restarted empty", "silent", "cut off"])
 def test_stream_goes_on_while_the_engine_is_away_for_five_seconds(
     upstream: ScriptedUpstream, cluster: Cluster, how: str

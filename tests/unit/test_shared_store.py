@@ -14,7 +14,7 @@ import pytest
 from app import errors
 from app.streams import shared
 from app.streams.shared import SharedLog
-from app.streams.store import Binding, Piece
+from app.streams.store import Binding, Piece, new_stream_id
 from tests.harness.chaos import BlackholeAfter, ChaosProxy, CutAfter, Pass
 from tests.harness.engine import KINDS, Database, Engine, program
 from tests.requirements import require_or_skip
@@ -112,8 +112,8 @@ def test_chunks_keep_their_places_in_the_engine_and_every_key_expires(database: 
         assert -1 not in database.engine.keys(database.number).values(), "already now"
         log.append("He", "llo", "", "😀")
         wait_until(lambda: log.head == 4, "the chunks")
-        copy = two.store.find(log.stream_id)
-        two.store.cancel(copy)
+        two.store.find(log.stream_id)
+        two.store.cancel(log.stream_id)
         keys = database.engine.keys(database.number)
         assert all(0 < left <= (60 + 60 + 60) * 1000 for left in keys.values()), keys
         assert {hash_key, entries_key} < set(keys)
@@ -221,13 +221,24 @@ def test_key_is_used_once_by_two_workers_at_the_same_moment(database: Database) 
 
 
 def test_stop_at_another_worker_reaches_the_one_that_generates(database: Database) -> None:
-    with workers(database.url, 2) as (one, two):
+    """And needs no copy of the log there."""
+    with workers(database.url, 2, retention_seconds=1.0) as (one, two):
         log = one.begin()
-        two.store.cancel(two.store.find(log.stream_id))
+        log.append("a", "b")
+        wait_until(lambda: log.head == 2, "the chunks")
+        assert two.store.cancel(log.stream_id) == (None, 2)
         wait_until(lambda: log.stream_id in one.cancelled, "the stop", 1.0)
-        assert two.cancelled == []
+        assert (two.cancelled, two.store.used_bytes) == ([], 0)
         assert log.finish(end_with("cancelled"))
-        two.store.cancel(two.store.find(log.stream_id))  # after the end: nothing
+        assert log.settle(PATIENCE_SECONDS)
+        one.cancelled.clear()
+        assert two.store.cancel(log.stream_id) == (log.terminal, 2)
+        database.let_pass(1.0)
+        with pytest.raises(errors.StreamExpired):
+            two.store.cancel(log.stream_id)
+        with pytest.raises(errors.StreamUnknown):
+            two.store.cancel(new_stream_id())
+        assert one.cancelled == []
 
 
 def test_log_that_is_read_elsewhere_is_not_unread(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
