@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness.engine import Database, Engine, program
+from tests.harness.engine import KINDS, Database, Engine, program
 from tests.requirements import require_or_skip
+
+EACH_KIND = [KINDS[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[1:])]
+"""For `params`: `make test` has the first, `make test-long` the others, where the same things are said again."""
 
 
 @pytest.fixture(scope="session")

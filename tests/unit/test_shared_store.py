@@ -16,7 +16,8 @@ from app.streams import shared
 from app.streams.shared import SharedLog
 from app.streams.store import Binding, Piece, new_stream_id
 from tests.harness.chaos import BlackholeAfter, ChaosProxy, CutAfter, Pass
-from tests.harness.engine import KINDS, Database, Engine, program
+from tests.harness.engine import Database, Engine, program
+from tests.harness.engines import EACH_KIND
 from tests.requirements import require_or_skip
 from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Worker, end_with, wait_until, workers
 
@@ -25,7 +26,7 @@ LONG = 30.0
 """The lease of workers that are not to be taken for dead, though the engine is away for longer than usual."""
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=EACH_KIND)
 def database(request: pytest.FixtureRequest) -> Database:
     """Give each test that does the engine no harm one of each kind."""
     database: Database = request.getfixturevalue(f"{request.param}_database")

@@ -23,7 +23,8 @@ from app.streams import committer, memory
 from app.streams.memory import LOG_OVERHEAD_BYTES, MemoryStore
 from app.streams.shared import SharedLog, SharedStore
 from app.streams.store import Binding, Origin, Piece, Reader, StreamLog, Terminal, Totals, log_name, new_stream_id
-from tests.harness.engine import KINDS, Database
+from tests.harness.engine import Database
+from tests.harness.engines import EACH_KIND
 
 PATIENCE_SECONDS = 20.0
 BUDGET_BYTES = 1_048_576
@@ -68,7 +69,7 @@ def clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ti
 Factory = Callable[..., Any]
 
 
-@pytest.fixture(params=["memory", *KINDS])
+@pytest.fixture(params=["memory", *EACH_KIND])
 def kind(request: pytest.FixtureRequest) -> str:
     """Name the kind of store that the suite runs over."""
     return str(request.param)
