@@ -49,12 +49,14 @@ class Asker:
         self.writer = writer
         self.status = 0
         self.headers = Headers([])
+        self.asked_at = time.monotonic()
 
     @classmethod
     async def ask(
         cls, url: str, json: Any = None, headers: Mapping[str, str] | None = None, rcvbuf: int | None = None
     ) -> Asker:
         """Connect, ask (POST when there is `json`), and read the head of the answer."""
+        asked_at = time.monotonic()
         target = Target.of(url)
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
@@ -66,6 +68,7 @@ class Asker:
             sock.close()
             raise
         asker = cls(*await asyncio.open_connection(sock=sock, limit=rcvbuf or PIECE_BYTES))
+        asker.asked_at = asked_at
         try:
             await asker._send(target, json, headers or {})
         except BaseException:  # whoever gives up waiting leaves no open connection
@@ -110,7 +113,6 @@ class Asker:
 
 async def read(asker: Asker) -> Got:
     """Read one answer to its end; of a stream every event is checked."""
-    begun = time.monotonic()
     answer, body = Answer(), b""
     try:
         if asker.headers.get("content-type", "").startswith("text/event-stream"):
@@ -125,7 +127,7 @@ async def read(asker: Asker) -> Got:
                 body += piece
     finally:
         await asker.close()
-    return Got(asker.status, asker.headers, body, answer, time.monotonic() - begun)
+    return Got(asker.status, asker.headers, body, answer, time.monotonic() - asker.asked_at)
 
 
 async def read_one(url: str, json: Any = None, headers: Mapping[str, str] | None = None) -> Got:
