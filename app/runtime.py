@@ -43,6 +43,8 @@ class Runtime:
     bodies: Bodies
     clock: Clock
     drain: Drain = field(init=False)
+    answering: int = 0
+    """Requests whose answer has not begun."""
 
     def __post_init__(self) -> None:
         self.drain = Drain(self)
@@ -164,6 +166,7 @@ class Drain:
             self._deadline = now + self._runtime.settings.drain_seconds
             self._runtime.store.stop_admitting()
             self._logs = generations.logs()
+            self._last_live = now
             self._ramp_ends = now + min(RAMP_SECONDS, self._runtime.settings.drain_seconds / 2)
             event("drain_started", generations=len(self._logs), readers=readers.count)
         self._release(now)
@@ -179,14 +182,15 @@ class Drain:
             return
         waits_until = self._last_live + (QUICK_SECONDS if self._quick else LAST_FRAMES_SECONDS)
         if self._leaves_at is None:
-            if (readers.count or any(not log.end_read for log in self._logs)) and now < waits_until:
+            waited_for = readers.count or self._runtime.answering or any(not log.end_read for log in self._logs)
+            if waited_for and now < waits_until:
                 return
             # Others may be in the middle of a request: what is begun from here on ends at once, and is not cut.
             self._leaves_at = now
             readers.release_all()
             if not self._quick:
                 return
-        if readers.count and now < self._leaves_at + QUICK_SECONDS:
+        if (readers.count or self._runtime.answering) and now < self._leaves_at + QUICK_SECONDS:
             return
         event("drain_finished", readers=readers.count, cut=self._cut)
         finished, self._finished = self._finished, _nothing

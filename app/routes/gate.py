@@ -31,7 +31,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 def register(app: Flask, runtime: Runtime) -> None:
     settings = runtime.settings
-    app.wsgi_app = _closable(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = _closable(app.wsgi_app, runtime)  # type: ignore[method-assign]
 
     @app.before_request
     def admit() -> Response | None:
@@ -74,8 +74,8 @@ def register(app: Flask, runtime: Runtime) -> None:
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 
 
-def _closable(wsgi_app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """Give views gunicorn's response object, whose method `start_response` is.
+def _closable(wsgi_app: Callable[..., Iterable[bytes]], runtime: Runtime) -> Callable[..., Iterable[bytes]]:
+    """Count who is in a view, and give views gunicorn's response object, whose method `start_response` is.
 
     It can end the connection after the answer, where gunicorn drops an application's `Connection: close`, and knows
     whether the body is chunked.
@@ -85,7 +85,11 @@ def _closable(wsgi_app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterabl
         environ[RESPONSE] = getattr(start_response, "__self__", None)
         environ["PATH_INFO"] = environ.get("PATH_INFO") or "/"  # of http://host: werkzeug would redirect
         environ.pop("HTTP_UPGRADE", None)  # there is nothing to upgrade to; werkzeug would look for web sockets' routes
-        return wsgi_app(environ, start_response)
+        runtime.answering += 1
+        try:
+            return wsgi_app(environ, start_response)
+        finally:
+            runtime.answering -= 1
 
     return call
 

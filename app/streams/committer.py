@@ -103,6 +103,8 @@ class Committer:
         self._said: str | None = None
         self.contact_since: float | None = None
         """Since when every round trip came back soon. Units: monotonic seconds."""
+        self.back_at: float | None = None
+        """When it last answered again, after it had not, or late."""
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -276,6 +278,8 @@ class Committer:
     def _judge(self, began: float, refusal: Refusal | None) -> None:
         """Note how it stands with the engine."""
         now = time.monotonic()
+        if refusal is None and (self._said is not None or now - began > AWAY_SECONDS):
+            self.back_at = now
         if refusal is not None:
             self.contact_since = None  # others are refused too, their signs of life among it
         elif self.contact_since is None or now - began > AWAY_SECONDS:

@@ -11,7 +11,7 @@ Answers of `COMMIT` and `FINISH`, for each stream: a number when all is well (th
 
 from __future__ import annotations
 
-__all__ = ["ADOPT", "CANCEL", "COMMIT", "CREATE", "FINISH", "RESTORE"]
+__all__ = ["ADOPT", "CANCEL", "COMMIT", "CREATE", "FINISH", "RESTORE", "WAKE"]
 
 CREATE = """
 -- KEYS: hash, and perhaps an idempotency key. ARGV: may it be made (1 or 0), ms to live, "id fingerprint",
@@ -109,7 +109,7 @@ CANCEL = """
 local have = redis.call('HMGET', KEYS[1], 'owner', 'end')
 if have[1] ~= ARGV[1] or have[2] then return 0 end
 redis.call('HSET', KEYS[1], 'cancel', '1')
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', '1000', '*', 'cancel', ARGV[2])
+redis.call('XADD', KEYS[2], 'MAXLEN', '100', '*', 'cancel', ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return 1
 """
@@ -121,4 +121,10 @@ local have = redis.call('HMGET', KEYS[1], 'owner', 'fence', 'end', 'head')
 if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] or have[3] or redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
 redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'fence', tonumber(ARGV[2]) + 1)
 return tonumber(have[4])
+"""
+
+WAKE = """
+-- Leaves a message for a worker. KEYS: its wake key. ARGV: what, of which streams, ms that the key lives.
+redis.call('XADD', KEYS[1], 'MAXLEN', '100', '*', ARGV[1], ARGV[2])
+return redis.call('PEXPIRE', KEYS[1], ARGV[3])
 """

@@ -65,6 +65,7 @@ class SharedLog(MemoryLog):
         "_last",
         "_read_elsewhere_at",
         "_shared",
+        "_shows_ahead",
         "_stored",
         "_unsent",
         "ended",
@@ -85,6 +86,8 @@ class SharedLog(MemoryLog):
         self.fence = 1
         self.their_fence = 0
         self.is_unresumable = False
+        self._shows_ahead = False
+        """The engine is away: what is appended is shown though it is not stored."""
         self.is_cut_off = False
         """Its readers have more than the engine will ever have: it has been taken for dead meanwhile."""
         self.is_lost = False
@@ -134,7 +137,7 @@ class SharedLog(MemoryLog):
                     self._unsent.append(data)
                 else:
                     self._unsent += [chunk.encode() for chunk in chunks]
-        if self.is_unresumable:
+        if self._shows_ahead:
             self._show(len(self._ends))
         if not self.is_cut_off:
             self._shared.changed(self)
@@ -145,7 +148,7 @@ class SharedLog(MemoryLog):
 
     def _decided(self, terminal: Terminal) -> None:
         self._last = terminal
-        if self.is_unresumable:
+        if self._shows_ahead:
             self._close(terminal)
         if not self.is_cut_off:
             self._shared.changed(self)
@@ -172,7 +175,7 @@ class SharedLog(MemoryLog):
         if self.is_foreign or self.is_cut_off or self.is_dropped:
             return None
         with self._lock:
-            total = len(self._ends)
+            total, last_event = len(self._ends), self._last
             first = self._stored + 1
             if self._unsent is not None and len(self._unsent) <= MOST_CHUNKS:
                 chunks, self._unsent = self._unsent, []
@@ -188,8 +191,8 @@ class SharedLog(MemoryLog):
         if self.is_lost:
             commit.restore = self._shared.restoring(self)
             self.is_lost = False
-        if is_all and self._last is not None:
-            commit.finish = self._shared.finishing(self, total, self._last)
+        if is_all and last_event is not None:
+            commit.finish = self._shared.finishing(self, total, last_event)
         return commit
 
     def committed(self, answer: Answer) -> None:
@@ -199,7 +202,7 @@ class SharedLog(MemoryLog):
         kind = answer[0]
         if kind == b"cancel":
             self._has_stored(answer[1])
-            self._shared.cancel_asked(self)
+            self._shared.cancel_asked(self.stream_id)
         elif kind == b"ended":
             self._has_stored(len(self._ends))
         else:
@@ -235,6 +238,7 @@ class SharedLog(MemoryLog):
 
     def _has_stored(self, head: int) -> None:
         self._stored = head
+        self._shows_ahead = self.is_cut_off  # it answers again: readers wait until what they have is stored
         self._show(head)
         if self._last is None:
             self._is_resumable()
@@ -247,6 +251,7 @@ class SharedLog(MemoryLog):
 
     def go_on_unstored(self) -> None:
         """Show what is there though the engine is away; readers are told first."""
+        self._shows_ahead = True
         if not self.is_unresumable:
             self.is_unresumable = True
             self._nudge()
@@ -257,6 +262,7 @@ class SharedLog(MemoryLog):
     def cut_off(self) -> None:
         """Go on to its end for its own readers alone."""
         self.is_cut_off = True
+        self._unsent = None  # for nobody
         self.go_on_unstored()
 
     def _nudge(self) -> None:
@@ -275,7 +281,7 @@ class SharedLog(MemoryLog):
             del self._ends[self.head :]
             self._unsent = None
         self.owner = ""  # nobody's sign of life: it is looked up
-        self.is_unresumable = False
+        self.is_unresumable = self._shows_ahead = False
         self._nudge()
 
     def adopt(self, fence: int, owner: str) -> None:
@@ -367,6 +373,7 @@ class SharedStore(MemoryStore):
         self._lost: Callable[[StreamLog, errors.ChatError], object] = lambda log, error: None
         self._adopting = False
         self._silent: set[str] = set()
+        self._cancels: set[str] = set()
         self._next_round = 0.0
         self._next_note = 0.0
         name = f"chatwait-{self.worker}"
@@ -466,19 +473,21 @@ class SharedStore(MemoryStore):
         log.end_read = True  # whoever has not read it can do so at any worker
         self._recent.append((time.monotonic(), log.stream_id))
 
-    def cancel_asked(self, log: SharedLog) -> None:
-        self._cancel(log.stream_id, "client")
+    def cancel_asked(self, stream_id: str) -> None:
+        """Have one of ours ended with the next tick: to end one may take a while, and others wait for who says so."""
+        self._cancels.add(stream_id)
 
     def drop(self, log: SharedLog) -> None:
         """Forget a log that has not ended; whoever still holds it is sent away."""
         with self._lock:
-            if log.is_dropped:
-                return
-            log.is_dropped = True
-            self._bytes -= log.cost
             for kept in (self._live, self._copies):
                 if kept.get(log.stream_id) is log:
                     del kept[log.stream_id]
+                    break
+            else:
+                return  # it has ended meanwhile, or been dropped
+            log.is_dropped = True
+            self._bytes -= log.cost
             self._tail.unfollow(self.keys(log.stream_id)[1], log)
         log.release()
 
@@ -571,8 +580,10 @@ class SharedStore(MemoryStore):
         log = self._known(stream_id)
         while log is None:
             log = self._load(stream_id)
-        if log.is_foreign and log.terminal is None and log.head < reach:
+        if log.head < reach and log.is_copied():
             self._catch_up(log, reach)
+            if log.is_dropped:
+                raise errors.Overloaded(retry_after_seconds=2)
         return log
 
     def _known(self, stream_id: str) -> SharedLog | None:
@@ -607,7 +618,7 @@ class SharedStore(MemoryStore):
         hash_key, entries_key = self.keys(stream_id)
         known, page = self._answers(("HGETALL", hash_key), self._page(entries_key, 0))
         if not known:
-            raise errors.StreamUnknown
+            raise self._unknown()
         told = {name.decode(): value.decode() for name, value in zip(known[::2], known[1::2], strict=True)}
         if not page and "end" in told:
             raise errors.StreamExpired
@@ -624,9 +635,10 @@ class SharedStore(MemoryStore):
             while log.take(page) and len(page) >= PAGE_ENTRIES:
                 (page,) = self._answers(self._page(entries_key, log.head))
         except BaseException:
-            self.drop(log)
+            if log.is_foreign:
+                self.drop(log)
             raise
-        if log.terminal is None and log.is_foreign:
+        if log.is_copied():
             self._tail.follow(entries_key, log)
         return log
 
@@ -643,29 +655,38 @@ class SharedStore(MemoryStore):
         """Wait until a copy holds what a cursor says there is: it came from there a moment ago, or while the engine
         was away, and is stored soon; or it is made up, and then this ends too."""
         until = time.monotonic() + self._lease_seconds
-        while log.head < reach and log.terminal is None and log.is_foreign:
+        while log.head < reach and log.is_copied():
             told, page = self._answers(
                 ("HGET", self.keys(log.stream_id)[0], "head"), self._page(self.keys(log.stream_id)[1], log.head)
             )
-            if told is None:
-                return
-            if not page:
-                if time.monotonic() > until or not self._may_be_behind(log):
+            if page:
+                if not log.take(page):
                     return
+            elif not self._may_be_behind():
+                return
+            elif time.monotonic() < until:
                 time.sleep(CATCH_UP_SECONDS)
+            elif told is None:
+                raise errors.StoreUnavailable(retry_after_seconds=1)
             else:
-                log.take(page)
+                return
 
-    def _may_be_behind(self, log: SharedLog) -> bool:
+    def _unknown(self) -> errors.ChatError:
+        """What the engine does not know, it may have lost a moment ago, and be given again by who generates it."""
+        return errors.StoreUnavailable(retry_after_seconds=1) if self._may_be_behind() else errors.StreamUnknown()
+
+    def _may_be_behind(self) -> bool:
         """The engine was away not long ago: its producer may still have to store what its readers have."""
-        since = self._committer.contact_since
-        return since is None or time.monotonic() - since < 2 * self._lease_seconds
+        back_at = self._committer.back_at
+        return self._committer.contact_since is None or (
+            back_at is not None and time.monotonic() - back_at < 2 * self._lease_seconds
+        )
 
     def cancel(self, stream_id: str) -> tuple[Terminal | None, int]:
         hash_key, entries_key = self.keys(stream_id)
         (owner,) = self._answers(("HGET", hash_key, "owner"))
         if owner is None:
-            raise errors.StreamUnknown
+            raise self._unknown()
         keys = (hash_key, self._wake_key(owner.decode()))
         _, (head, end), last = self._answers(
             script(scripts.CANCEL, keys, owner, stream_id, self._live_ms),
@@ -682,6 +703,9 @@ class SharedStore(MemoryStore):
 
     def sweep(self, now: float) -> None:
         super().sweep(now)
+        cancels, self._cancels = self._cancels, set()
+        for stream_id in cancels:
+            self._cancel(stream_id, "client")
         if self._committer.is_late(now):
             for log in list(self._live.values()):
                 assert isinstance(log, SharedLog)
@@ -720,9 +744,7 @@ class SharedStore(MemoryStore):
             by_owner.setdefault(log.owner, []).append(log.stream_id)
         commands: list[Command] = []
         for owner, ids in by_owner.items():
-            key = self._wake_key(owner)
-            commands.append(("XADD", key, "MAXLEN", "~", 1000, "*", "reads", " ".join(ids)))
-            commands.append(self._wake_expires(key))
+            commands.append(self._waking(owner, "reads", " ".join(ids)))
         if commands:
             self._committer.post(commands, _nothing)
 
@@ -731,7 +753,7 @@ class SharedStore(MemoryStore):
         for _, fields in entries:
             for name, value in zip(fields[::2], fields[1::2], strict=True):
                 if name == b"cancel":
-                    self._cancel(value.decode(), "client")
+                    self.cancel_asked(value.decode())
                 elif name == b"reads":
                     for stream_id in value.decode().split():
                         log = self._live.get(stream_id)
@@ -739,11 +761,10 @@ class SharedStore(MemoryStore):
                             log.read_elsewhere()
 
     def _nudge_tail(self) -> None:
-        key = self._wake_key(self.worker)
-        self._committer.post([("XADD", key, "MAXLEN", "~", 1000, "*", "follow", ""), self._wake_expires(key)], _nothing)
+        self._committer.post([self._waking(self.worker, "follow", "")], _nothing)
 
-    def _wake_expires(self, key: str) -> Command:
-        return ("PEXPIRE", key, self._live_ms)
+    def _waking(self, worker: str, what: str, which: str) -> Command:
+        return script(scripts.WAKE, (self._wake_key(worker),), what, which, self._live_ms)
 
     def _broken(self, log: Any) -> None:
         """A copy cannot go on: its readers come back, here or elsewhere."""
@@ -774,6 +795,7 @@ class SharedStore(MemoryStore):
             silent = {owner for owner, answer in zip(owners, answers, strict=True) if answer == 0}
             gone = silent & self._silent  # twice: the engine may have lost the sign, and not its worker
             self._silent = silent
+            gone.add(self.worker)  # a copy of what is ours: it was given to us, and we did not hear of it
             orphans = [log for log in list(self._copies.values()) if log.owner in gone]
             if orphans and not self._adopting:
                 self._adopting = True
@@ -811,6 +833,8 @@ class SharedStore(MemoryStore):
     ) -> None:
         """Go on with a log as the engine has it now: ours to end, or another's, or not there."""
         if not log.is_copied():
+            if owner is not None and owner.decode() == self.worker and end is None and log.is_dropped:
+                self.find(log.stream_id)  # it is ours to end now: the next round does it
             return
         if owner is None or fence is None or head is None:
             # The engine has lost it. Its producer, if it lives, writes it anew; else what is here is all there is.
@@ -826,7 +850,7 @@ class SharedStore(MemoryStore):
         else:
             while log.head < int(head):
                 (page,) = self._answers(self._page(self.keys(log.stream_id)[1], log.head))
-                if not page or not log.take(page):
+                if not page or not log.take(page) or not log.is_copied():
                     break
             if not log.is_copied():
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -127,6 +128,28 @@ def test_service_whose_engine_is_not_there_says_so_and_works_once_it_is(
         wait_ready(chatwait)
         assert post(f"{url}/chat/wait", body).json["content"] == "a"
         assert len(chatwait.log_of("store_back")) == 1
+
+
+def test_question_that_waits_for_the_engine_while_its_process_ends_is_answered(
+    upstream: ScriptedUpstream, own_engine: Engine
+) -> None:
+    body = about(upstream, Script(steps=[Token("a"), Finish(), Done()]))
+    with (
+        ChatWait(**settings(upstream, REDIS_URL=own_engine.url(), DRAIN_SECONDS=10)) as chatwait,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        wait_ready(chatwait)
+        own_engine.freeze()
+        asking = pool.submit(post, f"{chatwait.base_url}/chat/wait", body)
+        chatwait.wait_for_log("request_received", method="POST")
+        time.sleep(0.1)
+        chatwait.signal(signal.SIGTERM)
+        chatwait.wait_for_log("drain_started")
+        time.sleep(0.6)
+        own_engine.thaw()
+        told = asking.result()
+        assert (told.status, told.json["content"]) == (200, "a")
+        assert chatwait.wait_exit(15.0) == 0
 
 
 def test_engine_that_wants_a_password_gets_the_urls_and_no_line_shows_one(

@@ -203,6 +203,22 @@ def test_stop_does_not_wait_for_idle_connections(
     assert_gone(pids)
 
 
+def test_stop_waits_for_who_reads_what_had_ended_before(start: Start, upstream: ScriptedUpstream) -> None:
+    """More than fits into the kernel's buffers, over a slow way."""
+    chatwait = start()
+    texts = ["x" * 50_000] * 16
+    whole = read_answer(
+        f"{chatwait.base_url}/chat/streaming", about(upstream, Script(steps=[*map(Token, texts), Finish(), Done()]))
+    )
+    with open_stream(f"{chatwait.base_url}/chat/streaming/{whole.stream_id}", rcvbuf=16_384) as connection:
+        events = connection.events()
+        next(events)
+        stop(chatwait)
+        time.sleep(2)
+        assert [event.event for event in events][-1] == "done"
+    assert chatwait.wait_exit(SOON) == 0
+
+
 @pytest.mark.requirement("tasks T014")
 def test_stop_with_nothing_running_is_quick_and_a_new_start_knows_no_stream_of_before(start: Start) -> None:
     """Graceful stop and Ctrl-C. What is gone with the process is 404, never another's stream."""

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from app import errors
-from app.streams import shared
+from app.streams import scripts, shared
 from app.streams.shared import SharedLog
 from app.streams.store import Binding, Piece, new_stream_id
-from tests.harness.chaos import BlackholeAfter, ChaosProxy, CutAfter, Pass
+from tests.harness.chaos import BlackholeAfter, ChaosProxy, CutAfter, Late, Pass
 from tests.harness.engine import Database, Engine, program
 from tests.harness.engines import EACH_KIND
 from tests.requirements import require_or_skip
@@ -744,3 +744,107 @@ def test_end_of_an_older_stream_leaves_the_key_of_a_newer_one_alone(database: Da
         old.finish(end_with("failed", frees_key=True))
         assert old.settle(PATIENCE_SECONDS)
         assert one.store.create(ORIGIN, KEY) == (new, False)
+
+
+def test_copy_dropped_while_it_catches_up_is_waited_for_no_longer(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        monkeypatch.setattr(two.store._tail, "follow", lambda key, log: None)
+        copy = two.store.find(log.stream_id)
+        log.append("b")
+        wait_until(lambda: log.head == 2, "the chunk")
+        answers = two.store._answers
+
+        def drop_meanwhile(*commands: Any) -> list[Any]:
+            told = answers(*commands)
+            two.store.drop(copy)
+            return told
+
+        monkeypatch.setattr(two.store, "_answers", drop_meanwhile)
+        with ThreadPoolExecutor(1) as pool:
+            finding = pool.submit(two.store.find, log.stream_id, reach=2)
+            with pytest.raises(errors.Overloaded):
+                finding.result(5.0)
+        assert two.store.used_bytes == 0
+
+
+def test_log_whose_adopter_does_not_know_of_it_is_ended_by_it_all_the_same(database: Database) -> None:
+    """The answer to its adoption was lost, and so was the copy; the next reader finds it."""
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        one.crash()
+        life = one.store._life_key(one.store.worker)
+        wait_until(lambda: not database.client.exists(life), "it gives no sign of life")
+        hash_key = two.store.keys(log.stream_id)[0]
+        adopted = database.client.eval(scripts.ADOPT, 2, hash_key, life, one.store.worker, 1, two.store.worker)
+        assert adopted == 1
+        copy = two.store.find(log.stream_id)
+        assert copy.settle(PATIENCE_SECONDS)
+        assert (copy.text(), copy.terminal.event) == ("a", "failed")
+
+
+def test_stream_that_the_engine_lost_is_not_unknown_while_its_worker_may_write_it_again(own_engine: Engine) -> None:
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
+        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        workers(own_engine.url(), 1, lease_seconds=LONG) as (two,),
+    ):
+        log = one.begin()
+        log.append("a", "b")
+        wait_until(lambda: log.head == 2, "the chunks")
+        with pytest.raises(errors.StreamUnknown):
+            two.store.find(new_stream_id())
+        proxy.refuse()
+        proxy.cut_all()
+        own_engine.kill()
+        own_engine.start()
+        wait_until(two.store.ready, "it has the engine back")
+        for lost in (two.store.find, two.store.cancel):
+            with pytest.raises(errors.StoreUnavailable):
+                lost(log.stream_id)
+        proxy.accept()
+        wait_until(lambda: own_engine.client().exists(one.store.keys(log.stream_id)[0]), "it is written again")
+        assert two.store.find(log.stream_id, reach=2).text() == "ab"
+        two.store._committer.back_at -= 2 * LONG
+        with pytest.raises(errors.StreamUnknown):
+            two.store.find(new_stream_id())
+
+
+def test_tokens_faster_than_the_engine_answers_are_resumable_again_soon_after_it_is_back(own_engine: Engine) -> None:
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port, default=Late(0.05)) as proxy,
+        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+    ):
+        log = one.begin()
+        ends = threading.Event()
+
+        def generate() -> None:
+            while not ends.wait(0.005):
+                log.append("a")
+
+        with ThreadPoolExecutor(1) as pool:
+            generating = pool.submit(generate)
+            try:
+                own_engine.freeze()
+                wait_until(lambda: log.is_unresumable, "the engine is away")
+                own_engine.thaw()
+                wait_until(lambda: not log.is_unresumable, "all that was shown is stored", 3.0)
+            finally:
+                own_engine.thaw()
+                ends.set()
+            generating.result()
+
+
+def test_log_that_is_cut_off_keeps_nothing_for_the_engine(database: Database) -> None:
+    with workers(database.url, 1) as (one,):
+        log = one.begin()
+        log.cut_off()
+        for _ in range(100):
+            log.append("a")
+        assert (log._unsent, log.head) == (None, 100)
