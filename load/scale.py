@@ -160,7 +160,7 @@ class _Copy:
         self.head = int(entries[-1][0].partition(b"-")[0])
         self._worker.read += len(entries)
         if entries[-1][1][0] == b"e":
-            self._worker.tail.unfollow(self._key)
+            self._worker.tail.unfollow(self._key, self)
         return True
 
 
@@ -204,8 +204,7 @@ class _Worker:
         self.tail.follow(entries, _Copy(self, entries))
 
     def _nudge(self) -> None:
-        self._calls.append(("XADD", self._wake, "MAXLEN", "~", 1000, "*", "follow", ""))
-        self._calls.append(("PEXPIRE", self._wake, LIVE_MS))
+        self._calls.append(script(scripts.WAKE, (self._wake,), "follow", "", LIVE_MS))
 
     def _new(self, tokens: int) -> _Stream:
         stream = _Stream(tokens)

@@ -30,12 +30,15 @@ STEP = Figures(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="measures on Linux only")
-def test_run_loads_an_engine_and_says_what_it_must_carry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_loads_an_engine_and_says_what_it_must_carry(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "scale.json"
     arguments = ["--streams", "40", "--steps", "1", "--seconds", "1.5", "--read-share", "0.5", "--worker-streams", "20"]
 
     assert scale.main([*arguments, "--json", str(file)]) == 0
 
+    assert caplog.records == []
     found = json.loads(file.read_text())
     (step,) = found["steps"]
     assert step["streams"] == 40
