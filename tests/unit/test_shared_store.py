@@ -848,3 +848,31 @@ def test_log_that_is_cut_off_keeps_nothing_for_the_engine(database: Database) ->
         for _ in range(100):
             log.append("a")
         assert (log._unsent, log.head) == (None, 100)
+
+
+def test_messages_for_a_worker_are_few_and_expire(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        copy = two.store.find(log.stream_id)
+        for _ in range(300):
+            two.store._note_reading([copy])
+        two.store.flush()
+        key = two.store._wake_key(one.store.worker)
+        assert 0 < database.client.xlen(key) <= 100
+        assert database.client.pttl(key) > 0
+
+
+def test_stop_that_takes_a_while_keeps_no_other_log_waiting(database: Database) -> None:
+    """To end an answer may mean to count its tokens; the engine's answers are for all."""
+    with workers(database.url, 2) as (one, two):
+        slow, other = one.begin(), one.begin()
+        ends = threading.Event()
+        one.store._cancel = lambda stream_id, reason: ends.wait(PATIENCE_SECONDS)
+        try:
+            two.store.cancel(slow.stream_id)
+            slow.append("a")
+            time.sleep(0.3)
+            other.append("a")
+            wait_until(lambda: other.head == 1, "the other's chunk", 5.0)
+        finally:
+            ends.set()
