@@ -503,7 +503,6 @@ class SharedStore(MemoryStore):
         with self._lock:
             self._live.pop(log.stream_id, None)
             self._copies[log.stream_id] = log
-
         self._tail.follow(self.keys(log.stream_id)[1], log)
         self._abort(log.stream_id)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.harness.answer import Answer
-from tests.harness.reader import Dropped, open_stream
+from tests.harness.reader import Dropped, get, open_stream
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
 from tests.live.steps import settings
@@ -21,6 +21,11 @@ def services(upstream: ScriptedUpstream, url: str, count: int = 2, **more: Any) 
     """Run so many services over the engine of that URL, all with the same settings."""
     with contextlib.ExitStack() as running:
         yield [running.enter_context(ChatWait(**settings(upstream, REDIS_URL=url, **more))) for _ in range(count)]
+
+
+def is_ready(service: ChatWait) -> bool:
+    """Tell whether it takes work: its engine answers."""
+    return get(f"{service.base_url}/ready").status == 200
 
 
 def read_at(base_urls: list[str], stream_id: str, *, timeout: float = 10.0) -> Answer:

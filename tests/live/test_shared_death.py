@@ -19,7 +19,7 @@ from tests.harness.reader import delete, get, open_stream, post, read_answer, re
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Paced, Script, ScriptedUpstream, Stall, Token
 from tests.live.figures import unheard
-from tests.live.shared import LOST_SECONDS, read_at, services
+from tests.live.shared import LOST_SECONDS, is_ready, read_at, services
 from tests.live.steps import about, asked, begin, new_key, poll, settings, wait_asked
 
 READERS = 20
@@ -165,7 +165,7 @@ def test_stop_reaches_a_stream_that_this_service_has_no_memory_to_read(
     one, _ = pair
     body = about(upstream, Script(steps=[Token("é" * 40_000)] * 24 + [Gate("never")]))
     with ChatWait(**one.settings | {"STREAM_MEMORY_MB": 1}) as small:
-        poll(lambda: get(f"{small.base_url}/ready").status == 200, seconds=20, what="it is ready")
+        poll(lambda: is_ready(small), seconds=20, what="it is ready")
         stream_id = begin(one.base_url, body)
         record = wait_asked(upstream, body)
         with open_stream(f"{one.base_url}/chat/streaming/{stream_id}") as connection:

@@ -32,6 +32,7 @@ from tests.harness.server import ROOT, ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Stall, Token, answer, error
 from tests.live.fronts import NAMES, front_of_two
 from tests.live.many import Asker, run_all
+from tests.live.shared import is_ready
 from tests.live.steps import about, asked, begin, new_key, poll, settings
 from tests.requirements import require_or_skip
 
@@ -65,10 +66,6 @@ def two_instances(engine: Engine, upstream: ScriptedUpstream, **more: object) ->
         for service in (one, two):
             poll(lambda service=service: is_ready(service), seconds=20, what="it is ready")
         yield one, two
-
-
-def is_ready(service: ChatWait) -> bool:
-    return get(f"{service.base_url}/ready").status == 200
 
 
 @dataclass

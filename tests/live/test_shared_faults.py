@@ -17,7 +17,7 @@ from tests.harness.engine import Engine, program
 from tests.harness.reader import delete, get, post, read_answer
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Paced, Script, ScriptedUpstream, Token
-from tests.live.shared import read_at, services
+from tests.live.shared import is_ready, read_at, services
 from tests.live.steps import about, begin, log_name, poll, settings, wait_asked
 from tests.requirements import require_or_skip
 
@@ -88,10 +88,6 @@ def paced(upstream: ScriptedUpstream, seconds: float) -> tuple[dict[str, str], l
 def assert_done(answer: Answer, texts: list[str]) -> None:
     assert answer.terminal is not None
     assert (answer.terminal.event, answer.text) == ("done", "".join(texts))
-
-
-def is_ready(service: ChatWait) -> bool:
-    return get(f"{service.base_url}/ready").status == 200
 
 
 def wait_ready(*running: ChatWait) -> None:
