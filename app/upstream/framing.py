@@ -5,12 +5,15 @@ Source: RFC 9112, 6 and 7.1. Each framing takes received bytes in any cuts and r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["BadFraming", "Chunked", "Counted", "Framing", "UntilClose"]
+__all__ = ["BadFraming", "Chunked", "Counted", "Framing", "UntilClose", "announced"]
 
 LONGEST_SIZE_LINE = 1024
 LONGEST_TRAILER = 16_384
+LONGEST_LENGTH = 15
+"""Units: digits, of a chunk's size and of Content-Length."""
 
 
 class BadFraming(ValueError):
@@ -19,6 +22,8 @@ class BadFraming(ValueError):
 
 class Framing(Protocol):
     ended: bool
+    surplus: bool
+    """Bytes came behind the end: they belong to no answer that was asked for."""
 
     def feed(self, received: bytes) -> bytes:
         """Return the part of the body in `received`. Raises: BadFraming."""
@@ -29,6 +34,8 @@ class Framing(Protocol):
 
 class UntilClose:
     """No announced length: the body is all that comes."""
+
+    surplus = False
 
     def __init__(self) -> None:
         self.ended = False
@@ -47,9 +54,11 @@ class Counted:
     def __init__(self, length: int) -> None:
         self._left = length
         self.ended = length == 0
+        self.surplus = False
 
     def feed(self, received: bytes) -> bytes:
         data = received[: self._left]
+        self.surplus = len(received) > len(data)
         self._left -= len(data)
         self.ended = self._left == 0
         return data
@@ -63,6 +72,7 @@ class Chunked:
 
     def __init__(self) -> None:
         self.ended = False
+        self.surplus = False
         self._rest = b""
         self._left = 0  # of the chunk under way, its closing CRLF included
         self._in_trailer = False
@@ -100,6 +110,7 @@ class Chunked:
             if self._in_trailer:
                 if not line:
                     self.ended = True
+                    self.surplus = position < len(buffer)
                     break
                 self._trailer_left -= len(line)
                 if self._trailer_left < 0:
@@ -117,6 +128,31 @@ class Chunked:
         raise BadFraming("the connection ended before the body did")
 
 
+def announced(status: int, encodings: Sequence[str], lengths: Sequence[str]) -> Framing:
+    """Choose the framing of an answer by its Transfer-Encoding and Content-Length headers, one item for each header.
+
+    Raises: BadFraming for a body whose end cannot be known for certain. Source: RFC 9112, 6.3.
+    """
+    if status in (204, 304):
+        return Counted(0)
+    if codings := [coding for coding in _items(encodings) if coding != "identity"]:
+        if codings != ["chunked"]:
+            raise BadFraming("the transfer encoding is not chunked alone")
+        return Chunked()
+    counts = set(_items(lengths))
+    if not counts:
+        return UntilClose()
+    length = counts.pop()
+    if counts or len(length) > LONGEST_LENGTH or not (length.isascii() and length.isdigit()):
+        raise BadFraming("the length of the body is unclear")
+    return Counted(int(length))
+
+
+def _items(values: Sequence[str]) -> list[str]:
+    """Split the values of a header that may be a list."""
+    return [item.strip(" \t").lower() for value in values for item in value.split(",")]
+
+
 def _one_chunk(received: bytes) -> bytes | None:
     """Return the data of what is just one whole chunk, as a token mostly comes; None for anything else."""
     line = received.find(b"\r\n", 0, 6)
@@ -128,6 +164,6 @@ def _one_chunk(received: bytes) -> bytes | None:
 
 def _size(line: bytes) -> int:
     digits = line.split(b";", 1)[0].strip()
-    if not digits or len(digits) > 15 or digits.strip(b"0123456789abcdefABCDEF"):
+    if not digits or len(digits) > LONGEST_LENGTH or digits.strip(b"0123456789abcdefABCDEF"):
         raise BadFraming("a chunk has no readable size")
     return int(digits, 16)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import contextvars
+import enum
 import http.client
+import logging
 import os
 import socket
 import ssl
@@ -24,8 +26,10 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 
 from app.arrivals import each_arrival
+from app.logs import event
 from app.sockets import is_connected, is_quiet
-from app.upstream.framing import BadFraming, Chunked, Counted, Framing, UntilClose
+from app.upstream.framing import BadFraming
+from app.upstream.head import Head
 
 __all__ = ["BODY", "Body", "Call", "Transport", "current_call"]
 
@@ -41,6 +45,14 @@ ERROR_BODY_BYTES = 65_536
 NEXT_ADDRESS_SECONDS = 5.0
 STALE_SECONDS = 1.0
 SWEEP_SECONDS = 5.0
+REST_SECONDS = 0.1
+"""A kept connection is not used before this: what its upstream sends behind the end of an answer shows itself first."""
+
+TIMED_OUT = (b"HTTP/1.1 408", b"HTTP/1.0 408")
+"""With this some servers close an idle connection. Source: Go's net/http, `is408Message`."""
+
+Origin = tuple[str, str, int]
+"""Scheme, host and port."""
 
 current_call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("current_call", default=None)
 
@@ -83,6 +95,24 @@ class Call:
             sock.close()
 
 
+class _State(enum.Enum):
+    """What a kept connection is fit for."""
+
+    QUIET = enum.auto()
+    CLOSED = enum.auto()
+    """The upstream has closed it, or may be about to."""
+    SPOKE = enum.auto()
+    """Bytes came that nobody asked for: whoever asks next would take them for the answer."""
+
+
+class _Unfit(ConnectionError):
+    """The upstream has closed a kept connection; nothing was asked on it."""
+
+
+class _Spoken(ConnectionError):
+    """The upstream has sent something on a kept connection; nothing was asked on it."""
+
+
 class _Connection(http.client.HTTPConnection):
     """A connection whose every blocking step is known to the call it serves."""
 
@@ -92,12 +122,15 @@ class _Connection(http.client.HTTPConnection):
         self.tls = tls
         self.idle_since = 0.0
         self.used = False
+        self._head: Head | None = None
         self.default_port = 443 if tls else 80
 
     def connect(self) -> None:
         self.sock = self._dial()
         if getattr(self, "_tunnel_host", None):
             self._tunnel()  # type: ignore[attr-defined]
+            if self._head is not None and self._head.has_surplus:
+                raise http.client.HTTPException("the proxy sent more than an answer to CONNECT")
         if self.tls is not None:
             name = getattr(self, "_tunnel_host", None) or self.host
             self.sock = self.tls.wrap_socket(self.sock, server_hostname=name, do_handshake_on_connect=False)
@@ -126,11 +159,42 @@ class _Connection(http.client.HTTPConnection):
                     break
         raise failure or OSError("the host name has no address")
 
-    def is_stale(self, now: float, idle_seconds: float) -> bool:
-        """Tell whether the other side has closed meanwhile, or may be about to."""
-        if now - self.idle_since > idle_seconds or self.sock is None:
-            return True
-        return not (is_connected(self.sock) and is_quiet(self.sock))
+    def response_class(  # type: ignore[override]
+        self, sock: socket.socket, *, method: str | None = None, **_: object
+    ) -> Head:
+        """Make the reader of an answer's head; http.client calls this."""
+        call = self.call
+        self._head = Head(sock, method=method, is_wanted=lambda: not call.cancelled)
+        return self._head
+
+    def look(self) -> _State:
+        """Look whether the connection can be used for another request. Never waits."""
+        sock = self.sock
+        try:
+            if isinstance(sock, ssl.SSLSocket):
+                return self._look_into(sock)
+            if not is_quiet(sock):
+                return _spoken(sock.recv(len(TIMED_OUT[0]), socket.MSG_PEEK))
+            return _State.QUIET if is_connected(sock) else _State.CLOSED
+        except (OSError, ValueError, AttributeError):  # closed, by whatever
+            return _State.CLOSED
+
+    def _look_into(self, sock: ssl.SSLSocket) -> _State:
+        """Tell what TLS sends for itself, such as a session ticket, from what its user sends."""
+        if not sock.pending() and is_quiet(sock):
+            return _State.QUIET if is_connected(sock) else _State.CLOSED
+        sock.setblocking(False)
+        try:
+            return _spoken(sock.recv(len(TIMED_OUT[0])))
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return _State.QUIET
+        finally:
+            sock.setblocking(True)
+
+
+def _spoken(received: bytes) -> _State:
+    """Judge what came on an idle connection; empty is its end."""
+    return _State.SPOKE if received and not received.startswith(TIMED_OUT) else _State.CLOSED
 
 
 class Transport(httpx2.BaseTransport):
@@ -138,7 +202,8 @@ class Transport(httpx2.BaseTransport):
 
     def __init__(self, *, verify: ssl.SSLContext | None = None) -> None:
         self._tls = verify or ssl.create_default_context()
-        self._idle: dict[tuple[str, str, int], list[_Connection]] = {}
+        self._idle: dict[Origin, list[_Connection]] = {}
+        self._distrusted: set[Origin] = set()
         self._lock = threading.Lock()
         self._swept = 0.0
 
@@ -161,17 +226,19 @@ class Transport(httpx2.BaseTransport):
             connection.call = call
             begun = time.monotonic()
             try:
-                answer, sock = self._exchange(connection, request)
-                body = Body(self, origin, connection, answer, sock)
+                head, sock = self._exchange(connection, request)
+                body = Body(self, origin, connection, head, sock)
                 return httpx2.Response(
-                    answer.status,
-                    headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.getheaders()],
+                    head.status,
+                    headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.getheaders()],
                     stream=body,
                     extensions={BODY: body},
                 )
             except (OSError, http.client.HTTPException, ValueError) as error:
                 connection.close()
                 call.release()
+                if connection.used and _is_nonsense(error):
+                    self.distrust(origin)
                 # A kept connection that the upstream had closed fails at once, and nothing was asked yet. One that
                 # fails later may have been asked: asking again could cost twice.
                 if connection.used and not call.cancelled and time.monotonic() - begun < STALE_SECONDS:
@@ -179,9 +246,7 @@ class Transport(httpx2.BaseTransport):
                     continue
                 raise _transport_error(error, request) from error
 
-    def _exchange(
-        self, connection: _Connection, request: httpx2.Request
-    ) -> tuple[http.client.HTTPResponse, socket.socket]:
+    def _exchange(self, connection: _Connection, request: httpx2.Request) -> tuple[Head, socket.socket]:
         if connection.sock is None:
             connection.connect()
         else:
@@ -191,25 +256,30 @@ class Transport(httpx2.BaseTransport):
         )
         for name, value in request.headers.raw:
             connection.putheader(name, value)
-        connection.endheaders(request.read())
+        content = request.read()
+        if connection.used and (state := connection.look()) is not _State.QUIET:
+            raise _Spoken if state is _State.SPOKE else _Unfit
+        connection.endheaders(content)  # the first byte that is sent
         if connection.used and hasattr(socket, "TCP_QUICKACK"):
             # A server without TCP_NODELAY holds its second packet until the first is acknowledged, which the
             # kernel puts off by 40 ms on a connection that has been in use.
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         sock = connection.sock  # which http.client lets go of where the connection ends with the body
-        return connection.getresponse(), sock
+        head = connection.getresponse()
+        assert isinstance(head, Head)
+        return head, sock
 
-    def _take(self, origin: tuple[str, str, int]) -> _Connection:
+    def _take(self, origin: Origin) -> _Connection:
+        """Take the kept connection that was used last, of those that have rested, or a new one."""
         now = time.monotonic()
-        while True:
-            with self._lock:
-                kept = self._idle.get(origin)
-                connection = kept.pop() if kept else None
-            if connection is None:
-                return self._new(*origin)
-            if not connection.is_stale(now, IDLE_SECONDS):
-                return connection
-            connection.close()
+        with self._lock:
+            kept = self._idle.get(origin, [])  # in the order of their last use
+            for at in reversed(range(len(kept))):
+                if now - kept[at].idle_since > IDLE_SECONDS:
+                    break
+                if now - kept[at].idle_since >= REST_SECONDS:
+                    return kept.pop(at)
+        return self._new(*origin)
 
     def _new(self, scheme: str, host: str, port: int) -> _Connection:
         tls = self._tls if scheme == "https" else None
@@ -225,16 +295,30 @@ class Transport(httpx2.BaseTransport):
         connection.set_tunnel(host, port, headers)
         return connection
 
-    def keep(self, origin: tuple[str, str, int], connection: _Connection) -> None:
+    def keep(self, origin: Origin, connection: _Connection) -> None:
         """Keep a connection whose answer has been read to its end."""
         connection.idle_since = time.monotonic()
         connection.used = True
         with self._lock:
             kept = self._idle.setdefault(origin, [])
-            if len(kept) < IDLE_CONNECTIONS:
+            if len(kept) < IDLE_CONNECTIONS and origin not in self._distrusted:
                 kept.append(connection)
                 return
         connection.close()
+
+    def distrust(self, origin: Origin) -> None:
+        """Keep no connection of this origin any more: it has sent what nobody asked for.
+
+        The next time that could be another user's answer, a moment after a request was sent.
+        """
+        with self._lock:
+            if origin in self._distrusted:
+                return
+            self._distrusted.add(origin)
+            kept = self._idle.pop(origin, [])
+        for connection in kept:
+            connection.close()
+        event("upstream_distrusted", level=logging.WARNING)
 
     def sweep(self, now: float) -> None:
         """Close kept connections that are of no more use; looks every SWEEP_SECONDS. Units: monotonic seconds."""
@@ -242,15 +326,22 @@ class Transport(httpx2.BaseTransport):
             return
         self._swept = now
         stale: list[_Connection] = []
+        spoke: list[Origin] = []
         with self._lock:
             for origin, kept in self._idle.items():
                 fresh: list[_Connection] = []
                 for number, connection in enumerate(reversed(kept)):  # the last used first
+                    state = connection.look()
+                    if state is _State.SPOKE:
+                        spoke.append(origin)
                     seconds = IDLE_SECONDS if number < HOT_CONNECTIONS else SURPLUS_SECONDS
-                    (stale if connection.is_stale(now, seconds) else fresh).append(connection)
+                    is_fresh = state is _State.QUIET and now - connection.idle_since <= seconds
+                    (fresh if is_fresh else stale).append(connection)
                 self._idle[origin] = fresh[::-1]
         for connection in stale:
             connection.close()
+        for origin in spoke:
+            self.distrust(origin)
 
     def close(self) -> None:
         with self._lock:
@@ -267,6 +358,12 @@ def _proxy_for(scheme: str, host: str, port: int) -> str | None:
     return urllib.request.getproxies_environment().get(scheme)
 
 
+def _is_nonsense(error: Exception) -> bool:
+    """Tell whether a kept connection gave what is no answer, where a connection that is closed gives nothing."""
+    is_end = isinstance(error, http.client.RemoteDisconnected)
+    return isinstance(error, _Spoken) or (isinstance(error, http.client.HTTPException) and not is_end)
+
+
 def _transport_error(error: Exception, request: httpx2.Request) -> httpx2.TransportError:
     kind = type(error).__name__
     if isinstance(error, TimeoutError):
@@ -276,31 +373,27 @@ def _transport_error(error: Exception, request: httpx2.Request) -> httpx2.Transp
     return httpx2.RemoteProtocolError(kind, request=request)
 
 
-def _framing(answer: http.client.HTTPResponse) -> Framing:
-    if answer.chunked:
-        return Chunked()
-    return UntilClose() if answer.length is None else Counted(answer.length)
-
-
 class Body(httpx2.SyncByteStream):
     """The body of one answer, in the pieces the kernel has."""
 
     def __init__(
         self,
         transport: Transport,
-        origin: tuple[str, str, int],
+        origin: Origin,
         connection: _Connection,
-        answer: http.client.HTTPResponse,
+        head: Head,
         sock: socket.socket,
     ) -> None:
+        """Raises: BadFraming."""
         self._transport = transport
         self._origin = origin
         self._connection: _Connection | None = connection
-        self._answer = answer
+        self._head = head
         self._sock = sock
-        self._framing = _framing(answer)
-        self._bytes_left = ERROR_BODY_BYTES if answer.status >= 300 else None
-        self._is_buffered = True
+        self._framing = head.framing()
+        self._rest = head.rest()  # what came with the head, until it is given
+        self._has_surplus = self._framing.ended and bool(self._rest)
+        self._bytes_left = ERROR_BODY_BYTES if head.status >= 300 else None
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the body as it arrives.
@@ -308,21 +401,22 @@ class Body(httpx2.SyncByteStream):
         Raises: httpx2.ReadError when the connection broke, httpx2.RemoteProtocolError when the body ended
         before its announced end.
         """
-        receive = self._answer.fp.read1
         framing = self._framing
+        received, self._rest = self._rest, b""
         while not framing.ended:
             try:
-                received = receive(RECEIVE_BYTES)
+                received = received or self._sock.recv(RECEIVE_BYTES)
             except (OSError, ValueError, AttributeError) as error:
                 # ValueError and AttributeError are what a socket says that was closed under its reader.
                 raise httpx2.ReadError(type(error).__name__) from error
-            data = self._unframed(received)
-            if data:
-                if self._bytes_left is not None:
-                    self._bytes_left -= len(data)
-                    if self._bytes_left < 0:
-                        return  # enough to tell an error by; `close` discards the rest
+            if self._bytes_left is not None:
+                self._bytes_left -= len(received)  # with its framing, of which there may be far more than of it
+                if self._bytes_left < 0:
+                    return  # enough to tell an error by; `close` discards the rest
+            if data := self._unframed(received):
                 yield data
+            received = b""
+            time.sleep(0)  # what is there is read without a wait, and may never end
 
     def receive(self, take: Callable[[bytes], bool]) -> bool:
         """Give the body to `take` as it arrives, empty where nothing of it came, until it returns False.
@@ -330,19 +424,18 @@ class Body(httpx2.SyncByteStream):
         `take` must not wait (see `each_arrival`). False when the body has ended; True when more may follow.
         Raises: as `__iter__`, and what `take` raises.
         """
-        framing = self._framing
-        if self._is_buffered:
-            with contextlib.suppress(OSError):  # closed: what is there can be read all the same
-                self._sock.setblocking(False)
-            # Of what came with the head, http.client's reader holds the rest.
-            self._is_buffered = False
-            buffered = self._received(self._answer.fp.read1)
-            if buffered and not take(self._unframed(buffered)):
-                return not framing.ended
+        framing, sock = self._framing, self._sock
+        with contextlib.suppress(OSError):  # closed: what is there can be read all the same
+            sock.setblocking(False)
+        here, self._rest = self._rest, b""
+        if isinstance(sock, ssl.SSLSocket) and sock.pending():
+            here += self._received(sock.recv) or b""
+        if here and not take(self._unframed(here)):
+            return not framing.ended
 
-        descriptor = self._sock.fileno()
+        descriptor = sock.fileno()
         # Of a plain socket without the layers that it has in Python.
-        receive = self._sock.recv if isinstance(self._sock, ssl.SSLSocket) else partial(os.read, descriptor)
+        receive = sock.recv if isinstance(sock, ssl.SSLSocket) else partial(os.read, descriptor)
 
         def arrived() -> bool:
             received = self._received(receive)
@@ -351,7 +444,7 @@ class Body(httpx2.SyncByteStream):
         if not framing.ended:
             if descriptor < 0:
                 raise httpx2.ReadError("closed")
-            each_arrival(self._sock, arrived)
+            each_arrival(sock, arrived)
         return not framing.ended
 
     def _received(self, receive: Callable[[int], bytes | None]) -> bytes | None:
@@ -375,15 +468,19 @@ class Body(httpx2.SyncByteStream):
             raise httpx2.RemoteProtocolError(str(error)) from None
 
     def close(self) -> None:
-        """Keep the connection if the answer was read to its end, else close it."""
+        """Keep the connection if the answer was read to its end and nothing came behind it, else close it."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        reusable = self._framing.ended and not self._answer.will_close and not connection.call.cancelled
+        framing, head = self._framing, self._head
+        has_surplus = framing.surplus or self._has_surplus
+        reusable = framing.ended and not has_surplus and head.leaves_connection_usable and not connection.call.cancelled
         connection.call.release()
-        self._answer.close()
+        head.close()
         if reusable:
             connection.sock.setblocking(True)
             self._transport.keep(self._origin, connection)
         else:
             connection.close()
+        if has_surplus:
+            self._transport.distrust(self._origin)

@@ -9,6 +9,7 @@ import pytest
 from tests.harness.engine import KINDS, Database, Engine, program
 from tests.requirements import require_or_skip
 
+VALKEY = "a Valkey server (requirements-dev.txt has one for Linux and macOS)"
 EACH_KIND = [KINDS[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[1:])]
 """For `params`: `make test` has the first, `make test-long` the others, where the same things are said again."""
 
@@ -16,7 +17,15 @@ EACH_KIND = [KINDS[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """Run a Valkey for whoever does it no harm."""
-    require_or_skip("a Valkey server (requirements-dev.txt has one for Linux and macOS)", program("valkey") is not None)
+    require_or_skip(VALKEY, program("valkey") is not None)
+    with Engine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def own_engine() -> Iterator[Engine]:
+    """Run a Valkey that a test may harm."""
+    require_or_skip(VALKEY, program("valkey") is not None)
     with Engine() as engine:
         yield engine
 

@@ -87,26 +87,28 @@ class Exchange:
         """Play the script; at its end the connection is idle, or closed if the script says so."""
         leaks.overhear(step.text for step in script.steps if isinstance(step, Token))
         for step in script.before:
-            if await self._play_step(step, before=True):
+            if await self._play_step(step, bare=True):
                 return
         self._record.answered_at = now()
         if script.body is not None:
             # One write, noted as finished first: who has read the last byte may look into the ledger at once.
             self._finish(self._head(script) + script.body)
-            await self._writer.drain()
-            return
-        self._writer.write(self._head(script))
-        self._watch.changed()
-        for step in script.steps:
-            if isinstance(step, EndBody):
-                break
-            if await self._play_step(step, before=False):
-                return
-        self._finish(b"0\r\n\r\n")
+        else:
+            self._writer.write(self._head(script))
+            self._watch.changed()
+            for step in script.steps:
+                if isinstance(step, EndBody):
+                    break
+                if await self._play_step(step):
+                    return
+            self._finish(b"0\r\n\r\n")
         await self._writer.drain()
+        for step in script.after:
+            if await self._play_step(step, bare=True):
+                return
 
-    async def _play_step(self, step: Step, *, before: bool) -> bool:
-        """Play one step, and tell whether the connection is at its end."""
+    async def _play_step(self, step: Step, *, bare: bool = False) -> bool:
+        """Play one step, and tell whether the connection is at its end. `bare` bytes are no chunk of the body."""
         match step:
             case Token(text, pause):
                 if pause > 0:
@@ -127,7 +129,7 @@ class Exchange:
             case Done():
                 self._send_chunk(b"data: [DONE]\n\n")
             case Raw(data):
-                if before:
+                if bare:
                     self._writer.write(data)
                 else:
                     self._send_chunk(data)

@@ -37,7 +37,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Raw:
-    """Send bytes as they are, as one chunk of the body (among `before`, in place of the head)."""
+    """Send bytes as they are, as one chunk of the body (among `before` and `after`, without that)."""
 
     data: bytes
 
@@ -127,14 +127,15 @@ Step: TypeAlias = (
     | TruncatedChunk
     | Paced
 )
-BEFORE_STEPS = (Raw, Pause, Gate, Stall, Close, Reset)
+BARE_STEPS = (Raw, Pause, Gate, Stall, Close, Reset)
 
 
 @dataclass(frozen=True)
 class Script:
     """Say how one request is answered: steps as a chunked event stream, or else `body` with its length.
 
-    Raises: TypeError for a step that makes no sense before the head.
+    `after` is what the connection gets behind the answer's end, though nobody asked for it.
+    Raises: TypeError for a step that makes no sense before the head, or behind the end.
     """
 
     status: int = 200
@@ -142,11 +143,12 @@ class Script:
     steps: Sequence[Step] = ()
     before: Sequence[Step] = ()
     body: bytes | None = None
+    after: Sequence[Step] = ()
 
     def __post_init__(self) -> None:
-        for step in self.before:
-            if not isinstance(step, BEFORE_STEPS):
-                raise TypeError(f"{step!r} cannot come before the head of the answer")
+        for step in (*self.before, *self.after):
+            if not isinstance(step, BARE_STEPS):
+                raise TypeError(f"{step!r} cannot come before the head of the answer, or behind its end")
         if self.body is not None and self.steps:
             raise TypeError("a script has either a body or steps")
 

@@ -51,14 +51,6 @@ class Cluster:
         wait_ready(self.one, self.other)
 
 
-@pytest.fixture
-def own_engine() -> Iterator[Engine]:
-    """Run one that a test may harm for good."""
-    require_or_skip("a Valkey or Redis server", program() is not None)
-    with Engine() as engine:
-        yield engine
-
-
 @pytest.fixture(scope="module")
 def lasting_cluster(shared_upstream: ScriptedUpstream) -> Iterator[Cluster]:
     """Live through everything that is done to the engine."""

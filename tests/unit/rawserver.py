@@ -62,7 +62,11 @@ def read_request(connection: socket.socket) -> bytes:
         (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0
     )
     while len(body) < length:
-        body += connection.recv(65_536)
+        received = connection.recv(65_536)
+        if not received:
+            return b""
+        body += received
+        data += received
     return data
 
 

@@ -52,9 +52,12 @@ def test_settings_are_all_documented_with_help() -> None:
     assert all(help_text.endswith(".") for _, _, _, help_text in table())
 
 
-def test_tests_that_the_table_of_faults_names_exist() -> None:
-    readme = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
-    section = readme.partition("## Several processes")[2].partition("\n## ")[0]
+@pytest.mark.parametrize(
+    ("document", "begin", "end", "at_least"),
+    [("tests/README.md", "## Several processes", "\n## ", 18), ("DESIGN.md", "what could join them", "\n\n", 16)],
+)
+def test_tests_that_a_table_of_faults_names_exist(document: str, begin: str, end: str, at_least: int) -> None:
+    section = (ROOT / document).read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
     file, named = "", 0
     for path, test in re.findall(r"`((?:unit|live)/\w+\.py)?(?:::(test_\w+))?`", section):
         file = path or file
@@ -62,4 +65,4 @@ def test_tests_that_the_table_of_faults_names_exist() -> None:
             text = (ROOT / "tests" / file).read_text(encoding="utf-8")
             assert not test or f"def {test}(" in text, (file, test)
             named += 1
-    assert named >= 18
+    assert named >= at_least

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,9 +15,8 @@ from app.streams import scripts, shared
 from app.streams.shared import SharedLog
 from app.streams.store import Binding, Piece, new_stream_id
 from tests.harness.chaos import BlackholeAfter, ChaosProxy, CutAfter, Late, Pass
-from tests.harness.engine import Database, Engine, program
+from tests.harness.engine import Database, Engine
 from tests.harness.engines import EACH_KIND
-from tests.requirements import require_or_skip
 from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Worker, end_with, wait_until, workers
 
 KEY = Binding("k" * 64, "f" * 64)
@@ -31,14 +29,6 @@ def database(request: pytest.FixtureRequest) -> Database:
     """Give each test that does the engine no harm one of each kind."""
     database: Database = request.getfixturevalue(f"{request.param}_database")
     return database
-
-
-@pytest.fixture
-def own_engine() -> Iterator[Engine]:
-    """Run an engine that a test may harm."""
-    require_or_skip("a Valkey or Redis server", program() is not None)
-    with Engine() as engine:
-        yield engine
 
 
 def take_over(worker: Worker, log: Any) -> SharedLog:

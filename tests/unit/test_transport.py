@@ -40,6 +40,12 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections are used again at once (`test_transport_surplus` has those that rest)."""
+    monkeypatch.setattr(transports, "REST_SECONDS", 0.0)
+
+
 @pytest.fixture
 def upstream() -> Iterator[ScriptedUpstream]:
     with ScriptedUpstream() as server:

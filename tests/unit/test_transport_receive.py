@@ -49,6 +49,11 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "REST_SECONDS", 0.0)
+
+
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     with serving() as start:

@@ -1,0 +1,118 @@
+"""The head of an answer of the upstream's: read within bounds, and the interim answers before it skipped.
+
+http.client skips `100 Continue` alone, and any number of them; it takes every other interim answer for the final one.
+Then the final one is read by the connection's next user, who is somebody else (DESIGN.md, 51).
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import time
+from collections.abc import Callable
+
+from app.upstream.framing import Framing, announced
+
+__all__ = ["Head"]
+
+HEAD_BYTES = 65_536
+HEAD_READS = 1000
+INTERIM_ANSWERS = 100
+LONGEST_LINE = 65_536
+
+FREE_READS = 4
+"""So many reads of a head let nobody else run in between: an ordinary head takes one or two."""
+
+
+class Head(http.client.HTTPResponse):
+    """The status and the headers of one final answer, and what was received together with them.
+
+    HEAD_BYTES, HEAD_READS and INTERIM_ANSWERS bound all that comes before the final answer's body. The time is bounded
+    by whoever waits: once `is_wanted` is false the next read fails.
+    """
+
+    def __init__(self, sock: socket.socket, *, method: str | None = None, is_wanted: Callable[[], bool]) -> None:
+        super().__init__(sock, method=method)
+        self.interim = 0
+        self.has_surplus = False
+        """It was closed though more than a head had been received."""
+        self._source = _Source(self.fp.detach(), is_wanted)
+        self.fp = io.BufferedReader(self._source)
+
+    def framing(self) -> Framing:
+        """Choose how the body is read. Raises: BadFraming where the headers contradict each other."""
+        encodings = self.headers.get_all("transfer-encoding", [])
+        return announced(self.status, encodings, self.headers.get_all("content-length", []))
+
+    @property
+    def leaves_connection_usable(self) -> bool:
+        """Tell whether another request may follow on the connection, when the body has been read to its end.
+
+        Not after an answer that we may have misunderstood: with interim ones before it, with headers that are none, or
+        with two framings.
+        """
+        headers = self.headers
+        is_framed_twice = "transfer-encoding" in headers and (self.version < 11 or "content-length" in headers)
+        return not (self.will_close or self.interim or headers.defects or is_framed_twice)
+
+    def rest(self) -> bytes:
+        """Return what was received behind the head, once. Nothing is read for it, and `fp` gives nothing more."""
+        self._source.is_ended = True
+        return self.fp.read1()
+
+    def close(self) -> None:
+        if not self.isclosed() and not self._source.is_ended:
+            self.has_surplus = bool(self.rest())
+        super().close()
+
+    def _read_status(self) -> tuple[str, int, str]:
+        # http.client's own calls this for an answer and for a proxy's answer to CONNECT.
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if status == 101:
+                raise http.client.HTTPException("another protocol, which nobody asked for")
+            if not 100 <= status < 200:
+                return version, status, reason
+            self.interim += 1
+            if self.interim > INTERIM_ANSWERS:
+                raise http.client.HTTPException("too many interim answers")
+            while self.fp.readline(LONGEST_LINE).strip(b"\r\n"):
+                pass  # its headers; `_Source` bounds them
+            time.sleep(0)
+
+
+class _Source(io.RawIOBase):
+    """A socket's bytes for the reading of a head: bounded, and others run in between.
+
+    A read that finds something returns at once, so an upstream that never stops sending would keep everybody waiting.
+    """
+
+    def __init__(self, raw: io.RawIOBase, is_wanted: Callable[[], bool]) -> None:
+        self.is_ended = False
+        """Nothing more is read: as if nothing were there at the moment."""
+        self._raw = raw
+        self._is_wanted = is_wanted
+        self._bytes = 0
+        self._reads = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int | None:  # type: ignore[override]
+        if self.is_ended:
+            return None
+        self._reads += 1
+        if self._reads > FREE_READS:
+            time.sleep(0)
+        if not self._is_wanted():
+            raise ConnectionAbortedError("the call was cancelled")
+        if self._reads > HEAD_READS or self._bytes > HEAD_BYTES:
+            raise http.client.HTTPException("the head is too long")
+        received = self._raw.readinto(buffer)
+        self._bytes += received or 0
+        return received
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()

@@ -1,0 +1,655 @@
+"""Test that an answer is never another request's: interim answers, bytes that nobody asked for, connections that rest.
+
+`test_patched` runs this file again where gevent's loop reads the answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import json
+import random
+import select
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+
+from app.upstream import head as heads
+from app.upstream import transport as transports
+from app.upstream.framing import BadFraming
+from app.upstream.head import HEAD_BYTES, HEAD_READS, INTERIM_ANSWERS
+from app.upstream.transport import Call, Transport, current_call
+from tests.harness.certificates import Certificate, make_certificate
+from tests.unit.conftest import Events
+from tests.unit.fakes import PATIENCE_SECONDS
+from tests.unit.rawserver import RawServer, Serve, read_request, serving
+from tests.unit.test_transport_receive import CHUNKED, HEAD, LAST, Step, chunk, saying
+
+MINE = CHUNKED + chunk(b"mine") + LAST
+STRANGER = CHUNKED + chunk(b"a stranger's") + LAST
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nLink: </b.css>\r\n\r\n"
+TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    with serving() as start:
+        yield start
+
+
+@pytest.fixture
+def transport(monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
+    """A transport whose connections need no rest, unless a test says so."""
+    monkeypatch.setattr(transports, "REST_SECONDS", 0.0)
+    made = Transport()
+    yield made
+    made.close()
+
+
+def ask(
+    transport: Transport, url: str, *, whole: bool = False, content: bytes = b"{}", call: Call | None = None
+) -> bytes:
+    """Ask once, and read the answer to its end in the one way or the other. Raises: httpx2.TransportError."""
+    token = current_call.set(call or Call())
+    try:
+        response = transport.handle_request(httpx2.Request("POST", url, content=content))
+    finally:
+        current_call.reset(token)
+    body = response.extensions[transports.BODY]
+    pieces: list[bytes] = []
+    try:
+        if whole:
+            pieces.extend(body)
+        else:
+            body.receive(lambda data: pieces.append(data) or True)
+    finally:
+        body.close()
+    return b"".join(pieces)
+
+
+def kept(transport: Transport) -> int:
+    return sum(map(len, transport._idle.values()))
+
+
+# Interim answers
+
+
+INTERIM: dict[str, list[Step]] = {
+    "103": [HINTS],
+    "100": [b"HTTP/1.1 100 Continue\r\n\r\n"],
+    "102, without a phrase": [b"HTTP/1.1 102\r\n\r\n"],
+    "199, with bare line feeds": [b"HTTP/1.1 199 Odd\nA: b\n\n"],
+    "as many as may be": [HINTS * (INTERIM_ANSWERS // 2), b"HTTP/1.1 100 Continue\r\n\r\n" * (INTERIM_ANSWERS // 2)],
+    "byte by byte": [HINTS[at : at + 1] for at in range(len(HINTS))],
+}
+
+
+@pytest.mark.parametrize("interim", INTERIM.values(), ids=INTERIM)
+@pytest.mark.parametrize("whole", [False, True])
+def test_interim_answers_are_skipped_and_their_connection_is_not_used_again(
+    serve: Serve, transport: Transport, interim: list[Step], whole: bool
+) -> None:
+    server = serve(saying([*interim, MINE], [STRANGER]))
+
+    for _ in range(2):
+        assert ask(transport, server.url, whole=whole) == b"mine"
+
+    assert server.connections == 2
+    assert kept(transport) == 0
+
+
+def test_interim_answers_in_one_piece_with_the_final_one_are_skipped(serve: Serve, transport: Transport) -> None:
+    server = serve(saying([HINTS + HINTS + MINE]))
+
+    assert ask(transport, server.url) == b"mine"
+
+
+def test_interim_answer_before_an_error_leaves_its_status(serve: Serve, transport: Transport) -> None:
+    server = serve(saying([HINTS, b"HTTP/1.1 429 No\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\nno"]))
+
+    response = transport.handle_request(httpx2.Request("POST", server.url, content=b"{}"))
+
+    assert (response.status_code, response.headers["retry-after"], response.read()) == (429, "7", b"no")
+    response.close()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: other\r\n\r\n", MINE],
+        [HINTS * (INTERIM_ANSWERS + 1), MINE],
+        [HINTS.replace(b"\r\n\r\n", b"\r\nA: " + b"x" * 60_000 + b"\r\n\r\n") * 2, MINE],
+        [b"HTTP/1.1 103 Early Hints\r\nA: " + b"x" * 2 * HEAD_BYTES],
+        [b"HTTP/1.1 103 Early Hints\r\n" + b"A: b\r\n" * HEAD_BYTES],
+        [HINTS],
+        [HINTS[:20]],
+    ],
+    ids=["101", "too many", "too large together", "a line", "lines", "and nothing", "half of one"],
+)
+def test_interim_answers_that_are_none_or_too_many_are_a_broken_upstream(
+    serve: Serve, transport: Transport, told: list[Step]
+) -> None:
+    server = serve(saying(told))
+
+    with pytest.raises(httpx2.TransportError):
+        ask(transport, server.url)
+    assert server.connections == 1
+
+
+def test_head_in_too_many_pieces_is_a_broken_upstream(
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "HEAD_READS", 20)
+    assert HEAD_READS > 100, "an ordinary head takes one or two"
+
+    def drip(connection: socket.socket, _: int) -> None:
+        read_request(connection)
+        for byte in itertools.cycle(b"HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n"):
+            connection.sendall(bytes([byte]))
+            time.sleep(0.001)
+
+    with pytest.raises(httpx2.RemoteProtocolError):
+        ask(transport, serve(drip).url)
+
+
+def endless(connection: socket.socket, _: int) -> None:
+    """Send interim answers for as long as somebody takes them."""
+    read_request(connection)
+    with contextlib.suppress(OSError):
+        while True:
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+
+def test_call_cancelled_while_interim_answers_never_end_ends(
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the bounds, its deadline holds: others run in between, and the call's end is looked for."""
+    for name in ("HEAD_BYTES", "HEAD_READS", "INTERIM_ANSWERS"):
+        monkeypatch.setattr(heads, name, 1 << 60)
+    server = serve(endless)
+    call = Call()
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(ask, transport, server.url, call=call)
+        ticks = 0
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until:
+            time.sleep(0.005)
+            ticks += 1
+        call.cancel()
+        with pytest.raises(httpx2.TransportError):
+            asking.result(PATIENCE_SECONDS)
+
+    assert ticks > 5, "others ran meanwhile"
+
+
+def test_body_of_an_error_that_is_all_framing_is_bounded_and_lets_others_run(
+    serve: Serve, transport: Transport
+) -> None:
+    sent = 0
+
+    def crumbs(connection: socket.socket, _: int) -> None:
+        nonlocal sent
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n")
+        crumb = b"1;" + b"x" * 1000 + b"\r\na\r\n"
+        while True:
+            connection.sendall(crumb)
+            sent += len(crumb)
+
+    assert len(ask(transport, serve(crumbs).url, whole=True)) <= transports.ERROR_BODY_BYTES // 1000
+    assert sent < 64 << 20
+
+
+# Bytes that nobody asked for
+
+
+def counted(body: bytes, *, length: int | None = None) -> bytes:
+    return HEAD + b"Content-Length: %d\r\n\r\n" % (len(body) if length is None else length) + body
+
+
+BEHIND = {
+    "a longer body than announced": counted(b"mine and more", length=4),
+    "a body where none was announced": b"HTTP/1.1 204 No Content\r\n\r\nmine",
+    "a body of length 0": counted(b"mine", length=0),
+    "a second answer": MINE + STRANGER,
+    "a counted answer and a second one": counted(b"mine") + STRANGER,
+    "an interim answer": MINE + HINTS,
+    "an empty line": MINE + b"\r\n",
+    "one byte": counted(b"mine") + b"x",
+}
+
+
+@pytest.mark.parametrize("told", BEHIND.values(), ids=BEHIND)
+@pytest.mark.parametrize("whole", [False, True])
+def test_surplus_in_one_piece_with_an_answer_ends_its_connection_and_the_trust_in_its_origin(
+    serve: Serve, transport: Transport, events: Events, told: bytes, whole: bool
+) -> None:
+    server = serve(saying([told], [STRANGER]))
+
+    assert ask(transport, server.url, whole=whole) in (b"mine", b"")
+    assert ask(transport, server.url, whole=whole) in (b"mine", b"")
+
+    assert server.connections == 2
+    assert kept(transport) == 0
+    assert len(events.of("upstream_distrusted")) == 1, "told once"
+
+
+@pytest.mark.parametrize("surplus", [STRANGER, HINTS, b"\r\n", b"x", TIMED_OUT[:8]])
+def test_surplus_that_comes_between_two_requests_is_seen_before_the_second_is_sent(
+    serve: Serve, transport: Transport, events: Events, surplus: bytes
+) -> None:
+    asked: Counter[int] = Counter()
+
+    def answer(connection: socket.socket, number: int) -> None:
+        while read_request(connection):
+            asked[number] += 1
+            connection.sendall(MINE)
+            if number == 1:
+                time.sleep(0.02)
+                connection.sendall(surplus)
+
+    server = serve(answer)
+    assert ask(transport, server.url) == b"mine"
+    assert kept(transport) == 1
+    wait_for_bytes(transport)
+
+    for _ in range(3):
+        assert ask(transport, server.url) == b"mine"
+
+    assert asked == {1: 1, 2: 1, 3: 1, 4: 1}, "nothing was asked of the first connection again, and none was kept"
+    assert len(events.of("upstream_distrusted")) == 1
+
+
+def wait_for_bytes(transport: Transport) -> None:
+    """Wait until the one kept connection has something that can be read, or an end."""
+    ((connection,),) = transport._idle.values()
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN)
+    assert poll.poll(PATIENCE_SECONDS * 1000)
+
+
+def test_surplus_of_an_idle_connection_is_seen_by_the_sweep(serve: Serve, transport: Transport, events: Events) -> None:
+    server = serve(saying([MINE, lambda _: time.sleep(0.02), STRANGER, lambda it: it.recv(1)]))
+    assert ask(transport, server.url) == b"mine"
+    wait_for_bytes(transport)
+
+    transport.sweep(time.monotonic() + 10)
+
+    assert kept(transport) == 0
+    assert len(events.of("upstream_distrusted")) == 1
+    assert ask(transport, server.url) == b"mine"
+    assert kept(transport) == 0
+
+
+def test_answer_that_is_none_on_a_kept_connection_ends_the_trust_too(
+    serve: Serve, transport: Transport, events: Events
+) -> None:
+    """It may be the surplus of the one before, which came a moment after the request was sent."""
+
+    def answer(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        connection.sendall(MINE)
+        if number == 1:
+            read_request(connection)
+            connection.sendall(b"half an answer\r\n" + STRANGER)
+
+    server = serve(answer)
+
+    assert [ask(transport, server.url) for _ in range(3)] == [b"mine"] * 3
+    assert len(events.of("upstream_distrusted")) == 1
+    assert kept(transport) == 0
+
+
+@pytest.mark.parametrize("last", [b"", TIMED_OUT], ids=["closed", "timed out"])
+def test_idle_connection_that_the_upstream_ends_costs_no_trust(
+    serve: Serve, transport: Transport, events: Events, last: bytes
+) -> None:
+    """Some say 408 before they close it."""
+
+    def answer(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        connection.sendall(MINE)
+        if number == 1:
+            time.sleep(0.02)
+            connection.sendall(last)
+            return
+        while read_request(connection):
+            connection.sendall(MINE)
+
+    server = serve(answer)
+    assert ask(transport, server.url) == b"mine"
+    wait_for_bytes(transport)
+
+    assert [ask(transport, server.url) for _ in range(3)] == [b"mine"] * 3
+    assert server.connections == 2
+    assert events.of("upstream_distrusted") == []
+
+
+def test_origin_that_is_not_trusted_costs_no_other_its_connections(
+    serve: Serve, transport: Transport, events: Events
+) -> None:
+    odd, even = serve(saying([MINE + b"x"])), serve(saying([MINE], [MINE]))
+    assert ask(transport, odd.url) == b"mine"
+
+    assert [ask(transport, even.url) for _ in range(2)] == [b"mine"] * 2
+
+    assert even.connections == 1
+
+
+UNCLEAR = {
+    "two lengths": HEAD + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nmine",
+    "two lengths in one": HEAD + b"Content-Length: 4, 5\r\n\r\nmine",
+    "a length that is none": HEAD + b"Content-Length: +4\r\n\r\nmine",
+    "a length of nothing": HEAD + b"Content-Length:\r\n\r\nmine",
+    "a length below 0": HEAD + b"Content-Length: -4\r\n\r\nmine",
+    "a length that overflows": HEAD + b"Content-Length: 1" + b"0" * 20 + b"\r\n\r\nmine",
+    "chunked twice": HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"mine") + LAST,
+    "packed": HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + chunk(b"mine") + LAST,
+    "unknown, with a length": HEAD + b"Transfer-Encoding: br\r\nContent-Length: 4\r\n\r\nmine",
+}
+
+
+@pytest.mark.parametrize("told", UNCLEAR.values(), ids=UNCLEAR)
+def test_answer_whose_end_is_unclear_is_refused(serve: Serve, transport: Transport, told: bytes) -> None:
+    with pytest.raises(httpx2.RemoteProtocolError):
+        ask(transport, serve(saying([told], [STRANGER])).url)
+    assert kept(transport) == 0
+
+
+DOUBTFUL = {
+    "both framings": HEAD + b"Content-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"mine") + LAST,
+    "chunks of HTTP/1.0": MINE.replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"\r\n", b"\r\nConnection: keep-alive\r\n", 1),
+    "a header that is none": MINE.replace(b"\r\n", b"\r\nno header\r\n", 1),
+}
+
+
+@pytest.mark.parametrize("told", DOUBTFUL.values(), ids=DOUBTFUL)
+def test_answer_that_may_be_misunderstood_is_the_last_of_its_connection(
+    serve: Serve, transport: Transport, told: bytes
+) -> None:
+    server = serve(saying([told]))
+
+    with contextlib.suppress(httpx2.TransportError):
+        assert b"mine" in ask(transport, server.url)
+    assert kept(transport) == 0
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        MINE,
+        counted(b"mine"),
+        HEAD + b"Content-Length: 4\r\nContent-Length: 4\r\nTransfer-Encoding: identity\r\n\r\nmine",
+    ],
+)
+def test_answer_that_is_clear_is_read_and_an_ordinary_ones_connection_kept(
+    serve: Serve, transport: Transport, told: bytes
+) -> None:
+    assert ask(transport, serve(saying([told], [MINE])).url) == b"mine"
+    assert kept(transport) == (told.count(b"Content-Length") < 2)
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "IP:127.0.0.1", "DNS:model.test")
+
+
+@pytest.fixture
+def trusting(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
+    monkeypatch.setattr(transports, "REST_SECONDS", 0.0)
+    context = ssl.create_default_context(cafile=certificate.public)
+    context.post_handshake_auth = True  # so that a server can send something of TLS's own when it likes
+    made = Transport(verify=context)
+    yield made
+    made.close()
+
+
+def secured(certificate: Certificate) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.public, certificate.private)
+    return context
+
+
+def tls_url(server: RawServer) -> str:
+    return server.url.replace("http:", "https:")
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.02], ids=["at once", "later"])
+@pytest.mark.parametrize("surplus", [STRANGER, b"x", STRANGER * 2000], ids=["an answer", "a byte", "many"])
+def test_surplus_over_tls_is_seen_in_its_buffer_and_in_the_kernels(
+    serve: Serve, trusting: Transport, certificate: Certificate, events: Events, surplus: bytes, pause: float
+) -> None:
+    last = MINE[-1:]
+    told: list[Step] = [MINE[:-1], last + surplus] if not pause else [MINE, lambda _: time.sleep(pause), surplus]
+    server = serve(saying([*told, lambda it: it.recv(1)], tls=secured(certificate)))
+    assert ask(trusting, tls_url(server)) == b"mine"
+    if pause:
+        wait_for_bytes(trusting)
+
+    assert ask(trusting, tls_url(server)) == b"mine"
+
+    assert server.connections == 2
+    assert kept(trusting) == 0
+    assert len(events.of("upstream_distrusted")) == 1
+
+
+def test_what_tls_sends_for_itself_is_no_surplus(
+    serve: Serve, trusting: Transport, certificate: Certificate, events: Events
+) -> None:
+    sent = threading.Event()
+
+    def serve_tls(connection: socket.socket, _: int) -> None:
+        context = secured(certificate)
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.load_verify_locations(certificate.public)
+        context.post_handshake_auth = True
+        with context.wrap_socket(connection, server_side=True) as secure:
+            read_request(secure)
+            secure.sendall(MINE)
+            if secure.version() == "TLSv1.3":
+                secure.verify_client_post_handshake()
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    secure.setblocking(False)
+                    secure.do_handshake()  # asks; the answer comes with the next request
+                secure.setblocking(True)
+            sent.set()
+            read_request(secure)
+            secure.sendall(MINE)
+            secure.recv(1)
+
+    server = serve(serve_tls)
+    assert ask(trusting, tls_url(server)) == b"mine"
+    assert sent.wait(PATIENCE_SECONDS)
+    time.sleep(0.05)
+
+    assert ask(trusting, tls_url(server)) == b"mine"
+
+    assert server.connections == 1
+    assert events.of("upstream_distrusted") == []
+
+
+# A proxy's answer to CONNECT
+
+
+def through(serve: Serve, told: bytes, upstream: RawServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put a proxy before a server that answers CONNECT so; give the server's URL."""
+
+    def tunnel(client: socket.socket, _: int) -> None:
+        read_request(client)
+        client.sendall(told)
+        with socket.create_connection(("127.0.0.1", upstream.port)) as there, contextlib.suppress(OSError):
+            request = read_request(client)
+            if request:
+                there.sendall(request)
+                while data := there.recv(65_536):
+                    client.sendall(data)
+
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{serve(tunnel).port}")
+    return upstream.url.replace("127.0.0.1", "model.test")
+
+
+ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+def test_interim_answers_of_a_proxy_are_skipped(
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = through(serve, HINTS + b"HTTP/1.1 100 Continue\r\n\r\n" + ESTABLISHED, serve(saying([MINE])), monkeypatch)
+
+    assert ask(transport, url) == b"mine"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        HINTS * (INTERIM_ANSWERS + 1) + ESTABLISHED,
+        ESTABLISHED.replace(b"\r\n\r\n", b"\r\n" + b"A: b\r\n" * HEAD_BYTES + b"\r\n"),
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + ESTABLISHED,
+        ESTABLISHED + STRANGER,
+        ESTABLISHED + b"x",
+    ],
+    ids=["too many", "too long", "101", "an answer behind it", "a byte behind it"],
+)
+def test_proxy_that_says_too_much_is_a_broken_one(
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch, told: bytes
+) -> None:
+    upstream = serve(saying([MINE]))
+
+    with pytest.raises(httpx2.TransportError):
+        ask(transport, through(serve, told, upstream, monkeypatch))
+    assert upstream.connections <= 1, "and nothing is tried again"
+
+
+# Rest
+
+
+def test_connection_rests_before_it_is_used_again(
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(saying([MINE], [MINE], [MINE]))
+    monkeypatch.setattr(transports, "REST_SECONDS", 10.0)
+    assert [ask(transport, server.url) for _ in range(3)] == [b"mine"] * 3
+    assert (server.connections, kept(transport)) == (3, 3)
+
+    ((*_, last),) = transport._idle.values()
+    last.idle_since -= 10.0
+    assert ask(transport, server.url) == b"mine"
+    assert (server.connections, kept(transport)) == (3, 3)
+
+
+def test_connection_used_last_of_those_that_have_rested_is_taken(
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(saying([MINE], [MINE]))
+    monkeypatch.setattr(transports, "REST_SECONDS", 10.0)
+    for _ in range(4):
+        ask(transport, server.url)
+    ((*connections,),) = transport._idle.values()
+    for connection, seconds in zip(connections, (40.0, 30.0, 20.0, 0.0), strict=True):
+        connection.idle_since -= seconds
+
+    with contextlib.closing(transport._take(("http", "127.0.0.1", server.port))) as taken:
+        assert taken is connections[2]
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.001, 0.01, 0.03])
+def test_users_beside_an_answer_with_another_behind_it_get_their_own(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    """Eight at a time, sixty in all, and the tenth answer has a stranger's behind it, in a piece of its own."""
+
+    def answer(connection: socket.socket, _: int) -> None:
+        while request := read_request(connection):
+            number = json.loads(request.partition(b"\r\n\r\n")[2])
+            connection.sendall(CHUNKED + chunk(b"answer %d" % number) + LAST)
+            if number == 10:
+                time.sleep(pause)
+                connection.sendall(STRANGER)
+
+    monkeypatch.setattr(transports, "REST_SECONDS", 30.0)  # longer than all of this, however busy the machine
+    server = serve(answer)
+    transport = Transport()
+    with contextlib.closing(transport), ThreadPoolExecutor(8) as threads:
+        answers = threads.map(lambda number: ask(transport, server.url, content=b"%d" % number), range(60))
+
+        assert list(answers) == [b"answer %d" % number for number in range(60)]
+
+
+# Descriptors
+
+
+def test_answers_that_are_cancelled_leave_their_descriptors_to_nobody_else(serve: Serve, transport: Transport) -> None:
+    """A descriptor that is free is the next connection's; an answer that still read from it would read another's."""
+    stop = threading.Event()
+
+    def answer(connection: socket.socket, _: int) -> None:
+        while request := read_request(connection):
+            number = json.loads(request.partition(b"\r\n\r\n")[2])
+            connection.sendall(CHUNKED)
+            for _ in range(20):
+                connection.sendall(chunk(b"%d." % number))
+                stop.wait(0.001)
+            connection.sendall(LAST)
+
+    server = serve(answer)
+    dice = random.Random(15)
+    problems: list[str] = []
+
+    def user(number: int) -> None:
+        call = Call()
+        pieces: list[bytes] = []
+        leaves_at = dice.randrange(40)
+
+        def take(data: bytes) -> bool:
+            pieces.append(data)
+            if len(pieces) == leaves_at:
+                call.cancel()
+            return True
+
+        token = current_call.set(call)
+        try:
+            response = transport.handle_request(httpx2.Request("POST", server.url, content=b"%d" % number))
+            body = response.extensions[transports.BODY]
+            try:
+                body.receive(take)
+            finally:
+                body.close()
+        except httpx2.TransportError:
+            if not call.cancelled:
+                problems.append(f"{number} broke off")
+        finally:
+            current_call.reset(token)
+        said = b"".join(pieces)
+        if said != b"%d." % number * said.count(b"."):
+            problems.append(f"{number} got {said!r}")
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(user, range(200)))
+
+    assert problems == []
+
+
+def test_framing_that_is_unclear_is_told_as_such() -> None:
+    """http.client reads the first of two lengths, and no encoding that is not chunked alone."""
+    with pytest.raises(BadFraming):
+        heads.announced(200, [], ["1", "2"])
+    assert issubclass(BadFraming, ValueError)
+    assert not issubclass(http.client.HTTPException, ValueError)
