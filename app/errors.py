@@ -72,7 +72,7 @@ class ChatError(Exception):
         self.allow = allow
 
     def body(self, correlation_id: str) -> dict[str, Any]:
-        """Shape: section 7 of the contract, keys in its order."""
+        """Shape: `Error` in contracts/openapi.yaml, its keys in that order."""
         body: dict[str, Any] = {
             "error_code": self.error_code,
             "message": self.message,
@@ -210,7 +210,7 @@ class NotFound(ClientError):
     status = 404
     message = "There is nothing at this address."
     why = "The path is none of this server's."
-    action = "See the list of addresses at /."
+    action = "See the list of addresses at /docs."
 
 
 class MethodNotAllowed(ClientError):

@@ -53,7 +53,7 @@ def chatwait(module_upstream: ScriptedUpstream, origin: str) -> Iterator[ChatWai
 def test_eventsource_over_a_connection_cut_five_times_gets_the_whole_text_and_stops_for_good(
     chatwait: ChatWait, upstream: ScriptedUpstream, chromium: Any, origin: str
 ) -> None:
-    """Cases 4 and 9: every token once, the hash, one generation; after `done` it reconnects, gets 204, and closes."""
+    """Every token once, the hash, one generation; after `done` it reconnects, gets 204, and closes."""
     body = about(upstream, Script(steps=[*HALF, Gate("half"), *HALF, Finish(), Done()]))
     stream_id = begin(chatwait.base_url, body)
     page = chromium.new_page()

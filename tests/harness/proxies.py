@@ -27,8 +27,10 @@ DEPLOY = ROOT / "deploy"
 START_SECONDS = 10.0
 EXIT_SECONDS = 10.0
 POLL_SECONDS = 0.02
-PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-"""A user's own PATH may lack the directory where a distribution puts its servers."""
+PATH = os.environ.get("PATH", "")
+"""A user's own PATH may lack the directory where a distribution puts its servers (`new_machine` leaves it out)."""
+if "/usr/bin" in PATH.split(os.pathsep):
+    PATH = os.pathsep.join([PATH, "/usr/sbin", "/usr/local/sbin"])
 
 
 def installed(name: str) -> str | None:

@@ -6,11 +6,14 @@ Must never import the service's code.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +31,8 @@ from tests.harness.net import HOST, Watch, reserve_port
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"]
+CLOCK = ("CHATWAIT_TEST_CLOCK_AHEAD", "PYTHONPATH")
+"""What `tests.new_machine` tells every Python of the tests: the second only beside the first."""
 PASSED_ON = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "COVERAGE_PROCESS_CONFIG")
 STORE = "CHATWAIT_TEST_REDIS_URL"
 """Where this names an engine, every service of the tests that says nothing else keeps its streams there."""
@@ -60,13 +65,28 @@ class _Pipe:
         self._watch = watch
         self._is_log = is_log
         self._thread: threading.Thread | None = None
+        self._pipe: IO[bytes] | None = None
+        self._taking = threading.Lock()
+        self._taken = 0  # bytes
+        self._rest = b""
         self.flows = threading.Event()
         self.flows.set()
 
     def follow(self, pipe: IO[bytes]) -> None:
         """Read the pipe of the process that was just started."""
+        self._pipe = pipe
         self._thread = threading.Thread(target=self._read, args=(pipe,), name="output", daemon=True)
         self._thread.start()
+
+    def catch_up(self, timeout: float = EXIT_SECONDS) -> None:
+        """Wait until every line that was written before is here: an answer may be faster than the lines about it."""
+        with self._taking:
+            if self._pipe is None or self._pipe.closed or not self.flows.is_set():
+                return
+            wanted = self._taken + _waiting_bytes(self._pipe)
+        until = time.monotonic() + timeout
+        while self._taken < wanted and time.monotonic() < until:
+            time.sleep(0.001)
 
     def join(self, timeout: float = EXIT_SECONDS) -> None:
         """Wait for the pipe's end, which comes when the last process that holds it has ended."""
@@ -74,11 +94,28 @@ class _Pipe:
             self._thread.join(timeout)
 
     def _read(self, pipe: IO[bytes]) -> None:
-        with pipe:
-            while raw := pipe.readline(READ_BYTES):
-                self.flows.wait()
-                self._take(raw)
-                self._watch.changed()
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        received = b"-"
+        while received:
+            poll.poll()
+            self.flows.wait()
+            with self._taking:
+                received = os.read(pipe.fileno(), READ_BYTES)
+                self._take_lines(received)
+                self._taken += len(received)
+                if not received:
+                    pipe.close()
+            self._watch.changed()
+
+    def _take_lines(self, received: bytes) -> None:
+        """Take whole lines; the rest when it is too long for one, or the last."""
+        *lines, self._rest = (self._rest + received).split(b"\n")
+        for line in lines:
+            self._take(line + b"\n")
+        if self._rest and (not received or len(self._rest) > READ_BYTES):
+            self._take(self._rest)
+            self._rest = b""
 
     def _take(self, raw: bytes) -> None:
         if len(self.lines) >= MAX_LINES:
@@ -247,6 +284,7 @@ class ChatWait:
     @property
     def lines(self) -> list[str]:
         """List the lines of stdout as they came."""
+        self._out.catch_up()
         return list(self._out.lines)
 
     @property
@@ -257,6 +295,7 @@ class ChatWait:
     @property
     def log(self) -> list[dict[str, Any]]:
         """List the lines of stdout, parsed; those that are no JSON object are left out."""
+        self._out.catch_up()
         return list(self._out.log)
 
     @property
@@ -265,7 +304,10 @@ class ChatWait:
         return "\n".join([*self._out.lines, *self._err.lines])
 
     def log_of(self, event: str | Callable[[dict[str, Any]], bool], **fields: Any) -> list[dict[str, Any]]:
-        """List the log's records of this event (its `event`, or else its `message`) with these fields."""
+        """List the log's records of this event (its `event`, or else its `message`) with these fields.
+
+        What the service wrote before is there: a line about an answer's end is written before the answer's last byte.
+        """
         return [record for record in self.log if _matches(record, event, fields)]
 
     def wait_for_log(
@@ -355,7 +397,8 @@ class ChatWait:
         return self._process
 
     def _environment(self) -> dict[str, str]:
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        passed_on = (*PASSED_ON, *CLOCK) if CLOCK[0] in os.environ else PASSED_ON
+        environment = {name: os.environ[name] for name in passed_on if name in os.environ}
         # A developer's own .env must not decide what a test sees.
         environment |= {"HOST": HOST, "PORT": str(self.port), "ENV_FILE": os.devnull}
         if url := os.environ.get(STORE):
@@ -410,6 +453,11 @@ def _matches(record: dict[str, Any], event: str | Callable[[dict[str, Any]], boo
     else:
         is_wanted = record.get("event", record.get("message")) == event
     return is_wanted and all(record.get(name) == value for name, value in fields.items())
+
+
+def _waiting_bytes(pipe: IO[bytes]) -> int:
+    """Tell how many bytes wait in a pipe."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _refuse_constant(name: str) -> Any:

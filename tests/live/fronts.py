@@ -20,10 +20,15 @@ KINDS = ("nginx plain", "nginx shipped", "haproxy plain", "haproxy shipped")
 """Plain: the proxy's own defaults, and gzip for everything. Shipped: what deploy/ recommends."""
 
 
+def need(name: str) -> None:
+    """Skip the test where this proxy is not installed."""
+    require_or_skip(f"{name} (apt-get install {name})", installed(name) is not None)
+
+
 def front(kind: str, directory: Path, port: int, *options: str, changes: Mapping[str, str] | None = None) -> Proxy:
     """Put such a proxy in front of this port; it is started by entering its context."""
     name, _, config = kind.partition(" ")
-    require_or_skip(f"{name} (apt-get install {name})", installed(name) is not None)
+    need(name)
     proxy: Nginx | HAProxy = {"nginx": Nginx, "haproxy": HAProxy}[name](directory, port)
     proxy.kind = kind
     return proxy.plain() if config == "plain" else proxy.shipped(*options, changes=changes)
@@ -38,6 +43,7 @@ def front_of_two(name: str, directory: Path, one: int, two: int) -> Proxy:
 def both(directory: Path, port: int) -> Iterator[tuple[Proxy, Proxy]]:
     """Run what deploy/ recommends, nginx and haproxy, in front of this port."""
     for name in NAMES:
+        need(name)  # before either has a port, which a skip would leave open
         (directory / name).mkdir()
     nginx, haproxy = (front(f"{name} shipped", directory / name, port) for name in NAMES)
     with nginx, haproxy:

@@ -31,7 +31,7 @@ def small(shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
 def test_one_stream_over_the_limit_is_503_at_once_while_the_others_go_on(
     small: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Case 17: MAX_ACTIVE_STREAMS + 1, and room again when one has ended."""
+    """MAX_ACTIVE_STREAMS + 1, and room again when one has ended."""
     steps = [Token("a"), Gate("first"), Token("b"), Gate("second"), Token("c"), Finish(), Done()]
     with ThreadPoolExecutor(10) as pool:
         url = f"{small.base_url}/chat/streaming"
@@ -58,7 +58,7 @@ def test_one_stream_over_the_limit_is_503_at_once_while_the_others_go_on(
 
 
 def test_reader_over_the_limit_is_503_and_the_others_go_on(small: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 17: MAX_READERS + 1; nothing is started for whom nothing could be sent."""
+    """MAX_READERS + 1; nothing is started for whom nothing could be sent."""
     with ThreadPoolExecutor(12) as pool:
         url = f"{small.base_url}/chat/streaming"
         body = about(upstream, Script(steps=[Token("a"), Gate("go"), Token("b"), Finish(), Done()]))
@@ -145,7 +145,7 @@ async def play(chatwait: ChatWait, full: str | None) -> Round:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("full", ["streams", "readers"])
 def test_hundreds_that_are_refused_change_nobodys_pace(full: str) -> None:
-    """Case 17: some 500 beside 50 streams of 20 tokens a second, in rounds with and without them, A B B A."""
+    """Some 500 beside 50 streams of 20 tokens a second, in rounds with and without them, A B B A."""
     limits = {"MAX_ACTIVE_STREAMS": STREAMS, "MAX_READERS": STREAMS if full == "readers" else 2 * STREAMS}
     with (
         paced_upstream(TOKENS, GAP_SECONDS * 1000) as base_url,

@@ -78,7 +78,6 @@ def read_as_the_readme_says(url: str, body: dict[str, str]) -> list[Event]:
 def test_httpx_sse_with_the_reconnect_recipe_of_its_readme_gets_the_whole_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """Case 4."""
     body = about(upstream, SCRIPT)
     proxy.plan(CutAfter(2000), CutAfter(12_000))  # each long enough for a frame of the replay
     events = read_as_the_readme_says(f"{proxy.base_url}/chat/streaming", body)
@@ -89,7 +88,7 @@ def test_httpx_sse_with_the_reconnect_recipe_of_its_readme_gets_the_whole_text(
 def test_httpx_sse_cut_between_the_ping_of_a_resume_and_its_first_token_keeps_its_place(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """Case 4. Its decoder begins anew with each connection, and the recipe takes an event's id as it comes: a first
+    """Its decoder begins anew with each connection, and the recipe takes an event's id as it comes: a first
     ping without one would make it forget the cursor."""
     body = about(upstream, SCRIPT)
     proxy.plan(CutAfter(5000), CutAfter(1200))  # the second in the middle of the first frame of the replay
@@ -102,7 +101,7 @@ def test_httpx_sse_cut_between_the_ping_of_a_resume_and_its_first_token_keeps_it
 def test_requests_sse_with_its_own_reconnection_gets_the_whole_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """Case 4. It repeats the POST with Last-Event-Id by itself."""
+    """It repeats the POST with Last-Event-Id by itself."""
     body = about(upstream, SCRIPT)
     proxy.plan(CutAfter(3000), CleanCloseAfter(5000))
     events: list[Event] = []
@@ -126,7 +125,7 @@ def test_requests_sse_with_its_own_reconnection_gets_the_whole_text(
 def test_fetch_event_source_that_repeats_its_post_gets_the_whole_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy, *, with_key: bool
 ) -> None:
-    """Case 15. Microsoft's fetch-event-source repeats the POST, body and all, with the last id in a header."""
+    """Microsoft's fetch-event-source repeats the POST, body and all, with the last id in a header."""
     body = about(upstream, SCRIPT)
     # Without a key only what happens before the first event could cost a second generation.
     early = [CutAfter(0), CutAfter(100)] if with_key else []
@@ -165,7 +164,7 @@ def post_and_read(connection: http.client.HTTPConnection, body: dict[str, str], 
 
 
 def test_repeated_post_after_the_end_is_204_and_costs_nothing(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 9. A client that repeats its POST for ever is told that there is nothing more."""
+    """A client that repeats its POST for ever is told that there is nothing more."""
     body = about(upstream, SCRIPT)
     with httpx.Client(base_url=chatwait.base_url, trust_env=False, timeout=20) as client:
         first = client.post("/chat/streaming", json=body)

@@ -274,7 +274,7 @@ def test_cursor_up_to_the_head_of_a_live_log_waits_for_the_rest(
 def test_cursor_of_the_terminal_is_204_and_wait_mode_answers_the_whole(
     chatwait: ChatWait, upstream: ScriptedUpstream, finished: str, way: Way
 ) -> None:
-    """Case 9. A native EventSource stops for good at 204."""
+    """A native EventSource stops for good at 204."""
     for _ in range(2):
         reply = way.ask(chatwait.base_url, finished, headers=cursor(finished, 4))
         if way.waits:
@@ -420,7 +420,7 @@ def test_post_with_a_cursor_and_a_body_over_the_limit_is_413(chatwait: ChatWait,
 def test_post_with_a_cursor_and_a_new_key_never_starts_and_never_binds(
     chatwait: ChatWait, upstream: ScriptedUpstream, finished: str
 ) -> None:
-    """Case 15. Live, expired and unknown streams are asked by POST in the tests above."""
+    """Live, expired and unknown streams are asked by POST in the tests above."""
     key, body = new_key(), about(upstream, answer(["new"]))
     for stream_id, sequence in ((finished, 1), (finished, 4), (UNKNOWN, 1)):
         post(f"{chatwait.base_url}/chat/streaming", body, headers={**cursor(stream_id, sequence), **key})

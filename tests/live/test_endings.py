@@ -182,7 +182,7 @@ def assert_waited(reply: Reply, whole: Answer, ending: Ending) -> None:
 def test_ending_writes_one_terminal_event_and_nothing_after_it(
     chatwait: ChatWait, upstream: ScriptedUpstream, name: str
 ) -> None:
-    """Cases 6, 7, 10. The reader checks the events, their numbers and their hash; then all the ways back are tried."""
+    """The reader checks the events, their numbers and their hash; then all the ways back are tried."""
     ending = ENDINGS[name]
     body, key = about(upstream, ending.script), new_key()
     upstream.open("read")
@@ -199,7 +199,6 @@ def test_ending_writes_one_terminal_event_and_nothing_after_it(
 def test_ending_is_the_same_for_a_client_that_waits_from_the_start(
     chatwait: ChatWait, upstream: ScriptedUpstream, name: str
 ) -> None:
-    """Case 6."""
     ending = ENDINGS[name]
     reply = post(f"{chatwait.base_url}/chat/wait", about(upstream, ending.script))
     whole = read_answer(f"{chatwait.base_url}/chat/streaming/{reply.headers['x-stream-id']}")
@@ -207,7 +206,6 @@ def test_ending_is_the_same_for_a_client_that_waits_from_the_start(
 
 
 def test_half_a_character_at_the_end_is_shown_and_counted(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 10."""
     got = read_answer(f"{chatwait.base_url}/chat/streaming", about(upstream, ENDINGS["half a character"].script))
     assert got.terminal is not None
     assert (got.text, got.terminal.json["characters"]) == ("Par\ufffd", 4)
@@ -217,7 +215,7 @@ def test_half_a_character_at_the_end_is_shown_and_counted(chatwait: ChatWait, up
 def test_failure_after_tokens_gives_a_late_resumer_the_tokens_and_then_the_failure(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Case 7. Nobody was there when it failed."""
+    """Nobody was there when it failed."""
     script = Script(steps=[*PARTS, Gate("fail"), Close()])
     with live(chatwait.base_url, about(upstream, script)) as stream_id:
         upstream.wait_reached("fail")
@@ -234,7 +232,6 @@ def test_failure_after_tokens_gives_a_late_resumer_the_tokens_and_then_the_failu
 
 @pytest.mark.requirement("page SC-006")
 def test_cancelled_stream_ends_so_for_all_and_in_wait_mode(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 6."""
     body = about(upstream, Script(steps=[*PARTS, Stall()]))
     whole = Answer()
     with open_stream(f"{chatwait.base_url}/chat/streaming", json=body) as connection:
@@ -254,7 +251,7 @@ def test_cancelled_stream_ends_so_for_all_and_in_wait_mode(chatwait: ChatWait, u
 def test_shutdown_ends_what_is_live_with_one_terminal_event(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream
 ) -> None:
-    """Case 6. Readers are told `shutdown`; a client that waits gets 503 with what there was."""
+    """Readers are told `shutdown`; a client that waits gets 503 with what there was."""
     with (
         ChatWait(**settings(shared_upstream, DRAIN_SECONDS=1)) as chatwait,
         ThreadPoolExecutor(2) as pool,
@@ -308,7 +305,6 @@ ChunkDecoder.decode = decode_with_a_bug
 def test_bug_of_ours_ends_the_stream_as_failed_and_leaks_nothing(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    """Case 6."""
     with ChatWait(root=copy_of_service(tmp_path, BUG), **settings(shared_upstream)) as chatwait:
         for tokens, script in ((2, steps(Token("BUG"), Stall())), (0, Script(steps=[Token("BUG"), Stall()]))):
             whole = read_answer(f"{chatwait.base_url}/chat/streaming", about(upstream, script))
@@ -381,7 +377,6 @@ def silences(shared_upstream: ScriptedUpstream) -> Iterator[tuple[ChatWait, dict
 def test_silent_upstream_ends_at_its_deadline_with_pings_before(
     silences: tuple[ChatWait, dict[str, Silence]], name: str
 ) -> None:
-    """Case 8."""
     chatwait, found = silences
     got, (script, tokens, deadline) = found[name], SILENT[name]
     ending = failed(script, "upstream_timeout", 504, retryable=True, tokens=got.whole.tokens)
@@ -406,7 +401,7 @@ def test_silent_upstream_ends_at_its_deadline_with_pings_before(
 def test_resume_at_the_head_of_a_quiet_log_gets_headers_and_a_ping_at_once(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream
 ) -> None:
-    """Case 8. With a heartbeat so long that only a frame at once explains the ping; and no `start` comes."""
+    """With a heartbeat so long that only a frame at once explains the ping; and no `start` comes."""
     script = Script(steps=[*PARTS, Gate("on"), Finish(), Done()])
     more = {"HEARTBEAT_SECONDS": 60, "TIMEOUT_SECONDS": 100}
     with (
@@ -429,7 +424,6 @@ def test_resume_at_the_head_of_a_quiet_log_gets_headers_and_a_ping_at_once(
 
 @pytest.mark.requirement("core FR-004", "core UX-003")
 def test_first_frame_comes_before_the_model_has_answered(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 8."""
     body = about(upstream, Script(before=[Gate("answer")], steps=[Token("a"), Finish(), Done()]))
     with open_stream(f"{chatwait.base_url}/chat/streaming", json=body) as connection:
         events = connection.events()
@@ -447,7 +441,7 @@ def test_first_frame_comes_before_the_model_has_answered(chatwait: ChatWait, ups
 def test_terminal_lost_on_the_wire_is_given_to_the_reconnect_and_then_204(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy, name: str, cut: type[CutAfter | CleanCloseAfter]
 ) -> None:
-    """Case 9. The cut is inside the terminal's frame: after its id line, but before its end."""
+    """The cut is inside the terminal's frame: after its id line, but before its end."""
     ending = ENDINGS[name]
     body = about(upstream, ending.script)
     whole = read_answer(f"{chatwait.base_url}/chat/streaming", body)
@@ -475,7 +469,6 @@ def test_terminal_lost_on_the_wire_is_given_to_the_reconnect_and_then_204(
 def test_terminal_written_while_nobody_was_there_is_given_to_the_reconnect(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """Case 9."""
     script = Script(steps=[*PARTS, Gate("end"), Finish(), Done()])
     body = about(upstream, script)
     got = Answer()

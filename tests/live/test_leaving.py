@@ -69,7 +69,7 @@ def cancelled(reply: Reply) -> dict[str, Any]:
 
 @pytest.mark.requirement("core edge 1", "page US3.3")
 def test_only_reader_that_leaves_and_comes_back_misses_nothing(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 11. The generation goes on, over several looks at its deadlines and to its end, while nobody is there."""
+    """The generation goes on, over several looks at its deadlines and to its end, while nobody is there."""
     script = Script(steps=[Token("a"), Token("b"), Gate("left"), Token("c", 0.5), Token("d", 0.5), Finish(), Done()])
     body, got = about(upstream, script), Answer()
     with open_stream(f"{chatwait.base_url}/chat/streaming", json=body) as connection:
@@ -91,7 +91,6 @@ def test_only_reader_that_leaves_and_comes_back_misses_nothing(chatwait: ChatWai
 def test_reader_that_leaves_a_quiet_stream_is_noticed_within_a_heartbeat(
     chatwait: ChatWait, upstream: ScriptedUpstream, wanted: str
 ) -> None:
-    """Case 13."""
     with live(chatwait.base_url, about(upstream, Script(steps=[Token("a"), Stall()]))) as stream_id:
         chatwait.wait_for_log("reader_left", stream=log_name(stream_id))
         connection = open_stream(url_of(chatwait, stream_id), headers=cursor(stream_id, 0))
@@ -101,7 +100,7 @@ def test_reader_that_leaves_a_quiet_stream_is_noticed_within_a_heartbeat(
 
 
 def test_wait_client_that_left_is_noticed_within_a_heartbeat(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 13. It is written nothing, so only the socket tells; the generation goes on."""
+    """It is written nothing, so only the socket tells; the generation goes on."""
     with live(
         chatwait.base_url, about(upstream, Script(steps=[Token("a"), Gate("on"), Finish(), Done()]))
     ) as stream_id:
@@ -146,7 +145,7 @@ STAGES = {
 def test_stop_closes_the_upstreams_socket_at_once(
     chatwait: ChatWait, upstream: ScriptedUpstream, stage: str, path: str
 ) -> None:
-    """Case 11. Where the upstream goes on reasoning, nothing but the stop itself could end it."""
+    """Where the upstream goes on reasoning, nothing but the stop itself could end it."""
     for _ in range(TRIES):
         seconds = stop_and_time(chatwait, upstream, STAGES[stage], path)
         if seconds < CLOSED_WITHIN:
@@ -199,7 +198,7 @@ def connecting(chatwait: ChatWait, port: int) -> int:
 
 
 def test_stop_during_connect_gives_the_socket_up_at_once() -> None:
-    """Case 11. The kernel would try for minutes."""
+    """The kernel would try for minutes."""
     with (
         full_backlog() as port,
         ChatWait(
@@ -219,7 +218,6 @@ def test_stop_during_connect_gives_the_socket_up_at_once() -> None:
 
 
 def test_stop_while_retrying_asks_the_upstream_no_more(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 11."""
     body = about(upstream, error(429, headers={"retry-after": "1"}))
     stream_id = begin(chatwait.base_url, body)
     chatwait.wait_for_log("upstream_retry", stream=log_name(stream_id))
@@ -234,7 +232,7 @@ def test_stop_while_retrying_asks_the_upstream_no_more(chatwait: ChatWait, upstr
 
 
 def test_stop_twice_is_the_same_answer(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 12. Also a third time, by the other path, and two at once."""
+    """Also a third time, by the other path, and two at once."""
     body = about(upstream, Script(steps=[Token("a"), Stall()]))
     stream_id = begin(chatwait.base_url, body)
     wait_head(chatwait, stream_id, 1)
@@ -247,7 +245,6 @@ def test_stop_twice_is_the_same_answer(chatwait: ChatWait, upstream: ScriptedUps
 
 
 def test_stop_after_the_end_says_how_it_ended(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 12."""
     for script, status, tokens in ((answer(["a", "b"]), "complete", 2), (error(401), "failed", 0)):
         stream_id = post(f"{chatwait.base_url}/chat/wait", about(upstream, script)).headers["x-stream-id"]
         before = read_answer(url_of(chatwait, stream_id)).terminal
@@ -260,7 +257,6 @@ def test_stop_after_the_end_says_how_it_ended(chatwait: ChatWait, upstream: Scri
 
 
 def test_stop_of_an_unknown_id_is_404(chatwait: ChatWait) -> None:
-    """Case 12."""
     for path in ("/chat/streaming/", "/chat/wait/", "/v1/chat/streaming/"):
         reply = delete(f"{chatwait.base_url}{path}cw_AAAAAAAAAAAAAAAAAAAAAA")
         assert (reply.status, reply.json["error_code"]) == (404, "stream_unknown")
@@ -269,7 +265,6 @@ def test_stop_of_an_unknown_id_is_404(chatwait: ChatWait) -> None:
 def test_stop_racing_the_end_has_one_terminal_and_says_which_won(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Case 12."""
     statuses = set()
     for number in range(30):
         gate = f"end {number}"
@@ -300,7 +295,6 @@ def test_stop_racing_the_end_has_one_terminal_and_says_which_won(
 def test_all_readers_see_the_stop_with_the_partial_and_so_does_a_later_one(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Case 12."""
     body = about(upstream, Script(steps=[Token("Par"), Token("is"), Gate("two"), Stall()]))
     stream_id = begin(chatwait.base_url, body)
     upstream.wait_reached("two")
@@ -338,7 +332,7 @@ def logged_at(record: dict[str, Any]) -> float:
 def test_abandoned_generation_is_cancelled_a_reader_resets_the_clock_and_a_read_one_lives(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream
 ) -> None:
-    """Case 14. Asking with HEAD is no reading; waiting is."""
+    """Asking with HEAD is no reading; waiting is."""
     with ChatWait(**settings(shared_upstream, ABANDONED_SECONDS=4)) as chatwait, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(1))
         stall = Script(steps=[Token("a"), Token("b"), Gate("read on"), Token("c"), Finish(), Done()])
@@ -394,7 +388,7 @@ def read_some(chatwait: ChatWait, stream_id: str) -> Answer:
 
 
 def test_wait_with_a_preference_leaves_the_generation_running(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 11. 202 is a way of leaving; on the same connection the answer can be had later."""
+    """202 is a way of leaving; on the same connection the answer can be had later."""
     script = Script(steps=[Token("a"), Gate("on"), Token("b"), Finish(), Done()])
     body = about(upstream, script)
     with KeptAlive("127.0.0.1", chatwait.port) as connection:
@@ -411,7 +405,7 @@ def test_wait_with_a_preference_leaves_the_generation_running(chatwait: ChatWait
 def test_peer_of_a_stopped_stream_is_told_by_the_path_of_its_location(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Case 12. Whoever holds the id can stop it, with nothing but what the answer's headers said."""
+    """Whoever holds the id can stop it, with nothing but what the answer's headers said."""
     body = about(upstream, Script(steps=[Token("a"), Stall()]))
     with open_stream(f"{chatwait.base_url}/chat/streaming", json=body) as connection:
         target = Target.of(f"{chatwait.base_url}{connection.headers['location']}")

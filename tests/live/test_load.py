@@ -56,7 +56,7 @@ def warmed(title: str, chatwait: ChatWait, count: int = 20) -> Figures:
 
 @pytest.mark.requirement("core SC-003", "chatwait constraint 3")
 def test_hundred_requests_one_after_another_cost_no_error_and_no_growth() -> None:
-    """Case 18, SC-003: both modes in turn."""
+    """SC-003: both modes in turn."""
     with paced_upstream(20) as base_url, service(base_url) as chatwait:
         figures = warmed("100 requests one after another", chatwait)
         text = text_of(20)
@@ -71,7 +71,7 @@ def test_hundred_requests_one_after_another_cost_no_error_and_no_growth() -> Non
 
 @pytest.mark.requirement("core edge 4", "chatwait edge 4", "page SC-004")
 def test_hundred_streams_at_once_get_every_token_and_all_is_back_afterwards() -> None:
-    """Case 18, SC-004: 50 tokens a second each."""
+    """SC-004: 50 tokens a second each."""
     with paced_upstream(100, 20) as base_url, service(base_url) as chatwait:
         figures = warmed("100 streams at once, 50 tokens a second each", chatwait)
         got = read_many(f"{chatwait.base_url}/chat/streaming", 100)
@@ -83,7 +83,7 @@ def test_hundred_streams_at_once_get_every_token_and_all_is_back_afterwards() ->
 @pytest.mark.long
 @pytest.mark.requirement("page SC-004")
 def test_hundred_streams_at_once_again_and_again_do_not_grow() -> None:
-    """Case 18: ten rounds; the memory of the last five is that of the first five."""
+    """Ten rounds; the memory of the last five is that of the first five."""
     with paced_upstream(200, 5) as base_url, service(base_url, STREAM_MEMORY_MB=1) as chatwait:
         url = f"{chatwait.base_url}/chat/streaming"
         figures = warmed("rounds of 100 streams at once", chatwait)
@@ -215,7 +215,7 @@ WAYS: list[Way] = [
 @pytest.mark.timeout(300)
 @pytest.mark.requirement("core edge 1", "chatwait resilience 5")
 def test_thousand_clients_that_come_and_go_leave_nothing_behind() -> None:
-    """Case 18: in each way that a client can leave; afterwards the service is back at the start."""
+    """In each way that a client can leave; afterwards the service is back at the start."""
     with (
         paced_upstream(40, 20) as base_url,
         service(base_url, HEARTBEAT_SECONDS=1, STREAM_MEMORY_MB=4) as chatwait,

@@ -20,14 +20,13 @@ WORDS = [f"token{number} " for number in range(5)]
 
 
 def test_memory_levels_off_over_short_streams(upstream: ScriptedUpstream) -> None:
-    """Case 17 in small: 1,200 streams, most of them evicted."""
+    """1,200 streams, most of them evicted."""
     assert_memory_levels_off(upstream, 700, 500)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_memory_levels_off_over_ten_thousand_short_streams(upstream: ScriptedUpstream) -> None:
-    """Case 17."""
     assert_memory_levels_off(upstream, 2000, 8000)
 
 
@@ -73,7 +72,7 @@ def assert_memory_levels_off(upstream: ScriptedUpstream, first: int, more: int) 
 
 @pytest.mark.long
 def test_resumes_of_a_megabyte_at_once_hold_little_memory_each(upstream: ScriptedUpstream) -> None:
-    """Case 17: 200 readers that take nothing, at most 64 KiB each; then all of them read on, to the last byte."""
+    """200 readers that take nothing, at most 64 KiB each; then all of them read on, to the last byte."""
     with ChatWait(**settings(upstream, LOG_LEVEL="WARNING"), probe=True) as chatwait:
         texts = [f"{number:04}" * 250 for number in range(990)]
         whole = read_answer(f"{chatwait.base_url}/chat/streaming", about(upstream, answer(texts)), timeout=30)

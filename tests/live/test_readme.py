@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pytest
 
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream, answer
+from tests.requirements import require_or_skip
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def run(script: str, chatwait: ChatWait) -> str:
+    require_or_skip("curl (apt-get install curl)", shutil.which("curl") is not None)
     ours = script.replace("localhost:8000", f"localhost:{chatwait.port}")
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", ours], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr

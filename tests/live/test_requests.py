@@ -115,7 +115,7 @@ INVALID = {
 def test_body_that_is_wrong_is_refused_by_name_and_starts_nothing(
     kept: KeptAlive, upstream: ScriptedUpstream, name: str, mode: str
 ) -> None:
-    """Bad input, and the first table of section 7."""
+    """What a body may hold, field by field."""
     data, code, field = INVALID[name]
     reply = assert_refused(kept.request("POST", f"/chat/{mode}", data=data, headers=JSON), 400, code)
     if code == "invalid_request":
@@ -387,7 +387,6 @@ def assert_cors(reply: Reply) -> None:
 
 @pytest.mark.requirement("tasks T014")
 def test_cors_preflight_of_a_listed_origin_is_204_with_what_the_contract_lists(open_to_one: ChatWait) -> None:
-    """CORS rows of section 2."""
     for path in [*STARTING, "/models", "/chat/streaming/cw_x"]:
         asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
         reply = request("OPTIONS", f"{open_to_one.base_url}{path}", headers={"Origin": LISTED, **asking})
@@ -401,7 +400,6 @@ def test_cors_preflight_of_a_listed_origin_is_204_with_what_the_contract_lists(o
 def test_cors_answers_to_a_listed_origin_may_be_read_errors_and_streams_too(
     open_to_one: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """CORS rows of section 2."""
     ours = {"Origin": LISTED, "Sec-Fetch-Site": "cross-site"}
     replies = [
         post(f"{open_to_one.base_url}/chat/wait", {"message": "Hi"}, headers=ours),
@@ -421,7 +419,7 @@ def test_cors_answers_to_a_listed_origin_may_be_read_errors_and_streams_too(
 
 
 def test_cors_says_nothing_to_an_origin_that_is_not_listed(open_to_one: ChatWait, chatwait: ChatWait) -> None:
-    """CORS rows of section 2: with `Vary`, so that no cache mixes the two up; never `*`."""
+    """With `Vary`, so that no cache mixes the two up; never `*`."""
     asking = {"Access-Control-Request-Method": "POST"}
     for origin in ("https://evil.example", f"{LISTED}.evil.example", "http://chat.example.org", "null"):
         for method in ("GET", "OPTIONS"):
@@ -497,7 +495,7 @@ def test_options_of_nothing_is_404_and_of_all_is_no_fault(chatwait: ChatWait, ke
 def test_path_that_is_none_is_404_whatever_its_body(
     kept: KeptAlive, method: str, path: str, data: bytes | None
 ) -> None:
-    """Section 7. The body is read to its end: the next request's answer is its own."""
+    """The body is read to its end: the next request's answer is its own."""
     assert_refused(kept.request(method, path, data=data), 404, "not_found")
     assert_still_usable(kept)
 
@@ -519,7 +517,6 @@ def test_path_that_is_none_is_404_whatever_its_body(
 def test_method_that_is_none_is_405_with_allow_whatever_its_body(
     kept: KeptAlive, method: str, path: str, allowed: set[str], data: bytes | None
 ) -> None:
-    """Section 7."""
     reply = assert_refused(kept.request(method, path, data=data), 405, "method_not_allowed")
     assert listed(reply.headers["allow"]) - {"options"} == allowed
     assert_still_usable(kept)
@@ -536,7 +533,6 @@ def test_body_on_a_get_is_thrown_away(kept: KeptAlive) -> None:
 
 
 def test_request_id_that_is_well_formed_is_logged_beside_ours(chatwait: ChatWait) -> None:
-    """Section 2."""
     name = f"request-{uuid.uuid4()}"
     reply = assert_ours(get(f"{chatwait.base_url}/health", {"X-Request-ID": name}))
     line = chatwait.wait_for_log("request_received", request_id=name)
@@ -612,7 +608,7 @@ def test_request_line_that_is_none_is_refused_and_the_next_is_served(chatwait: C
 def test_prefer_wait_gives_202_and_the_rest_under_its_location(
     chatwait: ChatWait, upstream: ScriptedUpstream, start: str
 ) -> None:
-    """Section 3: `Prefer: wait=N`, then GET."""
+    """`Prefer: wait=N`, then GET."""
     body = about(upstream, Script(steps=[Token("a"), Gate("go"), Token("b"), Finish(), Done()]))
     headers = {"Prefer": "wait=1", **new_key()}
     reply = assert_ours(post(f"{chatwait.base_url}{start}", body, headers=headers))
@@ -647,7 +643,7 @@ def test_prefer_wait_gives_202_and_the_rest_under_its_location(
 )
 @pytest.mark.requirement("core FR-001", "tasks T015", "tasks checklist 6")
 def test_accept_chooses_between_stream_and_json(chatwait: ChatWait, accept: str | None, *, is_stream: bool) -> None:
-    """Section 2, `POST /chat`: equal preference streams."""
+    """Equal preference streams."""
     headers = {} if accept is None else {"Accept": accept}
     reply = assert_ours(post(f"{chatwait.base_url}/chat", {"message": "Hi"}, headers=headers))
     assert reply.headers["content-type"] == ("text/event-stream; charset=utf-8" if is_stream else "application/json")
@@ -658,7 +654,6 @@ def test_accept_chooses_between_stream_and_json(chatwait: ChatWait, accept: str 
 def test_every_kind_of_answer_carries_a_correlation_id_of_its_own(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Section 2."""
     body, key = about(upstream, Script(steps=[Token("a"), Finish(), Done()])), new_key()
     url = chatwait.base_url
     with open_stream(f"{url}/chat/streaming", json=body, headers=key) as connection:

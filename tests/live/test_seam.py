@@ -125,14 +125,12 @@ def attach_at_random(chatwait: ChatWait, upstream: ScriptedUpstream, readers: in
 def test_readers_attaching_while_tokens_come_fast_get_all_of_them(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Case 1."""
     attach_at_random(chatwait, upstream, readers=25, seed=1)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_readers_attaching_a_thousand_times_get_all_tokens(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 1."""
     for seed in range(20):
         upstream.reset()
         attach_at_random(chatwait, upstream, readers=50, seed=seed)
@@ -163,7 +161,7 @@ MemoryReader.wait = wait_with_pause
 def test_token_and_terminal_appended_between_reading_and_waiting_are_delivered_once(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    """Case 2. Moments all over the forced pauses, for a token, a token with the end, and the end alone."""
+    """Moments all over the forced pauses, for a token, a token with the end, and the end alone."""
     root = copy_of_service(tmp_path, PAUSES)
     with ChatWait(root=root, **settings(shared_upstream)) as chatwait:
 
@@ -179,7 +177,7 @@ def test_token_and_terminal_appended_between_reading_and_waiting_are_delivered_o
 
 
 def test_resumes_racing_the_last_token_and_the_end_get_both(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 2. Without forced pauses, and often."""
+    """Without forced pauses, and often."""
     for number in range(15):
         gate = f"last {number}"
         body = about(upstream, Script(steps=[Token("a"), Gate(gate), Token("b"), Finish(), Done()]))
@@ -195,7 +193,6 @@ def test_resumes_racing_the_last_token_and_the_end_get_both(chatwait: ChatWait, 
 def test_two_resumes_with_one_cursor_at_once_both_get_everything(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Case 3."""
     body = about(upstream, Script(steps=[Token("a"), Token("b"), Gate("on"), Token("c"), Token("d"), Finish(), Done()]))
     with open_stream(f"{chatwait.base_url}/chat/streaming", json=body) as first:
         answered = Answer()
@@ -257,7 +254,7 @@ def replay_size(chatwait: ChatWait, link: CutLink, stream_id: str) -> int:
 def test_replay_cut_after_every_byte_resumes_to_the_same_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, link: CutLink
 ) -> None:
-    """Case 4. The generation has finished, so what a cut loses is exact."""
+    """The generation has finished, so what a cut loses is exact."""
     stream_id, body, _ = finished_reference(chatwait, upstream)
     size = replay_size(chatwait, link, stream_id)
     assert size > 1500
@@ -279,7 +276,7 @@ def test_replay_cut_after_every_byte_resumes_to_the_same_text(
 def test_post_cut_in_its_headers_is_repeated_with_its_key_and_attaches(
     chatwait: ChatWait, upstream: ScriptedUpstream, link: CutLink
 ) -> None:
-    """Case 4. The client knows no id yet: it can only send its request again."""
+    """The client knows no id yet: it can only send its request again."""
     _, body, key = finished_reference(chatwait, upstream)
     for after in range(0, 600, 13):
         proxy = link.cut_next(after)
@@ -316,7 +313,7 @@ def cut_live(chatwait: ChatWait, upstream: ScriptedUpstream, link: CutLink, cuts
 def test_live_stream_cut_at_a_sample_of_bytes_resumes_to_the_same_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, link: CutLink
 ) -> None:
-    """Case 4. Live: frame by frame, and each cut is a generation of its own."""
+    """Live: frame by frame, and each cut is a generation of its own."""
     size = live_size(chatwait, upstream, link)
     cut_live(chatwait, upstream, link, [0, 1, *random.Random(4).sample(range(2, size), 40)])
 
@@ -327,7 +324,6 @@ def test_live_stream_cut_at_a_sample_of_bytes_resumes_to_the_same_text(
 def test_live_stream_cut_after_every_byte_resumes_to_the_same_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, link: CutLink
 ) -> None:
-    """Case 4."""
     size = live_size(chatwait, upstream, link)
     for begin in range(0, size, 200):
         upstream.reset()  # 3,000 rules would be searched at each request
@@ -338,7 +334,7 @@ def test_live_stream_cut_after_every_byte_resumes_to_the_same_text(
 def test_every_cursor_of_a_finished_stream_gives_what_follows_it(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Case 4. A replay is few frames, so cuts of it do not reach the cursors inside."""
+    """A replay is few frames, so cuts of it do not reach the cursors inside."""
     stream_id, _, _ = finished_reference(chatwait, upstream)
     for after in range(len(CHUNKS) + 1):
         got = read_answer(
@@ -354,7 +350,7 @@ def test_every_cursor_of_a_finished_stream_gives_what_follows_it(
 def test_connection_cut_again_and_again_comes_to_the_whole_text(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """Case 4. Some of the reconnects die before they got anything, and keep their old cursor."""
+    """Some of the reconnects die before they got anything, and keep their old cursor."""
     body = about(upstream, reference(0.01))
     sizes = [0, 300, 950, 0, 1000, 10, 650, 1100, 0, 0, 560, 1000, 1200, 300]
     proxy.plan(*map(CutAfter, sizes))
@@ -369,7 +365,6 @@ def test_connection_cut_again_and_again_comes_to_the_whole_text(
 def test_reconnect_that_dies_before_it_got_anything_keeps_its_cursor(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """Case 4."""
     script = Script(steps=[Token("a"), Token("b"), Gate("on"), Token("c"), Finish(), Done()])
     with live(chatwait.base_url, about(upstream, script)) as stream_id:
         upstream.wait_reached("on")
@@ -395,7 +390,6 @@ def test_reconnect_that_dies_before_it_got_anything_keeps_its_cursor(
 def test_replay_larger_than_a_frame_over_a_link_cut_in_every_frame_gets_through(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """Case 5."""
     texts = [f"{number:05d} naïve\n" for number in range(5000)]
     body, key = about(upstream, answer(texts)), new_key()
     assert post(f"{chatwait.base_url}/chat/wait", body, headers=key).json["tokens"] == 5000
@@ -409,7 +403,7 @@ def test_replay_larger_than_a_frame_over_a_link_cut_in_every_frame_gets_through(
 
 
 def test_hundred_chunks_in_one_millisecond_have_ids_that_rise(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 5. They come in one packet, to a reader that is there and to one that comes later."""
+    """They come in one packet, to a reader that is there and to one that comes later."""
     burst = b"".join(
         b"data: " + encode_json({"choices": [{"index": 0, "delta": {"content": f"{number},"}}]}) + b"\n\n"
         for number in range(100)
@@ -430,7 +424,6 @@ def test_hundred_chunks_in_one_millisecond_have_ids_that_rise(chatwait: ChatWait
 def test_same_cursor_asked_twice_on_a_finished_stream_gives_the_same_bytes(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Case 5."""
     stream_id, _, _ = finished_reference(chatwait, upstream)
     for after in (0, 1, 7, len(CHUNKS)):
         bodies = []

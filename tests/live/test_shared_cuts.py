@@ -1,4 +1,4 @@
-"""Case 4 over two services that share an engine: each connection reaches the other one."""
+"""Streams cut at any byte, over two services that share an engine: each connection reaches the other one."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def refusals() -> dict[str, tuple[int, str]]:
 
 @pytest.mark.parametrize("name", BAD)
 def test_start_with_a_bad_setting_ends_in_words_that_name_it(refusals: dict[str, tuple[int, str]], name: str) -> None:
-    """Section 9: the variable, the value, what is allowed; no secret and no traceback."""
+    """The variable, the value, what is allowed; no secret and no traceback."""
     exit_code, output = refusals[name]
     assert exit_code != 0
     for word in BAD[name][1]:
@@ -57,7 +57,7 @@ def test_start_with_a_bad_setting_ends_in_words_that_name_it(refusals: dict[str,
 
 @pytest.mark.requirement("core assumption 6", "tasks T014", "page constraint 4")
 def test_start_with_key_and_base_url_has_one_worker_and_no_other_process(chatwait: ChatWait) -> None:
-    """Section 9: the embedded model's supervisor runs only where it is the one that answers."""
+    """The embedded model's supervisor runs only where it is the one that answers."""
     master = psutil.Process(chatwait._running.pid)
     assert [child.pid for child in master.children(recursive=True)] == chatwait.wait_for_workers(1)
     assert get(f"{chatwait.base_url}/ready").json["parts"]["upstream"] == "remote"
@@ -94,7 +94,7 @@ def test_start_without_c_finds_its_configuration_and_raises_what_it_may_open(
 
 @pytest.mark.requirement("core assumption 3")
 def test_start_on_a_public_address_warns_that_there_is_no_sign_in(upstream: ScriptedUpstream) -> None:
-    """Section 2: with ALLOWED_HOSTS set it starts, and only those hosts are answered."""
+    """With ALLOWED_HOSTS set it starts, and only those hosts are answered."""
     with ChatWait(**settings(upstream, HOST="0.0.0.0", ALLOWED_HOSTS="chat.example.org,127.0.0.1")) as chatwait:
         warning = chatwait.wait_for_log(lambda line: line["level"] == "WARNING")
         assert "authentication" in warning["message"]

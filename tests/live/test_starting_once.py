@@ -28,7 +28,7 @@ def code(reply: Reply) -> tuple[int, str]:
 
 
 def test_two_posts_at_once_with_one_key_read_one_stream(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 15. Several times, since it is a race."""
+    """Several times, since it is a race."""
     for _ in range(10):
         body, key = about(upstream, answer(["a", "b", "c"], gap=0.01)), new_key()
         both = together(*[lambda body=body, key=key: read_answer(streaming(chatwait), body, headers=key)] * 2)
@@ -42,7 +42,6 @@ def test_two_posts_at_once_with_one_key_read_one_stream(chatwait: ChatWait, upst
 def test_wait_and_streaming_posts_at_once_with_one_key_get_one_answer(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Case 15."""
     body, key = about(upstream, Script(steps=[Token("a"), Gate("on"), Token("b"), Finish(), Done()])), new_key()
 
     def let_on() -> None:
@@ -63,7 +62,7 @@ def test_wait_and_streaming_posts_at_once_with_one_key_get_one_answer(
 def test_answer_lost_before_its_headers_is_attached_to_by_the_retry(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """Case 15. Live and finished, streaming and wait."""
+    """Live and finished, streaming and wait."""
     body, key = about(upstream, Script(steps=[Token("a"), Gate("on"), Token("b"), Finish(), Done()])), new_key()
     proxy.plan(CutAfter(0))
     with pytest.raises(Dropped):
@@ -83,7 +82,7 @@ def test_answer_lost_before_its_headers_is_attached_to_by_the_retry(
 def test_answer_lost_before_its_headers_without_a_key_starts_another(
     chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """Case 15. The premise of the test above: it is the key that saves a generation."""
+    """The premise of the test above: it is the key that saves a generation."""
     body = about(upstream, answer(["a"]))
     proxy.plan(CutAfter(0))
     with pytest.raises(Dropped):
@@ -94,7 +93,6 @@ def test_answer_lost_before_its_headers_without_a_key_starts_another(
 
 
 def test_same_key_after_the_end_gives_the_same_answer(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 15."""
     body, key = about(upstream, answer(["a", "b"])), new_key()
     first = post(wait(chatwait), body, headers=key)
     second = post(wait(chatwait), body, headers=key)
@@ -122,7 +120,6 @@ def test_same_key_after_the_end_gives_the_same_answer(chatwait: ChatWait, upstre
 def test_key_with_another_request_is_422_live_and_finished(
     chatwait: ChatWait, upstream: ScriptedUpstream, changed: dict[str, object]
 ) -> None:
-    """Case 15."""
     body, key = about(upstream, Script(steps=[Token("a"), Gate("on"), Finish(), Done()])), new_key()
     with live(chatwait.base_url, body, key) as stream_id:
         for _ in range(2):
@@ -134,7 +131,7 @@ def test_key_with_another_request_is_422_live_and_finished(
 
 
 def test_key_with_the_same_request_in_other_words_attaches(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 15. Defaults filled in, in another order, other white space: the request is the same."""
+    """Defaults filled in, in another order, other white space: the request is the same."""
     body, key = about(upstream, answer(["a"])), new_key()
     assert post(wait(chatwait), body, headers=key).json["content"] == "a"
     limits = get(f"{chatwait.base_url}/models").json
@@ -151,7 +148,6 @@ def test_key_with_the_same_request_in_other_words_attaches(chatwait: ChatWait, u
 
 
 def test_key_is_case_sensitive_and_another_key_starts_another(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 15."""
     body, key = about(upstream, answer(["a"])), f"Key-{secrets.token_hex(16)}"
     ids = {
         post(wait(chatwait), body, headers={"Idempotency-Key": one}).json["stream_id"]
@@ -164,7 +160,7 @@ def test_key_is_case_sensitive_and_another_key_starts_another(chatwait: ChatWait
 
 
 def test_generation_failed_before_its_first_token_frees_its_key(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 15. The failed one stays readable by its id."""
+    """The failed one stays readable by its id."""
     body, key = about(upstream, answer(["well"])), new_key()
     upstream.then(error(404))
     failed = post(wait(chatwait), body, headers=key)
@@ -178,7 +174,6 @@ def test_generation_failed_before_its_first_token_frees_its_key(chatwait: ChatWa
 
 @pytest.mark.requirement("page US3.2")
 def test_key_freed_by_a_failure_may_be_used_for_another_request(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 15."""
     body, key = about(upstream, error(404)), new_key()
     assert code(post(wait(chatwait), body, headers=key)) == (502, "upstream_error")
     other = about(upstream, answer(["other"]))
@@ -195,7 +190,6 @@ def test_key_freed_by_a_failure_may_be_used_for_another_request(chatwait: ChatWa
 def test_generation_failed_for_good_or_after_a_token_keeps_its_key(
     chatwait: ChatWait, upstream: ScriptedUpstream, script: Script, answered: tuple[int, str]
 ) -> None:
-    """Case 15."""
     body, key = about(upstream, script), new_key()
     replies = [post(wait(chatwait), body, headers=key) for _ in range(3)]
     assert [code(reply) for reply in replies] == [answered] * 3
@@ -204,7 +198,6 @@ def test_generation_failed_for_good_or_after_a_token_keeps_its_key(
 
 
 def test_cancelled_generation_keeps_its_key(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 15."""
     body, key = about(upstream, Script(steps=[Token("a"), Gate("never")])), new_key()
     with live(chatwait.base_url, body, key) as stream_id:
         upstream.wait_reached("never")
@@ -215,7 +208,6 @@ def test_cancelled_generation_keeps_its_key(chatwait: ChatWait, upstream: Script
 
 
 def test_refused_request_never_binds_its_key(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 15."""
     body, key = about(upstream, answer(["a"])), new_key()
     refusals: list[tuple[Reply, str]] = [
         (post(wait(chatwait), {"message": ""}, headers=key), "message_empty"),
@@ -234,7 +226,6 @@ def test_refused_request_never_binds_its_key(chatwait: ChatWait, upstream: Scrip
 def test_overload_binds_no_key_and_attaching_is_exempt_from_it(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream
 ) -> None:
-    """Cases 15, 17."""
     with ChatWait(**settings(shared_upstream, MAX_ACTIVE_STREAMS=1)) as chatwait:
         busy, busy_key = about(upstream, Script(steps=[Token("a"), Gate("on"), Finish(), Done()])), new_key()
         begin(chatwait.base_url, busy, busy_key)
@@ -254,7 +245,6 @@ def test_overload_binds_no_key_and_attaching_is_exempt_from_it(
     "key", ["", "x" * 15, "x" * 256, "x" * 8 + " " + "x" * 8, "x" * 8 + "\t" + "x" * 8, "é" * 16, "x" * 16 + "\xa0"]
 )
 def test_key_malformed_is_400_and_starts_nothing(chatwait: ChatWait, upstream: ScriptedUpstream, key: str) -> None:
-    """Case 15."""
     body = about(upstream, answer(["a"]))
     for url in (streaming(chatwait), wait(chatwait)):
         reply = post(url, body, headers={"Idempotency-Key": key})
@@ -267,7 +257,6 @@ def test_key_malformed_is_400_and_starts_nothing(chatwait: ChatWait, upstream: S
 def test_key_of_any_visible_characters_within_the_lengths_is_taken(
     chatwait: ChatWait, upstream: ScriptedUpstream, key: str
 ) -> None:
-    """Case 15."""
     body, unique = about(upstream, answer(["a"])), secrets.token_hex(8)
     headers = {"Idempotency-Key": (unique + key)[:255] if len(key) > 16 else key}
     assert post(wait(chatwait), body, headers=headers).json["content"] == "a"
@@ -281,7 +270,6 @@ def test_key_of_any_visible_characters_within_the_lengths_is_taken(
 def test_wait_dropped_at_ninety_percent_and_asked_again_gets_the_same_text_booked_once(
     chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Case 16."""
     texts = [f"{number} " for number in range(10)]
     script = Script(steps=[*map(Token, texts[:9]), Gate("90 %"), Token(texts[9]), Finish(), Done()])
     body, key = about(upstream, script), new_key()

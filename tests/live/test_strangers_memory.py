@@ -34,7 +34,7 @@ def in_memory(pid: int, text: str) -> int:
 
 
 def test_idempotency_key_is_not_kept_in_memory(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Section 3: "kept hashed". What a core would show; the stream's id stands there, and is the control."""
+    """A key is kept hashed. What a core would show; the stream's id stands there, and is the control."""
     require_or_skip("Linux's /proc", sys.platform == "linux")
     key = secrets.token_urlsafe(24)
     first = post(f"{chatwait.base_url}/chat/wait", {"message": "Hi"}, headers={"Idempotency-Key": key})

@@ -32,6 +32,7 @@ from tests.harness.upstream import (
     Token,
     TruncatedChunk,
     Usage,
+    answer,
     encode_json,
     error,
 )
@@ -349,11 +350,11 @@ def test_dying_upstream_is_asked_as_often_however_many_connections_were_kept(
 def test_connections_are_reused_from_answer_to_answer(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     """Upstream: twenty answers, and after refusals too, over a few connections."""
     url = f"{chatwait.base_url}/chat/streaming"
+    upstream.always(answer(["a", "b", "c"], gap=0.05))  # longer than a connection rests, which is 0.1 s
     for number in range(20):
         if number % 5 == 4:
             upstream.then(error(404))
         read_answer(url, {"message": "Hi"})
-    # The end of a body is read a moment after its client has everything; who asks in that moment opens another.
     assert len(upstream.completions) == 20
     assert len({record.connection for record in upstream.completions}) <= 5
 
@@ -535,7 +536,7 @@ def belated(hasty: ChatWait, shared_upstream: ScriptedUpstream) -> dict[str, Out
 def test_upstream_that_takes_too_long_ends_at_its_deadline(
     hasty: ChatWait, belated: dict[str, Outcome], name: str, mode: str
 ) -> None:
-    """Case 8. `detail` says which deadline it was; the upstream's connection is closed, and it is never asked again."""
+    """`detail` says which deadline it was; the upstream's connection is closed, and it is never asked again."""
     _, tokens, detail, at_least_ms = LATE[name]
     reply, stream_id, calls = belated[f"{name} {mode}"]
     if isinstance(reply, Reply):

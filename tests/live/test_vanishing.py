@@ -36,7 +36,6 @@ BIG = ["🙂" * 500] * 1600  # 800,000 characters, which are 9.6 MB when escaped
 
 
 def test_slow_reader_is_served_and_slows_nobody(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Case 13."""
     body, key = about(upstream, answer(["é" * 1000] * 100)), new_key()
     url = f"{chatwait.base_url}/chat/streaming"
     with (
@@ -56,7 +55,7 @@ def test_slow_reader_is_served_and_slows_nobody(chatwait: ChatWait, upstream: Sc
 def test_readers_that_read_slowly_for_longer_than_the_stall_limit_are_served(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream
 ) -> None:
-    """Case 13. At a steady pace, out of full buffers: the kernel wakes a writer when a third of its buffer is free."""
+    """At a steady pace, out of full buffers: the kernel wakes a writer when a third of its buffer is free."""
     with ChatWait(**settings(shared_upstream)) as chatwait, ThreadPoolExecutor(2) as pool:
         asked = about(upstream, answer(BIG)), about(upstream, answer(BIG))
         readings = [pool.submit(_read_slowly, chatwait, asked[0], 140_000)]
@@ -93,7 +92,6 @@ def _read_slowly(chatwait: ChatWait, body: dict[str, Any], bytes_per_second: int
 def test_client_that_takes_nothing_more_is_dropped_and_its_descriptor_comes_back(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream, how: str
 ) -> None:
-    """Case 13."""
     body, key = about(upstream, answer(BIG)), new_key()
     with ChatWait(**settings(shared_upstream)) as chatwait, ExitStack() as stack:
         stream_id = post(f"{chatwait.base_url}/chat/wait", body, headers=key, timeout=60).json["stream_id"]
@@ -153,7 +151,7 @@ ALONE_SECONDS = 10
 def test_hundred_that_take_nothing_more_are_gone_within_a_minute_and_nobody_else_notices(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream
 ) -> None:
-    """Case 13. Half of them stop reading, half are in a black hole; beside them 3 read a megabyte at 20 KB/s."""
+    """Half of them stop reading, half are in a black hole; beside them 3 read a megabyte at 20 KB/s."""
     gaps: list[tuple[float, float]] = []
     texts = ["0123456789" * 100] * 990
     with (
@@ -256,7 +254,7 @@ def swallowed(address: str) -> Iterator[None]:
 def test_clients_that_vanish_without_a_word_are_gone_within_a_minute(
     shared_upstream: ScriptedUpstream, upstream: ScriptedUpstream
 ) -> None:
-    """Case 13. They acknowledge nothing more, and in what they were doing the service may have nothing to write."""
+    """They acknowledge nothing more, and in what they were doing the service may have nothing to write."""
     require_or_skip("a route that swallows packets (root, iproute2)", can_swallow())
     address = f"127.{64 + secrets.randbelow(60)}.{secrets.randbelow(250)}.{1 + secrets.randbelow(250)}"
     with (

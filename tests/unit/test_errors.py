@@ -11,7 +11,7 @@ from app import errors
 
 ALL = errors.walk()
 
-# Section 7 of the contract, and what retrying may help with: code → (status, origin, retryable).
+# The codes of contracts/openapi.yaml, and what retrying may help with: code → (status, origin, retryable).
 CLIENT = {
     "invalid_json": (400, False),
     "invalid_request": (400, False),

@@ -1,5 +1,6 @@
 """Test the runner of the service with a small gunicorn application in place of ChatWait."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def test_service_runs_with_a_clean_environment_and_tells_its_resources(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "of the developer")
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", "of the developer"))
     with ChatWait(root=root, TIMEOUT_SECONDS=5, FLAG=True, ABSENT=None, WORKERS=2) as service:
         environment = get(f"{service.base_url}/env").json
         pids = service.wait_for_workers(2)
@@ -76,7 +78,8 @@ def test_service_runs_with_a_clean_environment_and_tells_its_resources(
     assert environment["PORT"] == str(service.port)
     assert (environment["TIMEOUT_SECONDS"], environment["FLAG"]) == ("5", "true")
     assert environment["ENV_FILE"] == "/dev/null"
-    assert not {"OPENAI_API_KEY", "ABSENT", "PYTHONPATH"} & set(environment)
+    assert not {"OPENAI_API_KEY", "ABSENT"} & set(environment)
+    assert ("PYTHONPATH" in environment) == ("CHATWAIT_TEST_CLOCK_AHEAD" in os.environ)
     assert set(resources) == {"fds", "threads", "rss_bytes", "sockets"}
     assert min(resources.values()) > 0
     assert not any(is_alive(pid) for pid in pids)

@@ -1,4 +1,4 @@
-"""Test what a body may hold, by the rows of the contract's section 7, and what refusing it may cost."""
+"""Test what a body may hold, by the schema `ChatRequest` of the contract, and what refusing it may cost."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ import pytest
 from app import sse
 from app.sockets import DirectWriter, shut
 from app.sse import Readers, frames
+from app.streams import memory
 from app.streams.memory import MemoryStore
 from app.streams.store import Origin, Piece, Terminal
 from tests.harness.events import Event, EventParser
@@ -343,20 +344,22 @@ def test_reader_that_takes_nothing_is_dropped_while_its_rest_waits_for_room() ->
 
 
 class Clock:
-    def __init__(self) -> None:
+    """Stand for the clock of every module that looks at it: two clocks differ by the age of the machine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
+        for module in (sse, memory):
+            monkeypatch.setattr(module, "time", self)
 
     def monotonic(self) -> float:
         return self.now
 
 
 def test_heartbeats_count_from_the_last_frame_whoever_wrote_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(sse, "time", clock)
+    clock = Clock(monkeypatch)
     log = new_log()
     with Served(log, heartbeat_seconds=10.0) as served:
         served.wait_asleep()
-        served.reader.frame_at = clock.now  # which the log's own clock had set
 
         def pass_seconds(seconds: float) -> None:
             clock.now += seconds

@@ -36,7 +36,7 @@ def live_and_forget(store: memory.MemoryStore, first: int, count: int) -> list[s
 
 @pytest.mark.usefixtures("traced")
 def test_store_that_has_forgotten_more_than_it_remembers_takes_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Case 17. It remembers 100,000; a tenth shows the same."""
+    """It remembers 100,000; a tenth shows the same."""
     remembered = memory.REMEMBERED // 10
     monkeypatch.setattr(memory, "REMEMBERED", remembered)
     store = memory.MemoryStore(max_active=10, budget_bytes=BUDGET_BYTES, retention_seconds=3600)
