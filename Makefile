@@ -34,8 +34,8 @@ run: $(BASE) ## Start the service on http://127.0.0.1:8000; without a key or a b
 	@if $(BIN)/python -m app.config needs-local-model; then $(MAKE) --silent --no-print-directory $(LOCAL); fi
 	@exec $(BIN)/gunicorn -c gunicorn.conf.py wsgi:app
 
-test: $(DEV) $(LOCAL) ## Run the tests, except the long ones
-	$(BIN)/python -m pytest
+test: $(DEV) $(LOCAL) ## Run the tests, except the long ones (TESTS="tests/unit": only these)
+	$(BIN)/python -m pytest $(TESTS)
 
 test-long: $(DEV) $(LOCAL) ## Run the long tests
 	$(BIN)/python -m pytest -m long -n 6 --dist worksteal

@@ -410,7 +410,8 @@ class ChatWait:
 
     def _is_healthy(self) -> bool:
         try:
-            return get(f"{self.base_url}/health", timeout=1.0).status == 200
+            named = str(self.settings.get("ALLOWED_HOSTS") or HOST).partition(",")[0]
+            return get(f"{self.base_url}/health", {"Host": named}, timeout=1.0).status == 200
         except OSError:
             return False
 

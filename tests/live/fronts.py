@@ -20,9 +20,10 @@ KINDS = ("nginx plain", "nginx shipped", "haproxy plain", "haproxy shipped")
 """Plain: the proxy's own defaults, and gzip for everything. Shipped: what deploy/ recommends."""
 
 
-def need(name: str) -> None:
-    """Skip the test where this proxy is not installed."""
-    require_or_skip(f"{name} (apt-get install {name})", installed(name) is not None)
+def need(*names: str) -> None:
+    """Skip the test where one of these proxies is not installed. Before anything has a port: it would stay open."""
+    for name in names:
+        require_or_skip(f"{name} (apt-get install {name})", installed(name) is not None)
 
 
 def front(kind: str, directory: Path, port: int, *options: str, changes: Mapping[str, str] | None = None) -> Proxy:
@@ -42,8 +43,8 @@ def front_of_two(name: str, directory: Path, one: int, two: int) -> Proxy:
 @contextmanager
 def both(directory: Path, port: int) -> Iterator[tuple[Proxy, Proxy]]:
     """Run what deploy/ recommends, nginx and haproxy, in front of this port."""
+    need(*NAMES)
     for name in NAMES:
-        need(name)  # before either has a port, which a skip would leave open
         (directory / name).mkdir()
     nginx, haproxy = (front(f"{name} shipped", directory / name, port) for name in NAMES)
     with nginx, haproxy:

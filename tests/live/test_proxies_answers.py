@@ -17,7 +17,7 @@ from tests.harness.proxies import Proxy
 from tests.harness.reader import get, post, read_resuming, request
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token, answer, error
-from tests.live.fronts import KINDS, NAMES, both, front
+from tests.live.fronts import KINDS, NAMES, both, front, need
 from tests.live.rawhttp import send_anything
 from tests.live.steps import about, asked, cursor, live, new_key, poll, settings
 from tests.requirements import require_or_skip
@@ -163,6 +163,7 @@ def test_client_that_asks_while_the_service_is_down_is_answered_when_it_is_back(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     """What the proxies say in its place tells a client to come again, and when."""
+    need(*NAMES)
     service = ChatWait(**settings(upstream))
     with (
         both(tmp_path, service.port) as (nginx, haproxy),
