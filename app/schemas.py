@@ -256,7 +256,7 @@ def _flatten(messages: Any, path: str = "") -> dict[str, list[str]]:
 
 
 def answer(log: StreamLog, terminal: Terminal, correlation_id: str) -> dict[str, Any]:
-    """Fold a finished log into the wait-mode answer. Shape: `Answer` in contracts/openapi.yaml, its keys in that order."""
+    """Fold a finished log into the wait-mode answer. Shape: `Answer` in contracts/openapi.yaml."""
     end = terminal.content
     folded = {
         "stream_id": log.stream_id,

@@ -129,7 +129,9 @@ class _Connection(http.client.HTTPConnection):
         self.sock = self._dial()
         if getattr(self, "_tunnel_host", None):
             self._tunnel()  # type: ignore[attr-defined]
-            if self._head is not None and self._head.has_surplus:
+            assert self._head is not None
+            self._head.close()  # not every version of http.client does
+            if self._head.has_surplus:
                 raise http.client.HTTPException("the proxy sent more than an answer to CONNECT")
         if self.tls is not None:
             name = getattr(self, "_tunnel_host", None) or self.host

@@ -67,8 +67,11 @@ def origin() -> Iterator[str]:
 
 
 @pytest.fixture(scope="package")
-def playwright() -> Iterator[Any]:
-    """Start playwright; while it runs, no other event loop may in this thread."""
+def playwright(chromium_path: str) -> Iterator[Any]:
+    """Start playwright; while it runs, no other event loop may in this thread.
+
+    Only where there is a Chromium: its own driver lacks a library (libatomic) on a system that has nothing.
+    """
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
