@@ -9,7 +9,7 @@ import socket
 import sys
 import termios
 
-__all__ = ["DirectWriter", "is_connected", "is_quiet", "shut"]
+__all__ = ["DirectWriter", "is_connected", "is_quiet", "shut", "unacknowledged"]
 
 _ESTABLISHED = 1  # Source: linux/include/net/tcp_states.h
 
@@ -31,6 +31,17 @@ def is_quiet(sock: socket.socket) -> bool:
     """Tell whether no bytes wait to be read; one system call, never waits, nor lets others run (as gevent's `poll`
     does). An end is no byte: see `is_connected`."""
     return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder) == 0
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Tell how many bytes that were sent the other side's kernel has not acknowledged; one system call, never waits.
+
+    Where the kernel does not tell, the answer is 0.
+    """
+    try:
+        return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def shut(sock: socket.socket) -> None:

@@ -71,7 +71,8 @@ def main() -> int:
         assert answer["status"] == "complete", answer
         assert answer["content"].strip(), "an empty answer"
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(END_SECONDS)
+        ended = process.wait(END_SECONDS)
+        assert ended in (0, 2, 130, -signal.SIGINT), f"`make run` ended with {ended}"  # make's own word for Ctrl-C is 2
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

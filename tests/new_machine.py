@@ -52,7 +52,7 @@ def environment(directory: Path, *, uptime: float | None, without: Sequence[str]
     if uptime is not None:
         real = time.clock_gettime(time.CLOCK_MONOTONIC)  # whatever this machine seems to be
         variables["CHATWAIT_TEST_CLOCK_AHEAD"] = repr(uptime - real)
-        variables["PYTHONPATH"] = str(YOUNG)
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(YOUNG), variables.get("PYTHONPATH")]))
     if without:
         link_programs(directory, variables.get("PATH", os.defpath), without)
         variables["PATH"] = str(directory)

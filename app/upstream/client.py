@@ -162,6 +162,8 @@ class OpenAIUpstream:
             response = self._transport.handle_request(request)
         except httpx2.TimeoutException as error:
             raise openai.APITimeoutError(request) from error
+        except httpx2.RemoteProtocolError as error:  # it was asked, and may have been paid: not to be tried again
+            raise errors.UpstreamError("The model's server sent what is no answer of HTTP.") from error
         except httpx2.TransportError as error:
             raise openai.APIConnectionError(request=request) from error
         response.request = request

@@ -10,7 +10,6 @@ import http.client
 import io
 import socket
 import time
-from collections.abc import Callable
 
 from app.upstream.framing import Framing, announced
 
@@ -18,6 +17,7 @@ __all__ = ["Head"]
 
 HEAD_BYTES = 65_536
 HEAD_READS = 1000
+READ_BYTES = 8192
 INTERIM_ANSWERS = 100
 LONGEST_LINE = 65_536
 
@@ -29,16 +29,16 @@ class Head(http.client.HTTPResponse):
     """The status and the headers of one final answer, and what was received together with them.
 
     HEAD_BYTES, HEAD_READS and INTERIM_ANSWERS bound all that comes before the final answer's body. The time is bounded
-    by whoever waits: once `is_wanted` is false the next read fails.
+    by whoever waits, who shuts the socket down.
     """
 
-    def __init__(self, sock: socket.socket, *, method: str | None = None, is_wanted: Callable[[], bool]) -> None:
-        super().__init__(sock, method=method)
+    def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
+        super().__init__(sock, debuglevel, method)
         self.interim = 0
         self.has_surplus = False
         """It was closed though more than a head had been received."""
-        self._source = _Source(self.fp.detach(), is_wanted)
-        self.fp = io.BufferedReader(self._source)
+        self._source = _Source(self.fp.detach())
+        self.fp = io.BufferedReader(self._source, READ_BYTES)
 
     def framing(self) -> Framing:
         """Choose how the body is read. Raises: BadFraming where the headers contradict each other."""
@@ -77,8 +77,9 @@ class Head(http.client.HTTPResponse):
             self.interim += 1
             if self.interim > INTERIM_ANSWERS:
                 raise http.client.HTTPException("too many interim answers")
-            while self.fp.readline(LONGEST_LINE).strip(b"\r\n"):
-                pass  # its headers; `_Source` bounds them
+            while line := self.fp.readline(LONGEST_LINE).strip(b"\r\n").lower():  # `_Source` bounds them
+                if line.startswith((b"content-length", b"transfer-encoding")):
+                    raise http.client.HTTPException("an interim answer with a body")
             time.sleep(0)
 
 
@@ -88,11 +89,10 @@ class _Source(io.RawIOBase):
     A read that finds something returns at once, so an upstream that never stops sending would keep everybody waiting.
     """
 
-    def __init__(self, raw: io.RawIOBase, is_wanted: Callable[[], bool]) -> None:
+    def __init__(self, raw: io.RawIOBase) -> None:
         self.is_ended = False
         """Nothing more is read: as if nothing were there at the moment."""
         self._raw = raw
-        self._is_wanted = is_wanted
         self._bytes = 0
         self._reads = 0
 
@@ -105,8 +105,6 @@ class _Source(io.RawIOBase):
         self._reads += 1
         if self._reads > FREE_READS:
             time.sleep(0)
-        if not self._is_wanted():
-            raise ConnectionAbortedError("the call was cancelled")
         if self._reads > HEAD_READS or self._bytes > HEAD_BYTES:
             raise http.client.HTTPException("the head is too long")
         received = self._raw.readinto(buffer)

@@ -27,7 +27,7 @@ import httpx2
 
 from app.arrivals import each_arrival
 from app.logs import event
-from app.sockets import is_connected, is_quiet
+from app.sockets import is_connected, is_quiet, unacknowledged
 from app.upstream.framing import BadFraming
 from app.upstream.head import Head
 
@@ -46,7 +46,10 @@ NEXT_ADDRESS_SECONDS = 5.0
 STALE_SECONDS = 1.0
 SWEEP_SECONDS = 5.0
 REST_SECONDS = 0.1
-"""A kept connection is not used before this: what its upstream sends behind the end of an answer shows itself first."""
+"""A kept connection is not used before this: what its upstream sends behind the end of an answer shows itself first.
+Nor before the time that the slowest head took lately: an answer to a request that got another one in its place."""
+SLOWEST_FADES = 0.98
+"""With each answer."""
 
 TIMED_OUT = (b"HTTP/1.1 408", b"HTTP/1.0 408")
 """With this some servers close an idle connection. Source: Go's net/http, `is408Message`."""
@@ -106,11 +109,11 @@ class _State(enum.Enum):
 
 
 class _Unfit(ConnectionError):
-    """The upstream has closed a kept connection; nothing was asked on it."""
+    """The connection cannot be used; the upstream has not got a whole request on it."""
 
 
-class _Spoken(ConnectionError):
-    """The upstream has sent something on a kept connection; nothing was asked on it."""
+class _Spoken(_Unfit):
+    """The upstream has sent something that nobody asked for."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -147,6 +150,7 @@ class _Connection(http.client.HTTPConnection):
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # else urgent bytes hide what follows them
                 self.call.adopt(sock, connecting=True)
                 # An address that swallows packets (IPv6 that goes nowhere) must not use up the others' time.
                 sock.settimeout(None if number == len(found) else NEXT_ADDRESS_SECONDS)
@@ -162,15 +166,20 @@ class _Connection(http.client.HTTPConnection):
         raise failure or OSError("the host name has no address")
 
     def response_class(  # type: ignore[override]
-        self, sock: socket.socket, *, method: str | None = None, **_: object
+        self, sock: socket.socket, debuglevel: int = 0, method: str | None = None
     ) -> Head:
         """Make the reader of an answer's head; http.client calls this."""
-        call = self.call
-        self._head = Head(sock, method=method, is_wanted=lambda: not call.cancelled)
+        self._head = Head(sock, debuglevel, method)
         return self._head
 
+    def abandon(self) -> None:
+        """Close the connection, also where http.client has left it to an answer that nobody will read."""
+        self.close()
+        if self._head is not None:
+            self._head.close()
+
     def look(self) -> _State:
-        """Look whether the connection can be used for another request. Never waits."""
+        """Look whether a request may be sent. Never waits."""
         sock = self.sock
         try:
             if isinstance(sock, ssl.SSLSocket):
@@ -182,16 +191,26 @@ class _Connection(http.client.HTTPConnection):
             return _State.CLOSED
 
     def _look_into(self, sock: ssl.SSLSocket) -> _State:
-        """Tell what TLS sends for itself, such as a session ticket, from what its user sends."""
+        """Tell what TLS sends for itself from what its user sends.
+
+        A session ticket comes right behind the handshake. Later, when what came is neither, it may be half a record of
+        something else: the connection is not used again.
+        """
         if not sock.pending() and is_quiet(sock):
             return _State.QUIET if is_connected(sock) else _State.CLOSED
         sock.setblocking(False)
         try:
             return _spoken(sock.recv(len(TIMED_OUT[0])))
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return _State.QUIET
+            return _State.CLOSED if self.used else _State.QUIET
         finally:
             sock.setblocking(True)
+
+    def check(self) -> None:
+        """Raises: _Unfit where a request must not be sent, or not be completed."""
+        state = self.look()
+        if state is not _State.QUIET:
+            raise _Spoken if state is _State.SPOKE else _Unfit
 
 
 def _spoken(received: bytes) -> _State:
@@ -205,6 +224,7 @@ class Transport(httpx2.BaseTransport):
     def __init__(self, *, verify: ssl.SSLContext | None = None) -> None:
         self._tls = verify or ssl.create_default_context()
         self._idle: dict[Origin, list[_Connection]] = {}
+        self._slowest: dict[Origin, float] = {}
         self._distrusted: set[Origin] = set()
         self._lock = threading.Lock()
         self._swept = 0.0
@@ -229,6 +249,7 @@ class Transport(httpx2.BaseTransport):
             begun = time.monotonic()
             try:
                 head, sock = self._exchange(connection, request)
+                self._note_head(origin, time.monotonic() - begun)
                 body = Body(self, origin, connection, head, sock)
                 return httpx2.Response(
                     head.status,
@@ -237,13 +258,13 @@ class Transport(httpx2.BaseTransport):
                     extensions={BODY: body},
                 )
             except (OSError, http.client.HTTPException, ValueError) as error:
-                connection.close()
+                connection.abandon()
                 call.release()
-                if connection.used and _is_nonsense(error):
-                    self.distrust(origin)
-                # A kept connection that the upstream had closed fails at once, and nothing was asked yet. One that
-                # fails later may have been asked: asking again could cost twice.
-                if connection.used and not call.cancelled and time.monotonic() - begun < STALE_SECONDS:
+                if isinstance(error, _Spoken):
+                    self.distrust(origin, "idle")
+                elif _is_nonsense(error):
+                    self.distrust(origin, "nonsense")
+                if connection.used and not call.cancelled and _may_ask_again(error, time.monotonic() - begun):
                     connection = self._new(*origin)
                     continue
                 raise _transport_error(error, request) from error
@@ -259,9 +280,12 @@ class Transport(httpx2.BaseTransport):
         for name, value in request.headers.raw:
             connection.putheader(name, value)
         content = request.read()
-        if connection.used and (state := connection.look()) is not _State.QUIET:
-            raise _Spoken if state is _State.SPOKE else _Unfit
-        connection.endheaders(content)  # the first byte that is sent
+        connection.check()
+        connection.endheaders(content[:-1])
+        if connection.used:
+            # Until the last byte is there, nothing is an answer to this request; to send all of it may take a while.
+            connection.check()
+        connection.send(content[-1:])
         if connection.used and hasattr(socket, "TCP_QUICKACK"):
             # A server without TCP_NODELAY holds its second packet until the first is acknowledged, which the
             # kernel puts off by 40 ms on a connection that has been in use.
@@ -269,19 +293,29 @@ class Transport(httpx2.BaseTransport):
         sock = connection.sock  # which http.client lets go of where the connection ends with the body
         head = connection.getresponse()
         assert isinstance(head, Head)
+        if head.status < 300 and unacknowledged(sock):  # an error may come early
+            raise http.client.HTTPException("an answer that was sent before the request had arrived")
         return head, sock
 
     def _take(self, origin: Origin) -> _Connection:
         """Take the kept connection that was used last, of those that have rested, or a new one."""
         now = time.monotonic()
         with self._lock:
+            rest = self._rest_seconds(origin)
             kept = self._idle.get(origin, [])  # in the order of their last use
             for at in reversed(range(len(kept))):
                 if now - kept[at].idle_since > IDLE_SECONDS:
                     break
-                if now - kept[at].idle_since >= REST_SECONDS:
+                if now - kept[at].idle_since >= rest:
                     return kept.pop(at)
         return self._new(*origin)
+
+    def _rest_seconds(self, origin: Origin) -> float:
+        return max(REST_SECONDS, self._slowest.get(origin, 0.0))
+
+    def _note_head(self, origin: Origin, seconds: float) -> None:
+        """Note how long a head took to come: so long may an answer be on its way that nobody waits for any more."""
+        self._slowest[origin] = max(seconds, SLOWEST_FADES * self._slowest.get(origin, 0.0))
 
     def _new(self, scheme: str, host: str, port: int) -> _Connection:
         tls = self._tls if scheme == "https" else None
@@ -308,10 +342,11 @@ class Transport(httpx2.BaseTransport):
                 return
         connection.close()
 
-    def distrust(self, origin: Origin) -> None:
+    def distrust(self, origin: Origin, seen: str) -> None:
         """Keep no connection of this origin any more: it has sent what nobody asked for.
 
-        The next time that could be another user's answer, a moment after a request was sent.
+        The next time that could be another user's answer, a moment after a request was sent. `seen` is for the log:
+        `surplus` behind an answer, bytes on an `idle` connection, or `nonsense` in an answer's place.
         """
         with self._lock:
             if origin in self._distrusted:
@@ -320,7 +355,7 @@ class Transport(httpx2.BaseTransport):
             kept = self._idle.pop(origin, [])
         for connection in kept:
             connection.close()
-        event("upstream_distrusted", level=logging.WARNING)
+        event("upstream_distrusted", level=logging.WARNING, seen=seen)
 
     def sweep(self, now: float) -> None:
         """Close kept connections that are of no more use; looks every SWEEP_SECONDS. Units: monotonic seconds."""
@@ -343,7 +378,7 @@ class Transport(httpx2.BaseTransport):
         for connection in stale:
             connection.close()
         for origin in spoke:
-            self.distrust(origin)
+            self.distrust(origin, "idle")
 
     def close(self) -> None:
         with self._lock:
@@ -361,9 +396,20 @@ def _proxy_for(scheme: str, host: str, port: int) -> str | None:
 
 
 def _is_nonsense(error: Exception) -> bool:
-    """Tell whether a kept connection gave what is no answer, where a connection that is closed gives nothing."""
-    is_end = isinstance(error, http.client.RemoteDisconnected)
-    return isinstance(error, _Spoken) or (isinstance(error, http.client.HTTPException) and not is_end)
+    """Tell whether something came that is no answer, where a connection that is closed gives nothing."""
+    return isinstance(error, http.client.HTTPException) and not isinstance(error, OSError)
+
+
+def _may_ask_again(error: Exception, seconds: float) -> bool:
+    """Tell whether a request that failed on a kept connection may be sent on a new one.
+
+    A connection that the upstream had closed fails at once, and nothing was asked. One that fails later may have been
+    asked: asking again could cost twice. So it could with an answer that is there and is refused. What is no answer at
+    all is most likely the end of the one before.
+    """
+    if isinstance(error, _Unfit):
+        return True
+    return seconds < STALE_SECONDS and isinstance(error, OSError | http.client.BadStatusLine)
 
 
 def _transport_error(error: Exception, request: httpx2.Request) -> httpx2.TransportError:
@@ -485,4 +531,4 @@ class Body(httpx2.SyncByteStream):
         else:
             connection.close()
         if has_surplus:
-            self._transport.distrust(self._origin)
+            self._transport.distrust(self._origin, "surplus")

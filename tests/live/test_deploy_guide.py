@@ -73,7 +73,9 @@ def test_deploy_restarts_the_second_instance_when_the_first_is_ready_and_never_h
         systemctl(tmp_path, service) as calls,
     ):
         script = block.replace("localhost:8000", f"localhost:{service.port}").replace("--retry 60", "--retry 2")
-        assert script.count("--retry 2") == 1
+        assert script.count("--retry 2 ") == 1
+        assert "--max-time 5 " in script
+        assert "--retry-max-time 60 " in script, "a server that accepts and says nothing is not waited for either"
         path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
         done = subprocess.run(["sh", "-c", script], env={**os.environ, "PATH": path}, timeout=60, check=False)
 

@@ -347,16 +347,19 @@ def test_dying_upstream_is_asked_as_often_however_many_connections_were_kept(
     assert 3 <= len(asked(upstream, body)) <= 4  # the first may have been a stale connection's, for all we know
 
 
-def test_connections_are_reused_from_answer_to_answer(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """Upstream: twenty answers, and after refusals too, over a few connections."""
-    url = f"{chatwait.base_url}/chat/streaming"
+def test_connections_are_reused_from_answer_to_answer(upstream: ScriptedUpstream) -> None:
+    """Upstream: twenty answers, and after refusals too, over a few connections.
+
+    A service of its own: where heads were slow a moment ago, connections rest for longer.
+    """
     upstream.always(answer(["a", "b", "c"], gap=0.05))  # longer than a connection rests, which is 0.1 s
-    for number in range(20):
-        if number % 5 == 4:
-            upstream.then(error(404))
-        read_answer(url, {"message": "Hi"})
+    with ChatWait(**settings(upstream)) as service:
+        for number in range(20):
+            if number % 5 == 4:
+                upstream.then(error(404))
+            read_answer(f"{service.base_url}/chat/streaming", {"message": "Hi"})
     assert len(upstream.completions) == 20
-    assert len({record.connection for record in upstream.completions}) <= 5
+    assert len({record.connection for record in upstream.completions}) <= 8
 
 
 def test_redirect_is_not_followed(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:

@@ -15,8 +15,8 @@ class RawServer:
 
     def __init__(self, serve: Callable[[socket.socket, int], None]) -> None:
         self._serve = serve
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
         self.connections = 0
         self._accepted: list[socket.socket] = []
@@ -26,7 +26,7 @@ class RawServer:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                connection, _ = self._listener.accept()
+                connection, _ = self.listener.accept()
                 self.connections += 1
                 self._accepted.append(connection)
                 thread = threading.Thread(target=self._run, args=(connection, self.connections), daemon=True)
@@ -39,8 +39,8 @@ class RawServer:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
         self._threads[0].join(PATIENCE_SECONDS)
         for connection in self._accepted:
             with contextlib.suppress(OSError):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import itertools
 import json
 import random
 import select
@@ -16,8 +15,10 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import httpx2
 import pytest
@@ -55,7 +56,7 @@ def serve() -> Iterator[Serve]:
 @pytest.fixture
 def transport(monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
     """A transport whose connections need no rest, unless a test says so."""
-    monkeypatch.setattr(transports, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(Transport, "_rest_seconds", lambda *_: 0.0)
     made = Transport()
     yield made
     made.close()
@@ -136,10 +137,11 @@ def test_interim_answer_before_an_error_leaves_its_status(serve: Serve, transpor
         [HINTS.replace(b"\r\n\r\n", b"\r\nA: " + b"x" * 60_000 + b"\r\n\r\n") * 2, MINE],
         [b"HTTP/1.1 103 Early Hints\r\nA: " + b"x" * 2 * HEAD_BYTES],
         [b"HTTP/1.1 103 Early Hints\r\n" + b"A: b\r\n" * HEAD_BYTES],
+        [b"HTTP/1.1 100 Continue\r\nContent-Length: %d\r\n\r\n" % len(STRANGER) + STRANGER, MINE],
         [HINTS],
         [HINTS[:20]],
     ],
-    ids=["101", "too many", "too large together", "a line", "lines", "and nothing", "half of one"],
+    ids=["101", "too many", "too large together", "a line", "lines", "with a body", "and nothing", "half of one"],
 )
 def test_interim_answers_that_are_none_or_too_many_are_a_broken_upstream(
     serve: Serve, transport: Transport, told: list[Step]
@@ -151,20 +153,24 @@ def test_interim_answers_that_are_none_or_too_many_are_a_broken_upstream(
     assert server.connections == 1
 
 
-def test_head_in_too_many_pieces_is_a_broken_upstream(
+def test_head_in_too_many_pieces_is_a_broken_upstream_and_others_run_in_between(
     serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heads, "HEAD_READS", 20)
+    turns: list[float] = []
+    monkeypatch.setattr(heads, "time", SimpleNamespace(sleep=turns.append))
     assert HEAD_READS > 100, "an ordinary head takes one or two"
 
     def drip(connection: socket.socket, _: int) -> None:
         read_request(connection)
-        for byte in itertools.cycle(b"HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n"):
-            connection.sendall(bytes([byte]))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nA: ")
+        while True:
+            connection.sendall(b"b")
             time.sleep(0.001)
 
     with pytest.raises(httpx2.RemoteProtocolError):
         ask(transport, serve(drip).url)
+    assert turns == [0] * (21 - heads.FREE_READS)
 
 
 def endless(connection: socket.socket, _: int) -> None:
@@ -198,7 +204,7 @@ def test_call_cancelled_while_interim_answers_never_end_ends(
 
 
 def test_body_of_an_error_that_is_all_framing_is_bounded_and_lets_others_run(
-    serve: Serve, transport: Transport
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = 0
 
@@ -211,8 +217,12 @@ def test_body_of_an_error_that_is_all_framing_is_bounded_and_lets_others_run(
             connection.sendall(crumb)
             sent += len(crumb)
 
+    turns: list[float] = []
+    monkeypatch.setattr(transports, "time", SimpleNamespace(sleep=turns.append, monotonic=time.monotonic))
     assert len(ask(transport, serve(crumbs).url, whole=True)) <= transports.ERROR_BODY_BYTES // 1000
     assert sent < 64 << 20
+    assert turns
+    assert set(turns) == {0}
 
 
 # Bytes that nobody asked for
@@ -249,30 +259,35 @@ def test_surplus_in_one_piece_with_an_answer_ends_its_connection_and_the_trust_i
     assert len(events.of("upstream_distrusted")) == 1, "told once"
 
 
+def behind(surplus: bytes, read: threading.Event) -> list[Step]:
+    """Answer, and send more when the answer has been read: in a piece of its own, however busy the machine."""
+    return [MINE, lambda _: read.wait(PATIENCE_SECONDS), surplus]
+
+
 @pytest.mark.parametrize("surplus", [STRANGER, HINTS, b"\r\n", b"x", TIMED_OUT[:8]])
 def test_surplus_that_comes_between_two_requests_is_seen_before_the_second_is_sent(
     serve: Serve, transport: Transport, events: Events, surplus: bytes
 ) -> None:
     asked: Counter[int] = Counter()
+    read = threading.Event()
 
     def answer(connection: socket.socket, number: int) -> None:
         while read_request(connection):
             asked[number] += 1
-            connection.sendall(MINE)
-            if number == 1:
-                time.sleep(0.02)
-                connection.sendall(surplus)
+            for step in behind(surplus, read) if number == 1 else [MINE]:
+                step(connection) if callable(step) else connection.sendall(step)
 
     server = serve(answer)
     assert ask(transport, server.url) == b"mine"
     assert kept(transport) == 1
+    read.set()
     wait_for_bytes(transport)
 
     for _ in range(3):
         assert ask(transport, server.url) == b"mine"
 
     assert asked == {1: 1, 2: 1, 3: 1, 4: 1}, "nothing was asked of the first connection again, and none was kept"
-    assert len(events.of("upstream_distrusted")) == 1
+    assert [line["seen"] for line in events.of("upstream_distrusted")] == ["idle"]
 
 
 def wait_for_bytes(transport: Transport) -> None:
@@ -283,17 +298,60 @@ def wait_for_bytes(transport: Transport) -> None:
     assert poll.poll(PATIENCE_SECONDS * 1000)
 
 
-def test_surplus_of_an_idle_connection_is_seen_by_the_sweep(serve: Serve, transport: Transport, events: Events) -> None:
-    server = serve(saying([MINE, lambda _: time.sleep(0.02), STRANGER, lambda it: it.recv(1)]))
+def test_urgent_bytes_hide_nothing_behind_them(serve: Serve, transport: Transport, events: Events) -> None:
+    read = threading.Event()
+
+    def hide(connection: socket.socket) -> None:
+        connection.send(b"!", socket.MSG_OOB)
+        connection.sendall(STRANGER)
+
+    server = serve(saying([*behind(b"", read), hide, lambda it: it.recv(1)]))
     assert ask(transport, server.url) == b"mine"
+    read.set()
     wait_for_bytes(transport)
+
+    assert ask_new(transport, server) == b"mine"
+    assert len(events.of("upstream_distrusted")) == 1
+
+
+def ask_new(transport: Transport, server: RawServer) -> bytes:
+    """Ask, while the server's first connection still waits, and see that it was another one that answered."""
+    body = ask(transport, server.url)
+    assert server.connections == 2
+    return body
+
+
+def test_surplus_of_an_idle_connection_is_seen_by_the_sweep_and_ends_all_that_are_kept(
+    serve: Serve, transport: Transport, events: Events
+) -> None:
+    read, together = threading.Event(), threading.Barrier(2)
+
+    def answer(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        together.wait(PATIENCE_SECONDS)
+        connection.sendall(MINE)
+        if number == 1:
+            read.wait(PATIENCE_SECONDS)
+            connection.sendall(STRANGER)
+        connection.recv(1)
+
+    server = serve(answer)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda _: ask(transport, server.url), range(2))) == [b"mine"] * 2
+    assert kept(transport) == 2
+    read.set()
+    ((one, other),) = transport._idle.values()
+    poll = select.poll()
+    for connection in (one, other):
+        poll.register(connection.sock, select.POLLIN)
+    assert poll.poll(PATIENCE_SECONDS * 1000)
 
     transport.sweep(time.monotonic() + 10)
 
     assert kept(transport) == 0
-    assert len(events.of("upstream_distrusted")) == 1
-    assert ask(transport, server.url) == b"mine"
-    assert kept(transport) == 0
+    assert one.sock is None
+    assert other.sock is None
+    assert [line["seen"] for line in events.of("upstream_distrusted")] == ["idle"]
 
 
 def test_answer_that_is_none_on_a_kept_connection_ends_the_trust_too(
@@ -321,11 +379,13 @@ def test_idle_connection_that_the_upstream_ends_costs_no_trust(
 ) -> None:
     """Some say 408 before they close it."""
 
+    read = threading.Event()
+
     def answer(connection: socket.socket, number: int) -> None:
         read_request(connection)
         connection.sendall(MINE)
         if number == 1:
-            time.sleep(0.02)
+            read.wait(PATIENCE_SECONDS)
             connection.sendall(last)
             return
         while read_request(connection):
@@ -333,6 +393,7 @@ def test_idle_connection_that_the_upstream_ends_costs_no_trust(
 
     server = serve(answer)
     assert ask(transport, server.url) == b"mine"
+    read.set()
     wait_for_bytes(transport)
 
     assert [ask(transport, server.url) for _ in range(3)] == [b"mine"] * 3
@@ -371,10 +432,135 @@ def test_answer_whose_end_is_unclear_is_refused(serve: Serve, transport: Transpo
     assert kept(transport) == 0
 
 
+@pytest.mark.parametrize(
+    "told",
+    [*UNCLEAR.values(), b"HTTP/1.1 101 Switching Protocols\r\n\r\n", HINTS * (INTERIM_ANSWERS + 1)],
+    ids=[*UNCLEAR, "101", "too many interim ones"],
+)
+def test_answer_that_is_refused_on_a_kept_connection_is_not_asked_for_again(
+    serve: Serve, transport: Transport, told: bytes
+) -> None:
+    """It is there, and has been paid for."""
+    asked = 0
+
+    def answer(connection: socket.socket, _: int) -> None:
+        nonlocal asked
+        while read_request(connection):
+            asked += 1
+            connection.sendall(MINE if asked == 1 else told)
+
+    server = serve(answer)
+    assert ask(transport, server.url) == b"mine"
+
+    with pytest.raises(httpx2.RemoteProtocolError):
+        ask(transport, server.url)
+    assert (asked, server.connections) == (2, 1)
+
+
+def test_kept_connection_that_fails_late_is_not_asked_again(
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transports, "STALE_SECONDS", 0.0)
+    server = serve(saying([MINE], []))
+    assert ask(transport, server.url) == b"mine"
+
+    with pytest.raises(httpx2.TransportError):
+        ask(transport, server.url)
+    assert server.connections == 1
+
+
+# Answers that come before their request
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "in the middle of the request"])
+def test_answer_on_a_new_connection_that_comes_before_the_request_is_nobodys(
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch, later: bool
+) -> None:
+    """Also when it comes while a large request is still on its way, to a server that reads slowly."""
+    sent, over = threading.Event(), threading.Event()
+    looks = transports._Connection.look
+
+    def look(connection: Any) -> Any:
+        if not later:
+            assert sent.wait(PATIENCE_SECONDS)
+        return looks(connection)
+
+    monkeypatch.setattr(transports._Connection, "look", look)
+
+    def answer(connection: socket.socket, number: int) -> None:
+        if later:
+            connection.recv(10)
+        connection.sendall(STRANGER)
+        sent.set()
+        assert over.wait(PATIENCE_SECONDS)  # what is not read fills the buffers, and is not acknowledged
+        read_request(connection)
+
+    server = serve(answer)
+    server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+    try:
+        with pytest.raises(httpx2.TransportError):
+            ask(transport, server.url, content=b"x" * 300_000)
+    finally:
+        over.set()
+
+
+def test_answer_that_comes_while_a_request_is_sent_on_a_kept_connection_is_not_its_own(
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    """The last byte is held back until then, so the server has not been asked."""
+    asked: list[bytes] = []
+
+    def answer(connection: socket.socket, number: int) -> None:
+        asked.append(read_request(connection))
+        connection.sendall(MINE)
+        if number == 1:
+            connection.recv(10)
+            connection.sendall(STRANGER)
+            asked.append(read_request(connection))
+
+    server = serve(answer)
+    assert ask(transport, server.url) == b"mine"
+    ((first,),) = transport._idle.values()
+    looks = first.look
+    number = 0
+
+    def look() -> Any:
+        nonlocal number
+        number += 1
+        if number == 2:  # behind all of the request but its last byte
+            poll = select.poll()
+            poll.register(first.sock, select.POLLIN)
+            assert poll.poll(PATIENCE_SECONDS * 1000)
+        return looks()
+
+    monkeypatch.setattr(first, "look", look)
+
+    assert ask(transport, server.url) == b"mine"
+    assert number == 2
+    server.close()
+    assert sum(map(bool, asked)) == 2, "the first connection never had a whole second request"
+    assert len(events.of("upstream_distrusted")) == 1
+
+
+def test_error_may_come_before_the_end_of_a_request(serve: Serve, transport: Transport) -> None:
+    """As a proxy says that a body is too large, when it has read the head."""
+
+    def refuse(connection: socket.socket, _: int) -> None:
+        connection.recv(10)
+        connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        while connection.recv(65_536):
+            pass
+
+    response = transport.handle_request(httpx2.Request("POST", serve(refuse).url, content=b"x" * 1_000_000))
+    assert (response.status_code, response.read()) == (413, b"no")
+    response.close()
+
+
 DOUBTFUL = {
     "both framings": HEAD + b"Content-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"mine") + LAST,
     "chunks of HTTP/1.0": MINE.replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"\r\n", b"\r\nConnection: keep-alive\r\n", 1),
-    "a header that is none": MINE.replace(b"\r\n", b"\r\nno header\r\n", 1),
+    "a header that is none": counted(b"mine").replace(b"\r\n\r\n", b"\r\nno header\r\nA: b\r\n\r\n", 1),
 }
 
 
@@ -414,7 +600,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture
 def trusting(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
-    monkeypatch.setattr(transports, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(Transport, "_rest_seconds", lambda *_: 0.0)
     context = ssl.create_default_context(cafile=certificate.public)
     context.post_handshake_auth = True  # so that a server can send something of TLS's own when it likes
     made = Transport(verify=context)
@@ -432,26 +618,93 @@ def tls_url(server: RawServer) -> str:
     return server.url.replace("http:", "https:")
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.02], ids=["at once", "later"])
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
 @pytest.mark.parametrize("surplus", [STRANGER, b"x", STRANGER * 2000], ids=["an answer", "a byte", "many"])
 def test_surplus_over_tls_is_seen_in_its_buffer_and_in_the_kernels(
-    serve: Serve, trusting: Transport, certificate: Certificate, events: Events, surplus: bytes, pause: float
+    serve: Serve, trusting: Transport, certificate: Certificate, events: Events, surplus: bytes, later: bool
 ) -> None:
-    last = MINE[-1:]
-    told: list[Step] = [MINE[:-1], last + surplus] if not pause else [MINE, lambda _: time.sleep(pause), surplus]
+    read = threading.Event()
+    told = behind(surplus, read) if later else [MINE[:-1], MINE[-1:] + surplus]
     server = serve(saying([*told, lambda it: it.recv(1)], tls=secured(certificate)))
     assert ask(trusting, tls_url(server)) == b"mine"
-    if pause:
+    read.set()
+    if later:
         wait_for_bytes(trusting)
-
-    assert ask(trusting, tls_url(server)) == b"mine"
+        assert ask(trusting, tls_url(server)) == b"mine"
+    else:
+        assert ask(trusting, tls_url(server)) == b"mine"
 
     assert server.connections == 2
     assert kept(trusting) == 0
+    assert [line["seen"] for line in events.of("upstream_distrusted")] == ["idle" if later else "surplus"]
+
+
+def test_surplus_that_tls_has_decrypted_already_is_seen(
+    serve: Serve, trusting: Transport, certificate: Certificate, events: Events
+) -> None:
+    """Head and body fill what is read of a record at once; the rest of the record lies in TLS's own buffer."""
+    size = heads.READ_BYTES
+    start = HEAD + b"Content-Length: %d\r\n\r\n"
+    body = b"m" * (size - len(start % size))
+    answer = start % len(body) + body
+    assert len(answer) == size
+    server = serve(saying([answer + STRANGER], [counted(b"next")], tls=secured(certificate)))
+
+    assert ask(trusting, tls_url(server), whole=True) == body
+    with contextlib.suppress(httpx2.TransportError):
+        assert b"stranger" not in ask(trusting, tls_url(server), whole=True)
+    assert server.connections == 2
     assert len(events.of("upstream_distrusted")) == 1
 
 
-def test_what_tls_sends_for_itself_is_no_surplus(
+def test_half_a_record_of_tls_on_an_idle_connection_is_the_end_of_its_use(
+    serve: Serve, trusting: Transport, certificate: Certificate
+) -> None:
+    """What it will be cannot be known; the other half would come as the next request's answer."""
+    read = threading.Event()
+
+    def answer(connection: socket.socket, number: int) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        secure = secured(certificate).wrap_bio(incoming, outgoing, server_side=True)
+
+        def pump(step: Callable[[], Any]) -> Any:
+            while True:
+                try:
+                    return step()
+                except ssl.SSLWantReadError:
+                    connection.sendall(outgoing.read())
+                    received = connection.recv(65_536)
+                    incoming.write(received) if received else incoming.write_eof()
+                finally:
+                    if outgoing.pending:
+                        connection.sendall(outgoing.read())
+
+        pump(secure.do_handshake)
+        asked = b""
+        while not asked.endswith(b"{}"):
+            asked += pump(lambda: secure.read(65_536))
+        pump(lambda: secure.write(MINE))
+        if number == 1:
+            read.wait(PATIENCE_SECONDS)
+            secure.write(STRANGER)
+            record = outgoing.read()
+            connection.sendall(record[:40])
+            if connection.recv(1):  # the next request
+                connection.sendall(record[40:])
+        connection.recv(1)
+
+    server = serve(answer)
+    assert ask(trusting, tls_url(server)) == b"mine"
+    read.set()
+    wait_for_bytes(trusting)
+
+    trusting.sweep(time.monotonic() + 10)
+
+    assert kept(trusting) == 0
+    assert ask(trusting, tls_url(server)) == b"mine"
+
+
+def test_what_tls_sends_for_itself_costs_the_connection_and_no_trust(
     serve: Serve, trusting: Transport, certificate: Certificate, events: Events
 ) -> None:
     sent = threading.Event()
@@ -471,18 +724,16 @@ def test_what_tls_sends_for_itself_is_no_surplus(
                     secure.do_handshake()  # asks; the answer comes with the next request
                 secure.setblocking(True)
             sent.set()
-            read_request(secure)
-            secure.sendall(MINE)
             secure.recv(1)
 
     server = serve(serve_tls)
     assert ask(trusting, tls_url(server)) == b"mine"
     assert sent.wait(PATIENCE_SECONDS)
-    time.sleep(0.05)
+    wait_for_bytes(trusting)
 
     assert ask(trusting, tls_url(server)) == b"mine"
 
-    assert server.connections == 1
+    assert server.connections == 2
     assert events.of("upstream_distrusted") == []
 
 
@@ -541,32 +792,90 @@ def test_proxy_that_says_too_much_is_a_broken_one(
 # Rest
 
 
+@pytest.fixture
+def resting() -> Iterator[Transport]:
+    made = Transport()
+    yield made
+    made.close()
+
+
+def test_connection_rests_for_a_tenth_of_a_second_and_as_long_as_heads_take(resting: Transport) -> None:
+    """So long may an answer be on its way that nobody waits for, because another one came in its place."""
+    origin = ("http", "127.0.0.1", 1)
+    assert resting._rest_seconds(origin) == 0.1
+    resting._note_head(origin, 3.0)
+    assert resting._rest_seconds(origin) == 3.0
+    for _ in range(50):
+        resting._note_head(origin, 0.2)
+    assert 0.5 < resting._rest_seconds(origin) < 2.0, "it fades"
+    for _ in range(200):
+        resting._note_head(origin, 0.01)
+    assert resting._rest_seconds(origin) == 0.1
+    assert resting._rest_seconds(("http", "127.0.0.1", 2)) == 0.1
+
+
+def test_stray_answer_does_not_shift_the_answers_of_all_who_come_later(
+    serve: Serve, resting: Transport, events: Events
+) -> None:
+    """One user may get it; the next ones get their own, though that user's own answer is still on its way."""
+    left = threading.Event()
+
+    def answer(connection: socket.socket, number: int) -> None:
+        with contextlib.suppress(OSError):
+            while request := read_request(connection):
+                user = json.loads(request.partition(b"\r\n\r\n")[2])
+                if user == 1:
+                    connection.sendall(STRANGER)  # as if it had been sent behind user 0's answer, and come late
+                    left.wait(PATIENCE_SECONDS)
+                connection.sendall(CHUNKED + chunk(b"answer %d" % user) + LAST)
+
+    server = serve(answer)
+    resting._note_head(("http", "127.0.0.1", server.port), 10.0)
+    assert ask(resting, server.url, content=b"0") == b"answer 0"
+    ((first,),) = resting._idle.values()
+    first.idle_since -= 20.0  # it has rested
+    assert ask(resting, server.url, content=b"1") == b"a stranger's"
+
+    first.idle_since -= 5.0  # which is long, but not as long as heads take here
+    assert ask(resting, server.url, content=b"2") == b"answer 2"
+    left.set()
+    poll = select.poll()
+    poll.register(first.sock, select.POLLIN)
+    assert poll.poll(PATIENCE_SECONDS * 1000)
+    for connection in resting._idle[("http", "127.0.0.1", server.port)]:
+        connection.idle_since = first.idle_since - 20.0
+    resting.sweep(time.monotonic() + 10)
+
+    assert ask(resting, server.url, content=b"3") == b"answer 3"
+    assert len(events.of("upstream_distrusted")) == 1
+
+
 def test_connection_rests_before_it_is_used_again(
-    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, resting: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(saying([MINE], [MINE], [MINE]))
     monkeypatch.setattr(transports, "REST_SECONDS", 10.0)
-    assert [ask(transport, server.url) for _ in range(3)] == [b"mine"] * 3
-    assert (server.connections, kept(transport)) == (3, 3)
+    assert [ask(resting, server.url) for _ in range(3)] == [b"mine"] * 3
+    assert (server.connections, kept(resting)) == (3, 3)
 
-    ((*_, last),) = transport._idle.values()
+    ((*_, last),) = resting._idle.values()
     last.idle_since -= 10.0
-    assert ask(transport, server.url) == b"mine"
-    assert (server.connections, kept(transport)) == (3, 3)
+    assert ask(resting, server.url) == b"mine"
+    assert (server.connections, kept(resting)) == (3, 3)
 
 
 def test_connection_used_last_of_those_that_have_rested_is_taken(
-    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, resting: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(saying([MINE], [MINE]))
     monkeypatch.setattr(transports, "REST_SECONDS", 10.0)
     for _ in range(4):
-        ask(transport, server.url)
-    ((*connections,),) = transport._idle.values()
+        ask(resting, server.url)
+    ((*connections,),) = resting._idle.values()
     for connection, seconds in zip(connections, (40.0, 30.0, 20.0, 0.0), strict=True):
         connection.idle_since -= seconds
 
-    with contextlib.closing(transport._take(("http", "127.0.0.1", server.port))) as taken:
+    with contextlib.closing(resting._take(("http", "127.0.0.1", server.port))) as taken:
         assert taken is connections[2]
 
 

@@ -51,7 +51,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transports, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(Transport, "_rest_seconds", lambda *_: 0.0)
 
 
 @pytest.fixture

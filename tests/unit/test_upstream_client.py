@@ -360,7 +360,7 @@ def test_status_of_the_upstream_is_asked_for_once_and_mapped(
     ("failure", "kind"),
     [
         (httpx.ConnectError("raw words"), errors.UpstreamUnavailable),
-        (httpx.RemoteProtocolError("raw words"), errors.UpstreamUnavailable),
+        (httpx.RemoteProtocolError("raw words"), errors.UpstreamError),
         (httpx.ReadError("raw words"), errors.UpstreamUnavailable),
         (httpx.ConnectTimeout("raw words"), errors.UpstreamTimeout),
         (httpx.ReadTimeout("raw words"), errors.UpstreamTimeout),
