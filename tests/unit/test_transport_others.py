@@ -457,6 +457,23 @@ def test_answer_that_is_refused_on_a_kept_connection_is_not_asked_for_again(
     assert (asked, server.connections) == (2, 1)
 
 
+def test_connection_of_an_answer_that_is_refused_is_closed_while_its_error_is_still_told(
+    serve: Serve, transport: Transport
+) -> None:
+    closed = threading.Event()
+
+    def answer(connection: socket.socket, _: int) -> None:
+        read_request(connection)
+        connection.sendall(UNCLEAR["packed"].replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        if connection.recv(1) == b"":
+            closed.set()
+
+    with pytest.raises(httpx2.RemoteProtocolError) as raised:
+        ask(transport, serve(answer).url)
+    assert closed.wait(PATIENCE_SECONDS)
+    assert raised.value.__cause__ is not None, "which holds the frames, and what they hold"
+
+
 def test_kept_connection_that_fails_late_is_not_asked_again(
     serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,7 +517,7 @@ def test_answer_on_a_new_connection_that_comes_before_the_request_is_nobodys(
 
     try:
         with pytest.raises(httpx2.TransportError):
-            ask(transport, server.url, content=b"x" * 300_000)
+            ask(transport, server.url, content=b"x" * (300_000 if later else 2))
     finally:
         over.set()
 
