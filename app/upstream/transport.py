@@ -19,8 +19,11 @@ import ssl
 import threading
 import time
 import urllib.request
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import attrgetter
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httpx2
@@ -56,6 +59,8 @@ TIMED_OUT = (b"HTTP/1.1 408", b"HTTP/1.0 408")
 
 Origin = tuple[str, str, int]
 """Scheme, host and port."""
+
+_idle_since = attrgetter("idle_since")
 
 current_call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("current_call", default=None)
 
@@ -126,6 +131,7 @@ class _Connection(http.client.HTTPConnection):
         self.idle_since = 0.0
         self.used = False
         self._head: Head | None = None
+        self._gathering: bytearray | None = None
         self.default_port = 443 if tls else 80
 
     def connect(self) -> None:
@@ -171,6 +177,22 @@ class _Connection(http.client.HTTPConnection):
         """Make the reader of an answer's head; http.client calls this."""
         self._head = Head(sock, debuglevel, method)
         return self._head
+
+    def gathered(self, content: bytes) -> memoryview:
+        """End the request's head and give all of its bytes, which `send` sends."""
+        self._gathering = bytearray()
+        try:
+            self.endheaders(content)
+            return memoryview(self._gathering)
+        finally:
+            self._gathering = None
+
+    def send(self, data: Any) -> None:
+        """Send bytes, or keep them for `gathered`; http.client calls this for head and body."""
+        if self._gathering is None:
+            super().send(data)
+        else:
+            self._gathering += data
 
     def abandon(self) -> None:
         """Close the connection, also where http.client has left it to an answer that nobody will read."""
@@ -279,13 +301,14 @@ class Transport(httpx2.BaseTransport):
         )
         for name, value in request.headers.raw:
             connection.putheader(name, value)
-        content = request.read()
+        data = connection.gathered(request.read())
         connection.check()
-        connection.endheaders(content[:-1])
         if connection.used:
             # Until the last byte is there, nothing is an answer to this request; to send all of it may take a while.
+            connection.send(data[:-1])
             connection.check()
-        connection.send(content[-1:])
+            data = data[-1:]
+        connection.send(data)
         if connection.used and hasattr(socket, "TCP_QUICKACK"):
             # A server without TCP_NODELAY holds its second packet until the first is acknowledged, which the
             # kernel puts off by 40 ms on a connection that has been in use.
@@ -303,11 +326,9 @@ class Transport(httpx2.BaseTransport):
         with self._lock:
             rest = self._rest_seconds(origin)
             kept = self._idle.get(origin, [])  # in the order of their last use
-            for at in reversed(range(len(kept))):
-                if now - kept[at].idle_since > IDLE_SECONDS:
-                    break
-                if now - kept[at].idle_since >= rest:
-                    return kept.pop(at)
+            at = bisect_right(kept, now - rest, key=_idle_since) - 1
+            if at >= 0 and now - kept[at].idle_since <= IDLE_SECONDS:
+                return kept.pop(at)
         return self._new(*origin)
 
     def _rest_seconds(self, origin: Origin) -> float:

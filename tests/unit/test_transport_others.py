@@ -875,8 +875,8 @@ def test_connection_rests_before_it_is_used_again(
     assert [ask(resting, server.url) for _ in range(3)] == [b"mine"] * 3
     assert (server.connections, kept(resting)) == (3, 3)
 
-    ((*_, last),) = resting._idle.values()
-    last.idle_since -= 10.0
+    ((first, *_),) = resting._idle.values()
+    first.idle_since -= 10.0
     assert ask(resting, server.url) == b"mine"
     assert (server.connections, kept(resting)) == (3, 3)
 
