@@ -25,6 +25,7 @@ from app.streams.shared import SharedLog, SharedStore
 from app.streams.store import Binding, Origin, Piece, Reader, StreamLog, Terminal, Totals, log_name, new_stream_id
 from tests.harness.engine import Database
 from tests.harness.engines import EACH_KIND
+from tests.unit.shared import wait_until
 
 PATIENCE_SECONDS = 20.0
 BUDGET_BYTES = 1_048_576
@@ -129,7 +130,7 @@ def shared_stores(database: Database) -> Iterator[Factory]:
             abandoned_seconds=300.0,
         )
         store.start(cancel=lambda *_: None, abort=lambda _: None, lost=lambda *_: None)
-        assert store.ready()
+        wait_until(store.ready, "the engine")  # on a machine that is busy its first answer may be late
         made.append(store)
         return store
 
