@@ -16,8 +16,8 @@ BODY_SECONDS = 30.0
 DISCARD_BYTES = 16 * 1_048_576
 PIECE_BYTES = 65_536
 DRAIN_SECONDS = 1.0
-FREE_CHUNKS = 4096
-MEAN_CHUNK_BYTES = 256
+FREE_CHUNKS = 2048
+MEAN_CHUNK_BYTES = 512
 CHUNKS_AT_A_TIME = 256
 
 READ = "chatwait.body_read"
@@ -116,7 +116,7 @@ class _Crumbs(Exception):
 def _bound_chunks(source: Any) -> None:
     """Bound the number of chunks that the server's parser takes, and let others run between them.
 
-    A chunk costs it some 3 µs, be it a single byte: a few megabytes of such chunks held everybody up for seconds.
+    A chunk costs it some 6 µs, be it a single byte: a few megabytes of such chunks held everybody up for seconds.
     """
     reader = getattr(source, "reader", None)
     chunks = getattr(reader, "parser", None)  # of gunicorn's ChunkedReader; a body of known length has none

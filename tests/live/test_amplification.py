@@ -84,7 +84,7 @@ SMALL: dict[str, Callable[[], bytes]] = {
     "as many names as are looked at": lambda: posted(
         b'{"message": "Hi",' + b",".join(b'"%x":1' % number for number in range(1400)) + b"}"
     ),
-    "as many chunks as are looked at": lambda: raw(WAIT, JSON, CLOSE, CHUNKED, body=chunks(*[b" "] * 4090)),
+    "as many chunks as are looked at": lambda: raw(WAIT, JSON, CLOSE, CHUNKED, body=chunks(*[b" "] * 2040)),
     "an unknown stream": lambda: raw("GET /chat/streaming/cw_unknownunknownunkn HTTP/1.1", CLOSE),
     "a long unknown stream": lambda: raw(f"GET /chat/streaming/{'a' * 8000} HTTP/1.1", CLOSE),
     "a long cursor": lambda: raw("GET /chat/wait/x HTTP/1.1", CLOSE, f"Last-Event-ID: {'a' * 8000}"),
