@@ -84,6 +84,17 @@ def test_chunks_of_many_shapes_that_are_good_are_taken(chatwait: ChatWait, upstr
     assert len(upstream.completions) == len(shapes)
 
 
+def test_good_body_in_so_many_chunks_that_they_cost_more_than_it_does_is_refused(
+    chatwait: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    """Bad input: the bound itself. 100 times what they cost the client is `test_amplification`'s to measure."""
+    for blanks in ([b" "] * 2100, [b" " * 127] * 3000):
+        received = talk(chatwait.port, raw(WAIT, JSON, CHUNKED, "Connection: close", body=chunks(*blanks, GOOD)))
+        assert statuses(received) == [400]
+        assert b"too many small chunks" in received
+    assert upstream.completions == []
+
+
 def test_body_of_as_many_parts_as_any_request_needs_is_taken(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     """Bad input: the good side of "too many values"; texts may hold any number of brackets, commas and quotes."""
     turn = {"role": "user", "content": '[{","}]\\' * 30, "timestamp": "2026-11-21T09:00:00Z"}
