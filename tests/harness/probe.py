@@ -1,16 +1,19 @@
 """Look into the worker from a test: gunicorn loads `tests.harness.probe:probed()` instead of `wsgi:app`.
 
 The service is the same, with one path more, answered before anything of the service sees the request. It counts what
-`psutil` cannot see from outside: greenlets, and what the service itself says that it holds.
+`psutil` cannot see from outside: greenlets, what the service itself says that it holds, and which texts still live.
 Must never change what the service does, nor be loaded by anything but a test.
 """
 
 from __future__ import annotations
 
 import gc
+import io
 import json
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any
 
 PATH = "/__probe__"
@@ -36,7 +39,8 @@ class _Probe:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] != PATH:
             return self._inner(environ, start_response)
-        body = json.dumps(self._look()).encode()
+        reversed_text = environ["QUERY_STRING"]
+        body = json.dumps(_holders(reversed_text) if reversed_text else self._look()).encode()
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
 
@@ -65,3 +69,47 @@ class _Probe:
             "live": self._runtime.store.live,
             "store_bytes": self._runtime.store.used_bytes,
         }
+
+
+def _holders(reversed_text: str) -> dict[str, list[str]]:
+    """Name the type of each live object that holds a text, which comes reversed: the question must not hold it."""
+    text = reversed_text[::-1]
+    data = text.encode()
+    gc.collect()
+    held: list[str] = []
+    for item in _living():
+        if item is text or item is data:
+            continue
+        if isinstance(item, str):
+            found = text in item
+        elif isinstance(item, bytes | bytearray):
+            found = data in item
+        else:
+            found = isinstance(item, io.BytesIO) and not item.closed and data in item.getvalue()
+        if found:
+            held.append(type(item).__name__)
+    return {"holders": held}
+
+
+def _living() -> Iterator[Any]:
+    """Give each object that anything refers to, once: also what the collector does not watch, and all local names."""
+    waiting = [*gc.get_objects(), *_local_names()]
+    seen: dict[int, Any] = {}  # it holds them, so that no id is given twice
+    while waiting:
+        item = waiting.pop()
+        if id(item) not in seen:
+            seen[id(item)] = item
+            yield item
+            waiting.extend(gc.get_referents(item))
+
+
+def _local_names() -> Iterator[dict[str, Any]]:
+    """Give the local names of every frame of each greenlet and thread, which the collector does not see."""
+    from greenlet import greenlet
+
+    tops = [item.gr_frame for item in gc.get_objects() if isinstance(item, greenlet)]
+    for top in (*tops, *sys._current_frames().values()):
+        frame: FrameType | None = top
+        while frame is not None:
+            yield frame.f_locals
+            frame = frame.f_back

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,38 +11,16 @@ from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
 from tests.live.rawhttp import raw
 from tests.live.spender import spend_apart
-from tests.live.steps import new_key, poll, settings
-from tests.requirements import require_or_skip
+from tests.live.steps import poll, settings
 
 
-def in_memory(pid: int, text: str) -> int:
-    """Count a text in everything that a process may write to."""
-    found = 0
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines():
-            if place := re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line):
-                start, end = (int(number, 16) for number in place.groups())
-                try:
-                    memory.seek(start)
-                    found += memory.read(end - start).count(text.encode())
-                except (OSError, OverflowError):
-                    pass  # the kernel's own pages
-    return found
-
-
-def test_idempotency_key_is_not_kept_in_memory(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """A key is kept hashed. What a core would show; the stream's id stands there, and is the control."""
-    require_or_skip("Linux's /proc", sys.platform == "linux")
+def test_idempotency_key_is_not_kept_in_memory(upstream: ScriptedUpstream) -> None:
+    """A key is kept hashed: nothing that lives holds it. The stream's id does, and is the control."""
     key = secrets.token_urlsafe(24)
-    first = post(f"{chatwait.base_url}/chat/wait", {"message": "Hi"}, headers={"Idempotency-Key": key})
-    (pid,) = chatwait.worker_pids()
-
-    def is_forgotten() -> bool:
-        post(f"{chatwait.base_url}/chat/wait", {"message": "Hi " * 50}, headers=new_key())  # takes freed memory again
-        return in_memory(pid, key) == 0
-
-    poll(is_forgotten, seconds=30, what="the key out of memory")
-    assert in_memory(pid, first.json["stream_id"]) > 0
+    with ChatWait(**settings(upstream), probe=True) as chatwait:
+        first = post(f"{chatwait.base_url}/chat/wait", {"message": "Hi"}, headers={"Idempotency-Key": key})
+        poll(lambda: not chatwait.holders(key), seconds=10, what=lambda: f"the key held by {chatwait.holders(key)}")
+        assert chatwait.holders(first.json["stream_id"])
 
 
 @pytest.mark.long
