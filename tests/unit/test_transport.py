@@ -42,7 +42,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections are used again at once (`test_transport_surplus` has those that rest)."""
+    """Connections are used again at once (`test_transport_others` has those that rest)."""
     monkeypatch.setattr(Transport, "_rest_seconds", lambda *_: 0.0)
 
 
