@@ -33,8 +33,8 @@ class Bodies:
     def read(self, environ: dict[str, Any], *, at_most: int) -> bytes:
         """Return the whole body.
 
-        Raises: BodyTooLarge, RequestTimeout, InvalidJson (it broke off). What is too large is read to its end
-        within bounds all the same: bytes left unread would reset the connection under the answer.
+        Raises: BodyTooLarge, RequestTimeout, InvalidJson (it broke off), InvalidRequest (its chunks). What is too large
+        is read to its end within bounds all the same: bytes left unread would reset the connection under the answer.
         """
         pieces: list[bytes] = []
         size = 0
@@ -71,21 +71,21 @@ class Bodies:
             while left > 0:
                 try:
                     piece = source.read(PIECE_BYTES)
-                    broken = ""
-                except _Crumbs:
-                    piece, broken = b"", "The body is cut into too many small chunks."
-                except Exception:  # noqa: BLE001 - the server's parser has exceptions of its own for bad chunks
-                    piece, broken = b"", "The body could not be read."
-                if overdue():  # before the rest: the shutdown that ends a read that is overdue breaks it too
-                    raise errors.RequestTimeout(f"It was not complete after {self._seconds:g} seconds.")
-                if broken:
+                except Exception as error:  # noqa: BLE001 - the server's parser has exceptions of its own
+                    if overdue():  # the shutdown that ends a read that is overdue breaks it too
+                        raise self._late() from None
                     _drain(environ.get("gunicorn.socket"))
-                    raise errors.InvalidJson(broken)
+                    raise _unreadable(error) from None
+                if overdue():
+                    raise self._late()
                 if not piece:
                     environ[READ] = "whole"
                     return
                 left -= len(piece)
                 yield piece
+
+    def _late(self) -> errors.RequestTimeout:
+        return errors.RequestTimeout(f"It was not complete after {self._seconds:g} seconds.")
 
     @contextmanager
     def _timed(self, environ: dict[str, Any]) -> Iterator[Any]:
@@ -111,6 +111,13 @@ class Bodies:
 
 class _Crumbs(Exception):
     """A chunked body has far more chunks than its size needs."""
+
+
+def _unreadable(error: Exception) -> errors.ChatError:
+    if not isinstance(error, _Crumbs):
+        return errors.InvalidJson("The body could not be read.")
+    needed = f"Needs a Content-Length, or chunks of {MEAN_CHUNK_BYTES} bytes or more."
+    return errors.InvalidRequest("The body is cut into too many small chunks.", fields={"body": [needed]})
 
 
 def _bound_chunks(source: Any) -> None:

@@ -82,12 +82,12 @@ BODIES = {
 }
 
 
-def chunked(body: bytes, coding: str = CHUNKED) -> Row:
-    return Row(raw(WAIT, JSON, coding, body=body), 400, "invalid_json", closes=True)
+def chunked(body: bytes, coding: str = CHUNKED, *, code: str = "invalid_json") -> Row:
+    return Row(raw(WAIT, JSON, coding, body=body), 400, code, closes=True)
 
 
 CHUNKS = {
-    "crumbs": chunked(chunks(*[b" "] * 30_000)),
+    "crumbs": chunked(chunks(*[b" "] * 30_000), code="invalid_request"),
     "a hexadecimal prefix": chunked(b"0x2\r\n{}\r\n0\r\n\r\n"),
     "a plus": chunked(b"+2\r\n{}\r\n0\r\n\r\n"),
     "an underscore": chunked(b"0_2\r\n{}\r\n0\r\n\r\n"),

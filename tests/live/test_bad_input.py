@@ -92,6 +92,7 @@ def test_good_body_in_so_many_chunks_that_they_cost_more_than_it_does_is_refused
         received = talk(chatwait.port, raw(WAIT, JSON, CHUNKED, "Connection: close", body=chunks(*blanks, GOOD)))
         assert statuses(received) == [400]
         assert b"too many small chunks" in received
+        assert b'"invalid_request"' in received, "which says what to do; the JSON may be good"
     assert upstream.completions == []
 
 
