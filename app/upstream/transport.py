@@ -57,6 +57,9 @@ SLOWEST_FADES = 0.98
 TIMED_OUT = (b"HTTP/1.1 408", b"HTTP/1.0 408")
 """With this some servers close an idle connection. Source: Go's net/http, `is408Message`."""
 
+REFUSED = tuple(b"HTTP/1.%d %d" % (minor, kind) for minor in (0, 1) for kind in (4, 5))
+"""How an error begins that is told before the whole request is there."""
+
 Origin = tuple[str, str, int]
 """Scheme, host and port."""
 
@@ -200,19 +203,19 @@ class _Connection(http.client.HTTPConnection):
         if self._head is not None:
             self._head.close()
 
-    def look(self) -> _State:
-        """Look whether a request may be sent. Never waits."""
+    def look(self, *, begun: bool = False) -> _State:
+        """Look whether a request may be sent, or completed that has `begun`. Never waits."""
         sock = self.sock
         try:
             if isinstance(sock, ssl.SSLSocket):
-                return self._look_into(sock)
+                return self._look_into(sock, begun=begun)
             if not is_quiet(sock):
-                return _spoken(sock.recv(len(TIMED_OUT[0]), socket.MSG_PEEK))
+                return _spoken(sock.recv(len(TIMED_OUT[0]), socket.MSG_PEEK), begun=begun)
             return _State.QUIET if is_connected(sock) else _State.CLOSED
         except (OSError, ValueError, AttributeError):  # closed, by whatever
             return _State.CLOSED
 
-    def _look_into(self, sock: ssl.SSLSocket) -> _State:
+    def _look_into(self, sock: ssl.SSLSocket, *, begun: bool) -> _State:
         """Tell what TLS sends for itself from what its user sends.
 
         A session ticket comes right behind the handshake. Later, when what came is neither, it may be half a record of
@@ -222,22 +225,26 @@ class _Connection(http.client.HTTPConnection):
             return _State.QUIET if is_connected(sock) else _State.CLOSED
         sock.setblocking(False)
         try:
-            return _spoken(sock.recv(len(TIMED_OUT[0])))
+            return _spoken(sock.recv(len(TIMED_OUT[0])), begun=begun)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return _State.CLOSED if self.used else _State.QUIET
         finally:
             sock.setblocking(True)
 
-    def check(self) -> None:
-        """Raises: _Unfit where a request must not be sent, or not be completed."""
-        state = self.look()
+    def check(self, *, begun: bool = False) -> None:
+        """Raises: _Unfit where a request must not be sent, or one that has `begun` not be completed."""
+        state = self.look(begun=begun)
         if state is not _State.QUIET:
             raise _Spoken if state is _State.SPOKE else _Unfit
 
 
-def _spoken(received: bytes) -> _State:
-    """Judge what came on an idle connection; empty is its end."""
-    return _State.SPOKE if received and not received.startswith(TIMED_OUT) else _State.CLOSED
+def _spoken(received: bytes, *, begun: bool) -> _State:
+    """Judge what came on a kept connection; empty is its end.
+
+    A request that has begun may be refused before its end, as too large for one: nothing is wrong with who does so.
+    """
+    is_end = not received or received.startswith(TIMED_OUT) or (begun and received.startswith(REFUSED))
+    return _State.CLOSED if is_end else _State.SPOKE
 
 
 class Transport(httpx2.BaseTransport):
@@ -306,7 +313,7 @@ class Transport(httpx2.BaseTransport):
         if connection.used:
             # Until the last byte is there, nothing is an answer to this request; to send all of it may take a while.
             connection.send(data[:-1])
-            connection.check()
+            connection.check(begun=True)
             data = data[-1:]
         connection.send(data)
         if connection.used and hasattr(socket, "TCP_QUICKACK"):

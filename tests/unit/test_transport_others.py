@@ -497,10 +497,10 @@ def test_answer_on_a_new_connection_that_comes_before_the_request_is_nobodys(
     sent, over = threading.Event(), threading.Event()
     looks = transports._Connection.look
 
-    def look(connection: Any) -> Any:
+    def look(connection: Any, **begun: bool) -> Any:
         if not later:
             assert sent.wait(PATIENCE_SECONDS)
-        return looks(connection)
+        return looks(connection, **begun)
 
     monkeypatch.setattr(transports._Connection, "look", look)
 
@@ -542,14 +542,14 @@ def test_answer_that_comes_while_a_request_is_sent_on_a_kept_connection_is_not_i
     looks = first.look
     number = 0
 
-    def look() -> Any:
+    def look(**begun: bool) -> Any:
         nonlocal number
         number += 1
         if number == 2:  # behind all of the request but its last byte
             poll = select.poll()
             poll.register(first.sock, select.POLLIN)
             assert poll.poll(PATIENCE_SECONDS * 1000)
-        return looks()
+        return looks(**begun)
 
     monkeypatch.setattr(first, "look", look)
 
@@ -557,6 +557,55 @@ def test_answer_that_comes_while_a_request_is_sent_on_a_kept_connection_is_not_i
     assert number == 2
     server.close()
     assert sum(map(bool, asked)) == 2, "the first connection never had a whole second request"
+    assert len(events.of("upstream_distrusted")) == 1
+
+
+@pytest.mark.parametrize("status", [b"400 Bad Request", b"413 Too Large", b"503 Busy"])
+def test_error_that_comes_while_a_request_is_sent_on_a_kept_connection_costs_no_trust(
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch, events: Events, status: bytes
+) -> None:
+    """What a server may do that has read the head. It is asked anew, and its answer is taken then."""
+
+    def answer(connection: socket.socket, number: int) -> None:
+        if number == 1:
+            read_request(connection)
+            connection.sendall(MINE)
+        connection.recv(10)
+        connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\nno")
+        while connection.recv(65_536):
+            pass
+
+    server = serve(answer)
+    assert ask(transport, server.url) == b"mine"
+    looks = transports._Connection.look
+
+    def look(connection: Any, *, begun: bool = False) -> Any:
+        if begun:
+            poll = select.poll()
+            poll.register(connection.sock, select.POLLIN)
+            assert poll.poll(PATIENCE_SECONDS * 1000)
+        return looks(connection, begun=begun)
+
+    monkeypatch.setattr(transports._Connection, "look", look)
+
+    response = transport.handle_request(httpx2.Request("POST", server.url, content=b"x" * 1000))
+
+    assert (response.status_code, response.read()) == (int(status[:3]), b"no")
+    response.close()
+    assert server.connections == 2
+    assert events.of("upstream_distrusted") == []
+
+
+def test_error_that_comes_between_two_requests_is_what_nobody_asked_for(
+    serve: Serve, transport: Transport, events: Events
+) -> None:
+    read = threading.Event()
+    server = serve(saying([*behind(b"HTTP/1.1 400 Bad Request\r\n\r\n", read), lambda it: it.recv(1)]))
+    assert ask(transport, server.url) == b"mine"
+    read.set()
+    wait_for_bytes(transport)
+
+    assert ask_new(transport, server) == b"mine"
     assert len(events.of("upstream_distrusted")) == 1
 
 
