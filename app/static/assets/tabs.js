@@ -5,6 +5,8 @@ const SLOTS = 4; // HTTP/1.1 has six connections to a host; a stop and a page lo
 const LEASE_MS = 1_500; // of an answer: soon read by another tab when its own has crashed
 const SLOT_LEASE_MS = 6_000; // a tab that is only slow keeps its place
 const RENEW_MS = 500;
+const SETTLE_MS = 40; // after this the other tabs' writes are seen
+const SLOT_SETTLE_MS = 400; // also on a busy machine; who waits for a place does not notice it
 
 /** `locks`: navigator.locks or undefined. `storage`: localStorage or null. `onMessage(message)`: what others say. */
 export function createTabs({ locks, storage, random, now, onMessage }) {
@@ -95,7 +97,7 @@ export function createTabs({ locks, storage, random, now, onMessage }) {
     if (isWaiting) waiting.add(stop);
     for (;;) {
       if (isCancelled || signal?.aborted) return null;
-      if (await tryLease(name)) break;
+      if (await tryLease(name, isWaiting && isSlot(name) ? SLOT_SETTLE_MS : SETTLE_MS)) break;
       if (!isWaiting) return null;
       await after(RENEW_MS / 2);
     }
@@ -118,11 +120,11 @@ export function createTabs({ locks, storage, random, now, onMessage }) {
   }
 
   /** Two tabs may write at once; the one whose name is there a moment later has it. */
-  async function tryLease(name) {
+  async function tryLease(name, settleMs) {
     if (leased.has(name) || holder(name) !== null) return false;
     leased.add(name);
     if (!write(name)) return true;
-    await after(40);
+    await after(settleMs);
     if (holder(name) === me) return true;
     leased.delete(name);
     return false;
@@ -136,7 +138,7 @@ export function createTabs({ locks, storage, random, now, onMessage }) {
   /** false when the storage is full: another tab may read too, which harms nobody. */
   function write(name) {
     try {
-      const length = name.startsWith("chatwait.slot.") ? SLOT_LEASE_MS : LEASE_MS;
+      const length = isSlot(name) ? SLOT_LEASE_MS : LEASE_MS;
       storage.setItem(name, `${me} ${now() + length}`);
       return true;
     } catch {
@@ -158,6 +160,7 @@ export function createTabs({ locks, storage, random, now, onMessage }) {
   }
 }
 
+const isSlot = (name) => name.startsWith("chatwait.slot.");
 const after = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 function gate() {
