@@ -54,6 +54,8 @@ MOST_CHUNKS = 512
 MOST_ADOPTED = 256
 PAGE_ENTRIES = 500
 CATCH_UP_SECONDS = 0.05
+LOOK_SECONDS = 0.5
+"""How often who waits for a copy asks the engine itself: many may wait, and the tail hears of all that comes."""
 
 _ID = re.compile(r"cw_[A-Za-z0-9_-]{22}")
 
@@ -651,8 +653,11 @@ class SharedStore(MemoryStore):
         return answers
 
     def _catch_up(self, log: SharedLog, reach: int) -> None:
-        """Wait until a copy holds what a cursor says there is: it came from there a moment ago, or while the engine
-        was away, and is stored soon; or it is made up, and then this ends too."""
+        """Wait until a copy holds what a cursor says there is, or its log has ended, for a lease at most.
+
+        It came from there a moment ago; or its worker shows what it could not store yet, which nobody here can know;
+        or it is made up, and then this is all that it costs. Raises: StoreUnavailable.
+        """
         until = time.monotonic() + self._lease_seconds
         while log.head < reach and log.is_copied():
             told, page = self._answers(
@@ -661,14 +666,17 @@ class SharedStore(MemoryStore):
             if page:
                 if not log.take(page):
                     return
-            elif not self._may_be_behind():
+                continue
+            if told is None and not self._may_be_behind():
                 return
-            elif time.monotonic() < until:
-                time.sleep(CATCH_UP_SECONDS)
-            elif told is None:
-                raise errors.StoreUnavailable(retry_after_seconds=1)
-            else:
+            now = time.monotonic()
+            if now >= until:
+                if told is None:
+                    raise errors.StoreUnavailable(retry_after_seconds=1)
                 return
+            look_at = min(until, now + LOOK_SECONDS)
+            while log.head < reach and log.is_copied() and time.monotonic() < look_at:
+                time.sleep(CATCH_UP_SECONDS)  # the tail brings it
 
     def _unknown(self) -> errors.ChatError:
         """What the engine does not know, it may have lost a moment ago, and be given again by who generates it."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from tests.harness.net import HOST, Listener, LoopThread, Watch, flush, reset_transport
+from tests.harness.net import HOST, Listener, LoopThread, Watch, flush, narrow, reset_transport
 
 PIECE_BYTES = 64 << 10
 CONTENT_LENGTH = re.compile(rb"(?im)^content-length:\s*(\d+)")
@@ -296,7 +296,7 @@ class _Link:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
         if rcvbuf is not None:  # only before the connection is made does it bound the window
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+            narrow(sock, rcvbuf)
         try:
             await asyncio.get_running_loop().sock_connect(sock, target)
         except OSError:

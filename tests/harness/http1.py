@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from tests.harness.net import LINGER_ZERO
+from tests.harness.net import LINGER_ZERO, narrow
 
 MAX_HEAD_BYTES = 1 << 20
 MAX_BODY_BYTES = 256 << 20
@@ -111,7 +111,7 @@ class Wire:
         self._buffer = bytearray()
         try:
             if rcvbuf is not None:  # only before the connection is made does it bound the window
-                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+                narrow(self.socket, rcvbuf)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.socket.settimeout(timeout)
             self.socket.connect((host, port))

@@ -21,7 +21,18 @@ T = TypeVar("T")
 
 HOST = "127.0.0.1"
 LINGER_ZERO = struct.pack("ii", 1, 0)
+ETHERNET_MSS = 1448
 SIOCOUTQNSD = 0x894B  # Linux: bytes that are in the socket's queue and were not sent yet
+
+
+def narrow(sock: socket.socket, rcvbuf: int) -> None:
+    """Let a connection that is not made yet hold little on its side. Units: bytes.
+
+    Its segments become those of a real network: on loopback they are of 64 KiB, none of which fits into a small
+    window, so that the sender's kernel probes instead of sending, and in the end takes the reader for gone.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, ETHERNET_MSS)
 
 
 class Watch:

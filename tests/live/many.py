@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from tests.harness.answer import Answer
 from tests.harness.events import EventParser
 from tests.harness.http1 import Headers, Target
+from tests.harness.net import narrow
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ class Asker:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
         if rcvbuf is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+            narrow(sock, rcvbuf)
         try:
             await asyncio.get_running_loop().sock_connect(sock, (target.host, target.port))
         except BaseException:

@@ -272,12 +272,16 @@ def rounds(measure: Callable[[], dict[str, float]], times: int) -> dict[str, flo
 def test_mebibyte_of_input_blocks_nobody(
     target: ChatWait, upstream: ScriptedUpstream, name: str, record_property: pytest.RecordProperty
 ) -> None:
-    """Bad input: 1 MiB of context is refused without blocking the others for more than 50 ms; five times for noise."""
-    without = rounds(lambda: gaps(target, upstream), 3)
+    """Bad input: 1 MiB of context is refused without blocking the others for more than 50 ms; five times for noise.
+
+    What the gaps are without it is measured only where those beside it are too long.
+    """
     beside = rounds(lambda: gaps(target, upstream, name), 3)
-    record_property("without", without)
     record_property("beside", beside)
-    print(f"{name}: the longest gaps, median of 3 rounds: {without} without, {beside} beside 20 such requests")
+    print(f"{name}: the longest gaps, median of 3 rounds: {beside} beside 20 such requests")
     allowed = 250 * max(1.0, beside["slowness"])
-    assert beside["reader_ms"] < without["reader_ms"] + allowed
-    assert beside["health_ms"] < without["health_ms"] + allowed
+    if max(beside["reader_ms"], beside["health_ms"]) >= allowed:
+        without = rounds(lambda: gaps(target, upstream), 3)
+        record_property("without", without)
+        assert beside["reader_ms"] < without["reader_ms"] + allowed
+        assert beside["health_ms"] < without["health_ms"] + allowed

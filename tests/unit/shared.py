@@ -61,6 +61,13 @@ class Worker:
         committer.join()
         tail._connection.close()
 
+    def has_engine_back(self) -> bool:
+        """Tell whether it has noticed that its engine was away, and that it answers again.
+
+        `ready` alone is true until the loss is noticed, which takes a question.
+        """
+        return self.store._committer.back_at is not None and self.store.ready()
+
     def close(self) -> None:
         self._ticks = False
         self._clock.join()

@@ -184,13 +184,17 @@ def test_cursor_that_came_from_the_other_worker_a_moment_ago_is_never_ahead(data
             assert two.store.find(log.stream_id, reach=number).head >= number
 
 
-def test_cursor_that_was_made_up_is_not_waited_for(database: Database) -> None:
-    with workers(database.url, 2) as (one, two):
+def test_cursor_that_was_made_up_is_waited_for_no_longer_than_a_lease_with_few_questions(database: Database) -> None:
+    with workers(database.url, 2, lease_seconds=2.0) as (one, two), ThreadPoolExecutor(40) as pool:
         log = one.begin()
-        time.sleep(2.5 * LEASE_SECONDS)  # since when the engine has answered
+        two.store.find(log.stream_id)
+        asked, ask = [], two.store._committer.ask
+        two.store._committer.ask = lambda *commands: asked.append(commands) or ask(*commands)
         began = time.monotonic()
-        assert two.store.find(log.stream_id, reach=1000).head == 0
-        assert time.monotonic() - began < LEASE_SECONDS
+        found = [pool.submit(two.store.find, log.stream_id, reach=1000) for _ in range(40)]
+        assert [finding.result(PATIENCE_SECONDS).head for finding in found] == [0] * 40
+        assert time.monotonic() - began >= 2.0
+        assert len(asked) <= 40 * 6
 
 
 def test_key_is_used_once_by_two_workers_at_the_same_moment(database: Database) -> None:
@@ -418,6 +422,40 @@ def test_readers_go_on_while_the_engine_is_away_and_the_log_is_completed_afterwa
         assert seen == [False, True, False]
 
 
+def test_cursor_of_a_reader_whose_worker_alone_is_cut_off_from_the_engine_is_waited_for(own_engine: Engine) -> None:
+    """The worker that is asked has lost nothing itself, and cannot know: it waits, no longer than a lease."""
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
+        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        workers(own_engine.url(), 1, lease_seconds=LONG) as (two,),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        assert two.store.find(log.stream_id).text() == "a"
+        proxy.refuse()
+        proxy.cut_all()
+        log.append("b", "c")
+        wait_until(lambda: log.head == 3, "they are shown all the same")
+        assert not two.store._may_be_behind()
+        finding = pool.submit(two.store.find, log.stream_id, reach=3)
+        time.sleep(0.3)
+        assert not finding.done()
+        proxy.accept()
+        assert finding.result(PATIENCE_SECONDS).text() == "abc"
+        two.store._lease_seconds = LEASE_SECONDS
+        began = time.monotonic()
+        assert two.store.find(log.stream_id, reach=99).head == 3, "nobody has had that"
+        assert time.monotonic() - began >= LEASE_SECONDS
+        log.finish(end_with())
+        assert log.settle(PATIENCE_SECONDS)
+        began = time.monotonic()
+        two.store._lease_seconds = LONG
+        assert two.store.find(log.stream_id, reach=99).head == 3
+        assert time.monotonic() - began < LONG / 2, "what has ended has no more to come"
+
+
 def test_end_that_comes_while_the_engine_is_away_is_shown_and_stored_afterwards(own_engine: Engine) -> None:
     with (
         ChaosProxy("127.0.0.1", own_engine.port) as proxy,
@@ -474,7 +512,7 @@ def test_engine_that_lost_everything_is_given_it_again_by_those_who_live(own_eng
         own_engine.kill()
         own_engine.start()
         busy.append("c")
-        wait_until(lambda: two.store.ready() and one.store.ready(), "the engine is back")
+        wait_until(lambda: one.has_engine_back() and two.has_engine_back(), "the engine is back")
         for log, text in ((quiet, "aé"), (busy, "aéc"), (bound, "aé"), (ended, "x")):
             wait_until(
                 lambda log=log: own_engine.client().exists(one.store.keys(log.stream_id)[1]), "it is written anew"
@@ -801,7 +839,7 @@ def test_stream_that_the_engine_lost_is_not_unknown_while_its_worker_may_write_i
         proxy.cut_all()
         own_engine.kill()
         own_engine.start()
-        wait_until(two.store.ready, "it has the engine back")
+        wait_until(two.has_engine_back, "it has the engine back")
         for lost in (two.store.find, two.store.cancel):
             with pytest.raises(errors.StoreUnavailable):
                 lost(log.stream_id)
