@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -274,12 +275,12 @@ PIECES += [
 PIECES += ["4f1c2a90-", "0(-", "password'", '"', "\n", "é", "\ud800", "cw_", "2026-11-21", "basic\t", "idempotency-"]
 
 
-def seconds(text: str) -> float:
-    """Tell what the redaction of all of a text costs, beside whatever else the machine does: the best of three."""
+def seconds(text: str, redact: Callable[[str], str] = lambda text: redaction._redact(text, "")) -> float:
+    """Tell what the redaction of a text costs, beside whatever else the machine does: the best of three."""
     best = 1e9
     for _ in range(3):
         begin = time.thread_time()
-        redaction._redact(text, "")
+        redact(text)
         best = min(best, time.thread_time() - begin)
     return best
 
@@ -295,11 +296,9 @@ def test_redaction_of_hostile_text_is_linear(piece: str) -> None:
 @pytest.mark.parametrize("piece", PIECES)
 def test_redaction_of_a_megabyte_takes_less_than_50_ms(piece: str) -> None:
     text = (piece * 1_000_000)[:1_000_000]
-    begin = time.thread_time()
-    redacted = redact(text)
 
-    assert time.thread_time() - begin < 0.050
-    assert len(redacted) <= 1001
+    assert seconds(text, redact) < 0.050
+    assert len(redact(text)) <= 1001
 
 
 @given(st.text(st.characters(), max_size=400), st.sampled_from(sorted(SECRETS)))
