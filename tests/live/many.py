@@ -99,6 +99,11 @@ class Asker:
         else:
             yield await self.reader.readexactly(int(self.headers.get("content-length", "0")))
 
+    def widen(self) -> None:
+        """Hold more from now on, where `rcvbuf` was little: to read through a small window takes its time, and who
+        meets it full again and again for longer than 30 s is taken for gone by the sender's kernel."""
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+
     def reset(self) -> None:
         """Close with RST."""
         with contextlib.suppress(OSError):

@@ -88,6 +88,8 @@ def test_resumes_of_a_megabyte_at_once_hold_little_memory_each(upstream: Scripte
             held = figures.note("while nobody reads")
             assert held["readers"] == before["readers"] + 200, "not all are in the middle"
             assert held["rss_bytes"] - before["rss_bytes"] < 200 * 64 * 1024
+            for asker in askers:
+                asker.widen()
             return list(await asyncio.gather(*(read(asker) for asker in askers)))
 
         with unheard(chatwait):
