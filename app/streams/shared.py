@@ -53,9 +53,8 @@ MOST_RECENT = 1000
 MOST_CHUNKS = 512
 MOST_ADOPTED = 256
 PAGE_ENTRIES = 500
-CATCH_UP_SECONDS = 0.05
-LOOK_SECONDS = 0.5
-"""How often who waits for a copy asks the engine itself: many may wait, and the tail hears of all that comes."""
+CATCH_UP_SECONDS, CATCH_UP_AT_MOST_SECONDS = 0.05, 0.5
+"""Between two looks of who waits for a copy, at first and later: many may wait, for cursors that were made up."""
 
 _ID = re.compile(r"cw_[A-Za-z0-9_-]{22}")
 
@@ -659,6 +658,7 @@ class SharedStore(MemoryStore):
         or it is made up, and then this is all that it costs. Raises: StoreUnavailable.
         """
         until = time.monotonic() + self._lease_seconds
+        pause = CATCH_UP_SECONDS
         while log.head < reach and log.is_copied():
             told, page = self._answers(
                 ("HGET", self.keys(log.stream_id)[0], "head"), self._page(self.keys(log.stream_id)[1], log.head)
@@ -674,9 +674,8 @@ class SharedStore(MemoryStore):
                 if told is None:
                     raise errors.StoreUnavailable(retry_after_seconds=1)
                 return
-            look_at = min(until, now + LOOK_SECONDS)
-            while log.head < reach and log.is_copied() and time.monotonic() < look_at:
-                time.sleep(CATCH_UP_SECONDS)  # the tail brings it
+            time.sleep(min(pause, until - now))
+            pause = min(2 * pause, CATCH_UP_AT_MOST_SECONDS)
 
     def _unknown(self) -> errors.ChatError:
         """What the engine does not know, it may have lost a moment ago, and be given again by who generates it."""

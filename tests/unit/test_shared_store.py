@@ -193,8 +193,8 @@ def test_cursor_that_was_made_up_is_waited_for_no_longer_than_a_lease_with_few_q
         began = time.monotonic()
         found = [pool.submit(two.store.find, log.stream_id, reach=1000) for _ in range(40)]
         assert [finding.result(PATIENCE_SECONDS).head for finding in found] == [0] * 40
-        assert time.monotonic() - began >= 2.0
-        assert len(asked) <= 40 * 6
+        assert 2.0 <= time.monotonic() - began < 10.0  # on any machine, however busy
+        assert len(asked) <= 40 * 9
 
 
 def test_key_is_used_once_by_two_workers_at_the_same_moment(database: Database) -> None:
