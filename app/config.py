@@ -180,7 +180,7 @@ class Settings:
     stream_memory_mb: int = _setting(
         256,
         _whole,
-        "Memory for the logs of one worker, in MiB; finished ones are evicted, oldest use first.",
+        "Memory of a worker for logs and for questions not yet answered, in MiB; the oldest finished logs make room.",
         at_least=1,
         at_most=1_048_576,
     )

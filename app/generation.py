@@ -62,11 +62,11 @@ class Generation:
 
     def __init__(self, log: StreamLog, question: Question, *, upstream: Upstream, bounds: Bounds) -> None:
         self.log = log
-        self.question = question
         self.started = time.monotonic()
         self.last_life = self.started
         self._upstream = upstream
         self._bounds = bounds
+        self._question: Question | None = question
         self._call = Call()
         self._stopped = threading.Event()
         self._answer: Answer | None = None
@@ -87,6 +87,7 @@ class Generation:
         """Ask, read the answer into the log, and end it; returns when nothing of it is left running."""
         try:
             self._answer = self._ask()
+            self._forget_question()
             self.last_life = time.monotonic()
             self._read(self._answer)
             self.end()
@@ -100,18 +101,25 @@ class Generation:
         except Exception as error:  # noqa: BLE001 - whatever it is, its readers get their terminal event
             self._fail(errors.InternalError(), error)
         finally:
+            self._forget_question()
             self._chunks.flush(time.monotonic())  # one that was appended while another thread ended the log
             if self._answer is not None:
                 self._answer.close()
 
+    def _forget_question(self) -> None:
+        """Hold it no longer than it is needed: it may be as large as many answers."""
+        self._question = None
+        self.log.release_prompt()
+
     def _ask(self) -> Answer:
         """Ask, and again after what may pass: only here, where not a token has come yet."""
         attempt = 1
+        assert self._question is not None
         while True:
             if self._stopped.is_set():
                 raise _Stopped
             try:
-                return self._upstream.ask(self.question, self._call)
+                return self._upstream.ask(self._question, self._call)
             except (errors.UpstreamUnavailable, errors.UpstreamRateLimited) as error:
                 delay = self._delay(error, attempt)
                 if delay is None:

@@ -73,8 +73,8 @@ def _log(runtime: Runtime) -> tuple[StreamLog, reading.Cursor | None]:
     runtime.readers.admit()
     binding = Binding(hashlib.sha256(key.encode()).hexdigest(), asked.fingerprint) if key else None
     origin = Origin(g.correlation_id, asked.model, utc_now(), asked.prompt_tokens)
-    log, created = runtime.store.create(origin, binding)
+    question = Question(asked.messages, asked.model, asked.max_tokens, asked.temperature)
+    log, created = runtime.store.create(origin, binding, prompt_bytes=question.held_bytes)
     if created:
-        question = Question(asked.messages, asked.model, asked.max_tokens, asked.temperature)
         runtime.generations.start(log, question)
     return log, None

@@ -125,19 +125,23 @@ class MemoryLog:
         "end_read",
         "head",
         "origin",
+        "prompt_bytes",
         "stream_id",
         "terminal",
         "used_at",
     )
 
-    def __init__(self, store: MemoryStore, stream_id: str, origin: Origin, binding: Binding | None) -> None:
+    def __init__(
+        self, store: MemoryStore, stream_id: str, origin: Origin, binding: Binding | None, *, prompt_bytes: int = 0
+    ) -> None:
         self.stream_id = stream_id
         self.origin = origin
         self.binding = binding
         self.head = 0
         self.terminal: Terminal | None = None
         self.attached = 0
-        self.cost = LOG_OVERHEAD_BYTES
+        self.prompt_bytes = prompt_bytes
+        self.cost = LOG_OVERHEAD_BYTES + prompt_bytes
         self.end_read = False
         self.used_at = time.monotonic()
         self._unread_since: float | None = self.used_at
@@ -226,10 +230,14 @@ class MemoryLog:
         self._text = bytearray(bytes(self._text))
         self._ends = array("I", self._ends.tobytes())
         self.used_at = time.monotonic()
+        self.release_prompt()
         self._store.grow(self, self._size() - self.cost)
         self._store.ended(self)
         for reader in tuple(self._readers):
             reader.nudge()
+
+    def release_prompt(self) -> None:
+        self._store.release_prompt(self)
 
     def settle(self, seconds: float) -> bool:
         return self.terminal is not None
@@ -326,7 +334,9 @@ class MemoryStore:
     def stop_admitting(self) -> None:
         self._admitting = False
 
-    def create(self, origin: Origin, binding: Binding | None = None) -> tuple[MemoryLog, bool]:
+    def create(
+        self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0
+    ) -> tuple[MemoryLog, bool]:
         with self._lock:
             if binding is not None:
                 bound = self._bound(binding)
@@ -336,13 +346,16 @@ class MemoryStore:
                 raise errors.ShuttingDown(retry_after_seconds=5)
             if len(self._live) >= self._max_active:
                 raise errors.Overloaded(retry_after_seconds=2)
-            self._make_room(LOG_OVERHEAD_BYTES)
-            log = MemoryLog(self, new_stream_id(), origin, binding)
+            log = MemoryLog(self, new_stream_id(), origin, binding, prompt_bytes=self._counted(prompt_bytes))
+            self._make_room(log.cost)
             self._bytes += log.cost
             self._live[log.stream_id] = log
             if binding is not None:
                 self._keys[binding.key] = (log.stream_id, binding.fingerprint)
             return log, True
+
+    def _counted(self, prompt_bytes: int) -> int:
+        return min(prompt_bytes, self._budget_bytes // 2)
 
     def _bound(self, binding: Binding) -> MemoryLog | None:
         """Return the log that this key began, if it did."""
@@ -392,6 +405,12 @@ class MemoryStore:
                 self._make_room(size)
             log.cost += size
             self._bytes += size
+
+    def release_prompt(self, log: MemoryLog) -> None:
+        with self._lock:
+            released, log.prompt_bytes = log.prompt_bytes, 0
+            log.cost -= released
+            self._bytes -= released
 
     def ended(self, log: MemoryLog) -> None:
         """Move a log from the live ones to those that may be evicted."""

@@ -25,7 +25,7 @@ from app.logs import event
 from app.streams import scripts
 from app.streams.committer import Commit, Committer
 from app.streams.engine import Answer, Command, Connection, Refusal, script
-from app.streams.memory import LOG_OVERHEAD_BYTES, MemoryLog, MemoryReader, MemoryStore
+from app.streams.memory import MemoryLog, MemoryReader, MemoryStore
 from app.streams.store import Binding, Origin, Piece, StreamLog, Terminal, log_name, new_stream_id
 from app.streams.tail import Tail
 
@@ -80,9 +80,11 @@ class SharedLog(MemoryLog):
         "their_fence",
     )
 
-    def __init__(self, store: SharedStore, stream_id: str, origin: Origin, binding: Binding | None) -> None:
+    def __init__(
+        self, store: SharedStore, stream_id: str, origin: Origin, binding: Binding | None, *, prompt_bytes: int = 0
+    ) -> None:
         self._read_elsewhere_at = 0.0
-        super().__init__(store, stream_id, origin, binding)
+        super().__init__(store, stream_id, origin, binding, prompt_bytes=prompt_bytes)
         self.owner = store.worker
         self.fence = 1
         self.their_fence = 0
@@ -488,6 +490,7 @@ class SharedStore(MemoryStore):
             else:
                 return  # it has ended meanwhile, or been dropped
             log.is_dropped = True
+            log.release_prompt()
             self._bytes -= log.cost
             self._tail.unfollow(self.keys(log.stream_id)[1], log)
         log.release()
@@ -525,13 +528,15 @@ class SharedStore(MemoryStore):
 
     # Logs
 
-    def create(self, origin: Origin, binding: Binding | None = None) -> tuple[SharedLog, bool]:
+    def create(
+        self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0
+    ) -> tuple[SharedLog, bool]:
         if self._committer.is_late(time.monotonic()):
             raise errors.StoreUnavailable(retry_after_seconds=2)
         log: SharedLog | None = None
         refusal: errors.ChatError | None = None
         try:
-            log = self._begin(origin, binding)
+            log = self._begin(origin, binding, prompt_bytes)
         except errors.ChatError as error:
             if binding is None:
                 raise
@@ -563,15 +568,15 @@ class SharedStore(MemoryStore):
         except errors.StreamUnknown:
             raise errors.StreamExpired from None
 
-    def _begin(self, origin: Origin, binding: Binding | None) -> SharedLog:
+    def _begin(self, origin: Origin, binding: Binding | None, prompt_bytes: int) -> SharedLog:
         """Count a new log. Raises: ShuttingDown, Overloaded."""
         with self._lock:
             if not self._admitting:
                 raise errors.ShuttingDown(retry_after_seconds=5)
             if len(self._live) >= self._max_active:
                 raise errors.Overloaded(retry_after_seconds=2)
-            self._make_room(LOG_OVERHEAD_BYTES)
-            log = self.log_type(self, new_stream_id(), origin, binding)
+            log = self.log_type(self, new_stream_id(), origin, binding, prompt_bytes=self._counted(prompt_bytes))
+            self._make_room(log.cost)
             self._bytes += log.cost
             self._live[log.stream_id] = log
             return log

@@ -171,6 +171,9 @@ class StreamLog(Protocol):
     def settle(self, seconds: float) -> bool:
         """Wait for the terminal event to be shown; False when it is not after so many seconds."""
 
+    def release_prompt(self) -> None:
+        """Count the question no more: it has been answered, or it is not asked any more. May be called again."""
+
     def reader(self, after: int, *, only_end: bool = False) -> Reader:
         """Make a reader that has everything up to `after`; one that wants `only_end` sleeps through chunks."""
 
@@ -194,8 +197,13 @@ class StreamLog(Protocol):
 class Store(Protocol):
     """Finds logs, starts each once, and stays within its bounds."""
 
-    def create(self, origin: Origin, binding: Binding | None = None) -> tuple[StreamLog, bool]:
+    def create(
+        self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0
+    ) -> tuple[StreamLog, bool]:
         """Begin a log, or return the one that the same key and request began; True when it is new.
+
+        `prompt_bytes`: what its question takes in memory, counted with the log until `release_prompt`. A single one
+        counts as half of the budget at most, so that the largest request is not refused by an empty store.
 
         Raises: IdempotencyKeyReused, StreamExpired (the key's log is gone), Overloaded, ShuttingDown,
         StoreUnavailable.

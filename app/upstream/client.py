@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,14 @@ class Question:
     model: str
     max_tokens: int
     temperature: float | None
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes in memory until it is answered: its messages, and the request's body that they are sent in."""
+        return sum(
+            sys.getsizeof(message) + sum(sys.getsizeof(text) + len(text.encode()) for text in message.values())
+            for message in self.messages
+        )
 
 
 class Answer(Protocol):

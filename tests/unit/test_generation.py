@@ -115,6 +115,11 @@ def run(*scripts: Iterable[Step] | BaseException, half: str = "", bounds: Bounds
     return made
 
 
+def holds_question(made: Run) -> bool:
+    """Tell whether the generation refers to its question in any way."""
+    return any(QUESTION is value for value in vars(made.generation).values())
+
+
 @pytest.fixture
 def gate() -> Iterator[Gate]:
     made = Gate()
@@ -872,3 +877,38 @@ def test_generation_whose_upstream_goes_on_for_ever_after_done_is_done_and_lets_
     assert (made.join().event, made.log.text()) == ("done", "a")
     assert time.monotonic() - ended >= 0.04
     assert made.generation._answer.more > 3, "listened to meanwhile"
+
+
+# The question is held, and counted, until it is answered
+
+
+def test_question_is_held_until_the_head_of_its_answer_is_there(gate: Gate) -> None:
+    seen: list[bool] = []
+    made = Run(FakeUpstream([lambda: seen.append(holds_question(made)), *whole("Hello")]))
+    assert holds_question(made)
+    made.generation.run()
+    assert made.terminal.event == "done"
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("error", [errors.UpstreamError("no"), RuntimeError("no")])
+def test_question_that_was_not_answered_is_not_held(error: Exception) -> None:
+    made = run(error)
+    assert made.terminal.event == "failed"
+    assert not holds_question(made)
+
+
+def test_question_is_counted_until_the_head_of_its_answer_is_there() -> None:
+    store = MemoryStore(max_active=10, budget_bytes=10_000_000, retention_seconds=60)
+    log, _ = store.create(Origin("c-1", "m", "2026-11-21T09:00:00.000Z"), prompt_bytes=1_000_000)
+    counted: list[int] = []
+    upstream = FakeUpstream([lambda: counted.append(store.used_bytes), *whole("Hello")])
+    assert store.used_bytes > 1_000_000
+    Generation(log, QUESTION, upstream=upstream, bounds=BOUNDS).run()
+    assert counted[0] < 10_000
+
+
+def test_question_takes_its_messages_and_the_body_that_they_are_sent_in() -> None:
+    text = "x" * 1000
+    question = Question([{"role": "user", "content": text}] * 10, "m", 1, None)
+    assert 20_000 < question.held_bytes < 30_000

@@ -823,6 +823,38 @@ def test_store_accounts_for_every_byte_and_gives_all_back(store: Any, clock: Tim
     assert store.live == 0
 
 
+def test_store_counts_a_question_until_it_is_answered(store: Any, clock: Time) -> None:
+    kept = finished(store, BIG)
+    log, _ = store.create(ORIGIN, prompt_bytes=300_000)
+    held = store.used_bytes
+    assert held > 500_000
+    log.release_prompt()
+    log.release_prompt()
+    assert store.used_bytes == held - 300_000
+    log.append("Hello")
+    ended, _ = store.create(ORIGIN, prompt_bytes=300_000)
+    assert ended.finish(end_with())
+    ended.release_prompt()
+    for _ in range(2):
+        store.create(ORIGIN, prompt_bytes=300_000)
+    assert is_kept(store, kept)
+    store.create(ORIGIN, prompt_bytes=300_000)
+    assert not is_kept(store, kept), "a question takes the place of finished answers"
+    with pytest.raises(errors.Overloaded):
+        store.create(ORIGIN, prompt_bytes=300_000)
+    assert store.used_bytes <= BUDGET_BYTES
+    for live in list(store._live.values()):
+        live.finish(end_with())
+    clock.now += RETENTION_SECONDS + 1
+    store.sweep(clock.now)
+    assert (store.used_bytes, store.live) == (0, 0)
+
+
+def test_store_that_is_empty_takes_the_largest_question(store: Any) -> None:
+    store.create(ORIGIN, prompt_bytes=10 * BUDGET_BYTES)
+    assert store.used_bytes <= BUDGET_BYTES // 2 + LOG_OVERHEAD_BYTES
+
+
 def test_store_given_ten_thousand_short_logs_stays_within_its_budget(store: Any, kind: str) -> None:
     live = begin(store)
     live.append("a")
