@@ -24,6 +24,8 @@ LONGEST_ACCEPT = 2000
 """How much of Accept is read: a type costs 10 µs, and a head has room for thousands."""
 
 _KEY = re.compile(r"[\x21-\x7e]{16,255}")
+FEWEST_SIGNS = 4
+"""Different ones in a key: with fewer it was typed, not drawn, and another's question may have the same."""
 
 
 @blueprint.post("/chat/streaming")
@@ -67,6 +69,12 @@ def _log(runtime: Runtime) -> tuple[StreamLog, reading.Cursor | None]:
         raise errors.InvalidRequest(
             "The idempotency key is not usable.",
             fields={"Idempotency-Key": ["Must be 16 to 255 visible ASCII characters."]},
+        )
+    if key is not None and len(set(key)) < FEWEST_SIGNS:
+        raise errors.InvalidRequest(
+            f"The idempotency key has fewer than {FEWEST_SIGNS} different characters: anybody may have the same, and "
+            "whoever has it reads this answer.",
+            fields={"Idempotency-Key": [f"Must be random, with {FEWEST_SIGNS} different characters or more: a UUID4."]},
         )
     body = runtime.bodies.read(request.environ, at_most=runtime.settings.max_body_bytes)
     asked = schemas.read_request(body, runtime.settings)

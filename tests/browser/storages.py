@@ -60,7 +60,7 @@ let made = 0;
 const open = (storage) => createStore({ storage, now: () => 1_700_000_000_000, random: () => `new-${(made += 1)}` });
 const question = (id, more) => ({ id, role: "user", content: `Question ${id}?`, at: 1000, ...more });
 const answer = (id, more) => ({
-  id, role: "assistant", content: "One two", at: 1000, state: "streaming", asks: "q1", key: "k".repeat(22),
+  id, role: "assistant", content: "One two", at: 1000, state: "streaming", asks: "q1", key: "k0-Z".repeat(6),
   sent: { model: "small", skip: 0 }, streamId: "cw_1", sequence: 2, sentAt: 1000, reconnects: 0, error: null, ...more,
 });
 const talk = (id, messages, more) => (

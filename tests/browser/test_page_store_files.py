@@ -58,6 +58,8 @@ HOSTILE_MESSAGE = {
     "retryAt": 5,
     "innerHTML": "<script>",
 }
+GUESSED = {**HOSTILE_MESSAGE, "key": "a" * 22}
+"""With a key that the service refuses, since anybody may have the same."""
 
 
 def _import(modules: Modules, text: str) -> dict[str, Any]:
@@ -178,7 +180,7 @@ def test_store_given_a_hostile_conversation_adds_it_clean(modules: Modules) -> N
                     "created": "soon",
                     "updated": -1,
                     "evil": "x",
-                    "messages": [HOSTILE_MESSAGE, {"role": "user", "content": "Hello"}, HOSTILE_MESSAGE],
+                    "messages": [HOSTILE_MESSAGE, {"role": "user", "content": "Hello"}, GUESSED],
                 },
                 {"messages": [{"role": "user", "content": 7}]},
             ],

@@ -119,7 +119,9 @@ def test_cursor_schema_takes_what_the_service_takes(client: FlaskClient, cursor:
 def test_idempotency_key_schema_takes_what_the_service_takes(client: FlaskClient) -> None:
     schema = validator(CONTRACT["components"]["parameters"]["IdempotencyKey"]["schema"])
 
-    for key in ("k" * 15, "k" * 16, "k" * 255, "k" * 256, "k" * 16 + " k"):
+    random = "k0-Z" * 64
+    lengths = (random[:15], random[:16], random[:255], random, random[:16] + " k")
+    for key in (*lengths, "k" * 16, "kl" * 8, "klm" * 85, "k" * 253 + "l", "k" * 252 + "lmn", "klm" * 5 + "n"):
         status = client.post("/chat/wait", json=ASKED, headers={"Idempotency-Key": key}).status_code
         assert schema.is_valid(key) == (status == 200), key
 

@@ -51,7 +51,7 @@ def test_failed_and_cancelled_have_their_shape(client: FlaskClient, upstream: Fa
     upstream.scripts = [[*texts("Rome"), errors.UpstreamError()], [*texts("Rome"), gate]]
 
     failed = EventParser().feed(client.post("/chat/streaming", json=ASKED).data)
-    key = {"Idempotency-Key": "k" * 16}
+    key = {"Idempotency-Key": "key-" * 4}
     running = client.post("/chat/wait", json=ASKED, headers={**key, "Prefer": "wait=0"})
     stream_id = running.json["stream_id"]
     gate.wait_reached()

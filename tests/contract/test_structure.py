@@ -108,7 +108,7 @@ OPENAPI_31 = {
 KEYWORDS = {
     "$ref", "additionalProperties", "allOf", "const", "default", "description", "else",
     "enum", "examples", "format", "if", "items", "maxItems", "maxLength",
-    "maximum", "minItems", "minLength", "minimum", "pattern", "properties", "required",
+    "maximum", "minItems", "minLength", "minimum", "not", "pattern", "properties", "required",
     "then", "type",
 }
 # fmt: on

@@ -846,6 +846,20 @@ def test_key_that_is_malformed_is_refused(client: FlaskClient, upstream: FakeUps
     assert upstream.questions == []
 
 
+@pytest.mark.parametrize("key", ["a" * 16, "a" * 255, "0" * 15 + "1", "abc" * 85, "-" * 14 + "ab"])
+def test_key_that_anybody_could_have_is_refused_in_three_parts(
+    client: FlaskClient, upstream: FakeUpstream, key: str
+) -> None:
+    for path in ("/chat/wait", "/chat/streaming", "/chat"):
+        told = shown(client.post(path, json=ASKED, headers={"Idempotency-Key": key}), 400, "invalid_request")
+        assert "fewer than 4 different characters" in told["detail"]
+        assert "`fields`" in told["action"]
+        assert "random" in " ".join(told["fields"]["Idempotency-Key"])
+        assert key not in str(told)
+    assert upstream.questions == []
+    assert client.post("/chat/wait", json=ASKED, headers={"Idempotency-Key": key[:-3] + "~+!"}).status_code == 200
+
+
 def test_key_attaches_live_and_finished_in_any_mode(make: Make, gate: Gate) -> None:
     upstream = FakeUpstream([*texts("a"), gate, *whole("b")])
     client = make(upstream).test_client()

@@ -11,6 +11,7 @@ const TITLE_CHARACTERS = 60;
 const LATEST_MS = 8.64e15;
 const SAFE_ID = /^[\w-]{1,128}$/;
 const KEY = /^[!-~]{16,255}$/;
+const FEWEST_SIGNS = 4; // different ones in a key: the service takes no other
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const wellFormed = (text) => text.toWellFormed?.() ?? text; // the service takes no half of a surrogate pair
@@ -19,6 +20,7 @@ const wellFormed = (text) => text.toWellFormed?.() ?? text; // the service takes
 const text = (value) => (typeof value === "string" ? wellFormed(value) : undefined);
 const flag = (value) => (typeof value === "boolean" ? value : undefined);
 const matching = (pattern) => (value) => (typeof value === "string" && pattern.test(value) ? value : undefined);
+const key = (value) => (matching(KEY)(value) && new Set(value).size >= FEWEST_SIGNS ? value : undefined);
 const count = (value) => (Number.isSafeInteger(value) && value >= 0 ? value : undefined);
 const time = (value) => {
   const at = typeof value === "string" ? Date.parse(value) : value;
@@ -40,7 +42,7 @@ const pick = (value, table, isForeign) => {
 };
 
 const ANSWER = {
-  asks: text, key: matching(KEY), streamId: matching(SAFE_ID), sequence: count, model: text, created: text,
+  asks: text, key, streamId: matching(SAFE_ID), sequence: count, model: text, created: text,
   sent: fields({ model: text, skip: count }),
   sentAt: time, firstAt: time, lastTokenAt: time, endedAt: time, retryAt: time,
   tokens: count, firstTokenMs: time, durationMs: time, reconnects: count, finishReason: text, reason: text, note: text,
