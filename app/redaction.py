@@ -26,10 +26,10 @@ _SECRETS = re.compile(
         | (?:gsk|npm|r8|pplx|xai|nvapi)[-_][A-Za-z0-9_-]{16,}+       # Groq, npm, Replicate, Perplexity, xAI, NVIDIA
         | hf_[A-Za-z0-9]{20,}+                                       # Hugging Face
         | (?:gh[pousr]|github_pat|glpat|xox[a-z])[-_][A-Za-z0-9_-]{10,}+ # GitHub, GitLab, Slack
+        | A(?:BIA|CCA|GPA|IDA|IPA|KIA|NPA|NVA|PKA|ROA|SCA|SIA)[A-Z0-9]{12,}+ # AWS: ids of keys, roles, users, ...
+        | AIza[A-Za-z0-9_-]{20,}+ | ya29\.[A-Za-z0-9_-]{10,}+       # Google
       )
     | (?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]*+){0,4}     # a JWT
-    | \b(?:AKIA|ASIA|AIDA|AROA|AGPA|ANPA|ABIA|ACCA)[A-Z0-9]{12,}+  # AWS: the key's id
-    | \bAIza[A-Za-z0-9_-]{20,}+ | \bya29\.[A-Za-z0-9_-]{10,}+      # Google
     | -----BEGIN[ ](?:[A-Z]{1,20}[ ]){0,3}PRIVATE[ ]KEY(?:[ ]BLOCK)?-----(?s:.*+)
     | ://[^\s/@"']++@                                              # user and password of a URL
     | (?i:

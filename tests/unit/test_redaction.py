@@ -30,6 +30,7 @@ SECRETS = {
     "a stream id": new_stream_id(),
     "AWS's key id": "AKIAIOSFODNN7EXAMPLE",
     "AWS's session key id": "ASIAIOSFODNN7EXAMPLE",
+    "AWS's id of a role": "AROAIOSFODNN7EXAMPLE",
     "AWS's secret key": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
     "Google's key": "AIzaSyA-0123456789abcdefghijklmnopqrstu",
     "Google's token": "ya29.a0AfH6SMBx_0123456789",
@@ -39,6 +40,9 @@ SECRETS = {
     "Azure's account key": "AccountKey=abcdefgh0123456789==",
     "a private key": "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nIBAAKC\n-----END RSA PRIVATE KEY-----",
 }
+AWS = ["ABIA", "ACCA", "AGPA", "AIDA", "AIPA", "AKIA", "ANPA", "ANVA", "APKA", "AROA", "ASCA", "ASIA"]
+"""How the ids of all its kinds begin: of keys, roles, users, groups, policies, certificates, ..."""
+
 VALUES = {  # what may not be seen of it, and the whole
     "a cookie": ("0a1b2c", "Cookie: theme=dark; session=0a1b2c"),
     "a set cookie": ("0a1b2c", "set-cookie: session=0a1b2c; Path=/"),
@@ -60,6 +64,12 @@ SLIPPED = {  # forms in which exceptions, SDKs and header lists write them
         "stream_cw_0123456789abcdefABCDEF",
     ],
     "sk-0123456789abcdef": ["\\nsk-0123456789abcdef", "%20sk-0123456789abcdef", "OPENAI_sk-0123456789abcdef"],
+    "AROAIOSFODNN7EXAMPLE": [
+        "\\nAROAIOSFODNN7EXAMPLE",
+        "arn%3Aaws%3Aiam%2FAROAIOSFODNN7EXAMPLE",
+        "role_AROAIOSFODNN7EXAMPLE:session",
+    ],
+    "AIzaSyA-0123456789abcdefghijklmnopqrstu": ["\\nAIzaSyA-0123456789abcdefghijklmnopqrstu"],
     "0a1b2c3d": [
         "'HTTP_IDEMPOTENCY_KEY': '0a1b2c3d'",
         '{\\"api_key\\": \\"0a1b2c3d\\"}',
@@ -149,6 +159,12 @@ def test_values_that_only_their_name_gives_away_are_taken_out(name: str) -> None
 
     assert secret not in redact(text)
     assert secret not in redact(f"upstream said {text!r}")
+
+
+def test_ids_of_all_kinds_of_aws_are_taken_out() -> None:
+    seen = [kind for kind in AWS if redact(f"User: arn:aws:sts::role/{kind}IOSFODNN7EXAMPLE:me").count(kind)]
+
+    assert seen == []
 
 
 @pytest.mark.parametrize("secret", SLIPPED)
