@@ -102,6 +102,13 @@ DOCUMENTS = {
     ),
 }
 
+UNSEEN = (
+    *"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",  # what turns the direction of a text
+    *"\u00ad\u180e\u200b\u200c\u200d\u2060\u2064\ufff9\U000e0041",  # nothing is seen of these at all
+    *"\u034f\u115f\u3164\uffa0\u17b4\ufe0f\U000e0100",  # nor of these, which are no format characters
+)
+"""With one of them in it, an address reads as another one."""
+
 # Must be shown as they stand, without any link
 NO_LINKS = [
     "[a](javascript:alert(1))",

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.browser.markdown_samples import DOCUMENTS, LINK, NO_LINKS, chance
+from tests.browser.markdown_samples import DOCUMENTS, LINK, NO_LINKS, UNSEEN, chance
 from tests.browser.modules import Modules
 
 pytestmark = pytest.mark.browser
@@ -222,6 +222,18 @@ def test_text_that_would_run_or_load_is_shown_as_it_stands(modules: Modules, tex
 
     assert (wrong, names) == ([], ["p"])
     assert modules.run(FAITHFUL.replace("to + 3", "to + 500"), text) is None
+
+
+def test_address_with_a_sign_that_nobody_sees_is_no_link(modules: Modules) -> None:
+    addresses = [address for sign in UNSEEN for address in (f"http://b.c/{sign}gnp.exe", f"https://b{sign}.c/d")]
+    addresses += [f"mailto:b{sign}@c.d" for sign in UNSEEN]
+    texts = [text for address in addresses for text in (f"[a]({address})", f"<{address}>")]
+    texts += [address for address in addresses if address.startswith("http")]
+
+    linked = [text for text in texts if "<a" in modules.run(HTML, [text, True])]
+
+    assert linked == []
+    assert "<a" in modules.run(HTML, ["[a](http://b.c/gnp.exe)", True])
 
 
 def test_nodes_of_any_text_are_of_the_expected_kinds(modules: Modules) -> None:

@@ -127,6 +127,26 @@ def test_stored_part_that_was_altered_is_found_by_the_hash_and_read_again(
     assert_whole(chat, upstream, TEXT, LAST)
 
 
+@pytest.mark.requirement("page FR-008", "page SC-006")
+@pytest.mark.parametrize("wrong", ["One, two, three é🙂 ", "One to, thr"], ids=["a sign more", "a sign less"])
+def test_stored_part_that_was_altered_is_found_by_its_characters_where_there_is_no_hash(
+    lan_chat: ChatPage, upstream: ScriptedUpstream, wrong: str
+) -> None:
+    """Over plain HTTP a browser has no SHA-256: the count is all there is."""
+    part = 3 if wrong.endswith("thr") else 4
+    record = partly(lan_chat, upstream, TOKENS, part)
+    assert lan_chat.page.evaluate("globalThis.crypto.subtle === undefined")
+    hash_, right = fragment(lan_chat), "".join(TOKENS[:part])
+    lan_chat.page.goto(f"{lan_chat.base_url}/health")
+    alter = "([key, a, b]) => localStorage.setItem(key, localStorage.getItem(key).replaceAll(a, b))"
+    lan_chat.page.evaluate(alter, [f"chatwait.conversation.{hash_[1:]}", right, wrong])
+
+    lan_chat.open(hash_)
+    assert lan_chat.text() == wrong
+    finish(upstream, record)
+    assert_whole(lan_chat, upstream, TEXT, LAST)
+
+
 @pytest.mark.requirement("page US3.3")
 @pytest.mark.parametrize(
     "browser", ["chat", pytest.param("plain_chat", marks=pytest.mark.long)], ids=["loaded anew", "kept for back"]

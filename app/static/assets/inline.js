@@ -17,7 +17,7 @@ const WORD = /[\p{L}\p{N}_]/u;
 
 /** The address to put into a link, or null when it is not plainly http, https or mailto. */
 export function safeAddress(text) {
-  if (!/^(?:https?:\/\/[^/?#]|mailto:[^/?#])/i.test(text) || /[\s\p{Cc}\p{Cf}\p{Cs}]/u.test(text)) return null;
+  if (!/^(?:https?:\/\/[^/?#]|mailto:[^/?#])/i.test(text) || /[\s\p{Cc}\p{Cf}\p{Cs}\p{DI}]/u.test(text)) return null;
   try {
     const url = new URL(text);
     return ["http:", "https:", "mailto:"].includes(url.protocol) ? url.href : null;
