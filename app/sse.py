@@ -241,7 +241,6 @@ def wait(log: StreamLog, readers: Readers, *, seconds: float | None, gone: Calla
                     asked_at = now
                     if gone():
                         break
-            log.end_read = log.end_read or log.terminal is not None
             return log.terminal
         finally:
             readers.remove(reader)

@@ -71,6 +71,7 @@ def event_stream(runtime: Runtime, log: StreamLog, cursor: Cursor | None, *, is_
     """
     begin = after(log, cursor)
     if begin is None:
+        log.end_read = True
         response = Response(status=204)
     else:
         if request.method != "HEAD" and not is_admitted:
@@ -115,6 +116,7 @@ def waited(runtime: Runtime, log: StreamLog, cursor: Cursor | None = None, *, is
         response = _running(log)
     else:
         response = _ended(log, terminal)
+        log.end_read = log.end_read or request.method != "HEAD"
     if prefer and terminal is None:
         response.headers["Preference-Applied"] = f"wait={prefer[1]}"
     response.headers["X-Stream-Id"] = log.stream_id

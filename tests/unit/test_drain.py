@@ -1,0 +1,106 @@
+"""The end of a worker, by a clock that the test turns: what it waits for, and what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from flask.testing import FlaskClient
+
+from app import clock, create_app, runtime
+from app.config import Settings
+from app.runtime import Drain, Runtime
+from tests.unit.fakes import FakeUpstream, Gate, whole
+from tests.unit.shared import wait_until
+
+pytestmark = pytest.mark.usefixtures("no_network")
+
+SETTINGS = Settings(
+    openai_base_url="http://model.test/v1",
+    openai_model="gpt-4o-mini",
+    allowed_models=("gpt-4o-mini",),
+    allowed_hosts=("localhost",),
+    log_level="CRITICAL",
+)
+ASKED = {"message": "Hello"}
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlaskClient]:
+    """Give a client of a service whose answer stands at the gate."""
+    monkeypatch.setattr(clock, "TICK_SECONDS", 0.01)
+    app = create_app(SETTINGS, upstream=FakeUpstream([gate, *whole("He", "llo")]))
+    yield app.test_client()
+    app.extensions["chatwait"].close()
+
+
+def kept_by(client: FlaskClient) -> Runtime:
+    kept: Runtime = client.application.extensions["chatwait"]
+    return kept
+
+
+def ended(client: FlaskClient, gate: Gate) -> tuple[str, Drain, list[str]]:
+    """Have an answer that ends while its worker does, unread; give its id, the drain, and what it calls at last."""
+    kept = kept_by(client)
+    stream_id = client.post("/chat/wait", json=ASKED, headers={"Prefer": "wait=0"}).headers["X-Stream-Id"]
+    gate.wait_reached()
+    drain, finished = Drain(kept), list[str]()  # not the one that the real clock looks at
+    drain.begin(lambda: finished.append("finished"))
+    drain.check(100.0)
+    gate.open()
+    wait_until(lambda: not kept.generations.live, "the answer has ended")
+    return stream_id, drain, finished
+
+
+@pytest.mark.parametrize("mode", ["streaming", "wait", "streaming, after 1", "streaming, after 3"])
+def test_drain_is_over_as_soon_as_every_end_has_been_read(client: FlaskClient, gate: Gate, mode: str) -> None:
+    stream_id, drain, finished = ended(client, gate)
+    drain.check(100.2)
+    assert finished == []
+    way, _, after = mode.partition(", after ")
+    cursor = {"Last-Event-ID": f"{stream_id}.{after}"} if after else {}
+    client.head(f"/chat/wait/{stream_id}")  # which shows nobody anything
+    drain.check(100.3)
+    reply = client.get(f"/chat/{way}/{stream_id}", headers=cursor)
+    assert (reply.status_code, bool(reply.data)) == ((204, False) if after == "3" else (200, True))
+
+    drain.check(100.4)
+    drain.check(100.4 + runtime.QUICK_SECONDS)
+
+    assert finished == ["finished"]
+
+
+def test_drain_is_over_when_who_waited_for_the_end_has_it(client: FlaskClient, gate: Gate) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.application.test_client().post, "/chat/wait", json=ASKED)
+        gate.wait_reached()
+        drain, finished = Drain(kept_by(client)), list[str]()
+        drain.begin(lambda: finished.append("finished"))
+        drain.check(100.0)
+        gate.open()
+        assert waiting.result(10).status_code == 200
+    wait_until(lambda: not kept_by(client).generations.live, "the answer has ended")
+
+    drain.check(100.2)
+    drain.check(100.2 + runtime.QUICK_SECONDS)
+
+    assert finished == ["finished"]
+
+
+def test_drain_waits_a_while_for_who_reads_an_end(client: FlaskClient, gate: Gate) -> None:
+    _, drain, finished = ended(client, gate)
+
+    drain.check(100.0 + runtime.LAST_FRAMES_SECONDS - 0.2)
+    drain.check(100.0 + runtime.LAST_FRAMES_SECONDS - 0.1)
+    assert finished == []
+    for second in range(3):
+        drain.check(100.2 + runtime.LAST_FRAMES_SECONDS + second)
+    assert finished == ["finished"]
