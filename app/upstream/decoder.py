@@ -14,6 +14,10 @@ import msgspec
 __all__ = ["BrokenStream", "ChunkDecoder", "ErrorReported", "EventSplitter", "Part"]
 
 LONGEST_EVENT_BYTES = 1_048_576
+LONGEST_VALUE_BYTES = 16_384
+"""So much of a usage or an error is built of what it says; of a longer one the beginning is kept, as text."""
+ODD_NODES = 20_000
+"""So many lists and objects may stand in an event that only the slow decoder reads: it builds each of them."""
 REPLACEMENT = "\ufffd"
 
 _BOM = b"\xef\xbb\xbf"
@@ -35,7 +39,7 @@ class EventSplitter:
     """Bytes in any cuts → the `data` of each whole event; no other field matters here."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()  # of an event that is not whole: grows in place, so that small pieces cost no copies
         self._first = True
         self._after_cr = False
 
@@ -47,9 +51,10 @@ class EventSplitter:
         if not (self._rest or self._first or self._after_cr) and (data := _one_event(received)) is not None:
             return [data]
         if self._first:
-            received, self._rest = self._rest + received, b""
+            received = bytes(self._rest) + received
+            self._rest.clear()
             if len(received) < len(_BOM) and _BOM.startswith(received):
-                self._rest = received
+                self._rest += received
                 return []
             self._first = False
             received = received.removeprefix(_BOM)
@@ -59,14 +64,21 @@ class EventSplitter:
         if b"\r" in received:
             self._after_cr = received.endswith(b"\r")
             received = received.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *blocks, self._rest = (self._rest + received).split(b"\n\n")
-        if len(self._rest) > LONGEST_EVENT_BYTES and not blocks:
-            raise BrokenStream("an event is larger than 1 MiB")
+        if not self._rest:
+            received = received.lstrip(b"\n")  # blank lines between events, of which there may be no end
+        looked = len(self._rest)
+        self._rest += received
+        if self._rest.find(b"\n\n", max(0, looked - 1)) < 0:  # what was looked at before is not looked at again
+            if len(self._rest) > LONGEST_EVENT_BYTES:
+                raise BrokenStream("an event is larger than 1 MiB")
+            return []
+        *blocks, rest = bytes(self._rest).split(b"\n\n")
+        self._rest = bytearray(rest)
         events: list[bytes] = []
         for block in blocks:
             if block.startswith(b"data: ") and b"\n" not in block:
                 events.append(block[6:])
-            elif (data := _data(block)) is not None:
+            elif b"data" in block and (data := _data(block)) is not None:
                 events.append(data)
         return events
 
@@ -103,7 +115,22 @@ class _Choice(msgspec.Struct):
     index: int | None = 0
 
 
+_ABSENT = msgspec.Raw()
+
+
 class _Chunk(msgspec.Struct):
+    """What may be of any shape is looked over and not built: a mebibyte of lists holds everybody up for 0.3 s."""
+
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
+    object: str | None = None
+    message: msgspec.Raw = _ABSENT
+
+
+class _OddChunk(msgspec.Struct):
+    """The same, built already."""
+
     choices: list[_Choice] | None = None
     usage: Any = None
     error: Any = None
@@ -112,6 +139,15 @@ class _Chunk(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
+
+
+def _built(value: msgspec.Raw) -> Any:
+    """Raises: msgspec.DecodeError, UnicodeDecodeError, RecursionError."""
+    if value is _ABSENT:
+        return None
+    if len(value) > LONGEST_VALUE_BYTES:
+        return bytes(memoryview(value)[:LONGEST_VALUE_BYTES]).decode("utf-8", "replace")
+    return msgspec.json.decode(value)
 
 
 class ChunkDecoder:
@@ -124,9 +160,13 @@ class ChunkDecoder:
         """Raises: BrokenStream for what is no chunk, ErrorReported for an error inside the stream."""
         try:
             chunk = _decode(data)
+            is_error = chunk.object == "error" and chunk.choices is None
+            usage, error = _built(chunk.usage), _built(chunk.error) or (is_error and _built(chunk.message))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # ValidationError is one of the first
             return self._decode_odd(data)
-        return self._part(chunk, joined=not self._half)
+        if error or is_error:
+            raise ErrorReported(error or None)
+        return self._part(chunk.choices, usage, joined=not self._half)
 
     def pending(self) -> str:
         """Return what a half character that nothing completed is shown as, once; empty for none."""
@@ -138,18 +178,20 @@ class ChunkDecoder:
         are not UTF-8. And `[DONE]`, which is no JSON."""
         if data.strip() == b"[DONE]":
             return Part(done=True)
+        if data.count(b"[") + data.count(b"{") > ODD_NODES:
+            raise BrokenStream("an event is not a chat completion chunk")
         try:
-            chunk = msgspec.convert(json.loads(data.decode("utf-8", "replace")), _Chunk)
+            chunk = msgspec.convert(json.loads(data.decode("utf-8", "replace")), _OddChunk)
         except (ValueError, RecursionError):
             raise BrokenStream("an event is not a chat completion chunk") from None
-        return self._part(chunk, joined=False)
-
-    def _part(self, chunk: _Chunk, *, joined: bool) -> Part:
         if chunk.error or (chunk.object == "error" and chunk.choices is None):
             raise ErrorReported(chunk.error or chunk.message)
+        return self._part(chunk.choices, chunk.usage, joined=False)
+
+    def _part(self, choices: list[_Choice] | None, usage: Any, *, joined: bool) -> Part:
         text = ""
         finish_reason = None
-        for choice in chunk.choices or ():
+        for choice in choices or ():
             if choice.index:
                 continue  # one answer was asked for
             delta = choice.delta
@@ -158,7 +200,7 @@ class ChunkDecoder:
             finish_reason = choice.finish_reason or finish_reason
         if text and not joined:
             text = self._join(text)
-        return Part(text, finish_reason, chunk.usage)
+        return Part(text, finish_reason, usage)
 
     def _join(self, text: str) -> str:
         """Hold back a first half at the end; whole pairs become their character, other halves U+FFFD."""

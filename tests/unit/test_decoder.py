@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import json
 import re
+import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 
 from app.upstream.decoder import (
     LONGEST_EVENT_BYTES,
+    LONGEST_VALUE_BYTES,
+    ODD_NODES,
     BrokenStream,
     ChunkDecoder,
     ErrorReported,
@@ -180,6 +184,36 @@ def test_splitter_given_an_event_at_the_limit_delivers_it() -> None:
 
     assert splitter.feed(b"data: " + value) == []
     assert splitter.feed(b"\n\n") == [value]
+
+
+def test_splitter_given_an_event_in_small_pieces_does_not_begin_anew_with_each() -> None:
+    """A mebibyte in pieces of 64 bytes took 21 s; as many pieces that are events of their own take 0.02 s."""
+    value = b"x" * (LONGEST_EVENT_BYTES - len(b"data: "))
+    pieces = [b"data: " + value[:58], *(value[at : at + 64] for at in range(58, len(value), 64)), b"\n\n"]
+    begun = time.thread_time()
+    for _ in pieces:
+        split(b"data: " + value[:58] + b"\n\n")
+    usual = time.thread_time() - begun
+    splitter = EventSplitter()
+    begun = time.thread_time()
+    found = [event for piece in pieces for event in splitter.feed(piece)]
+
+    assert found == [value]
+    assert time.thread_time() - begun < 30 * usual
+
+
+@pytest.mark.parametrize("line", [b"\n", b"\r\n", b"\r"])
+def test_splitter_given_blank_lines_without_end_makes_nothing_of_them(line: bytes) -> None:
+    splitter = EventSplitter()
+    splitter.feed(b"data: a\n\n")
+    piece = line * (65_536 // len(line))
+    tracemalloc.start()
+    try:
+        assert splitter.feed(piece) == []
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(piece), "a list of all the lines is eight times as large"
+    finally:
+        tracemalloc.stop()
+    assert splitter.feed(b"data: b\n\n") == [b"b"]
 
 
 # Events into parts
@@ -379,3 +413,26 @@ def test_decoder_given_any_bytes_raises_nothing_else(data: bytes) -> None:
 def test_decoder_given_any_json_raises_nothing_else(value: Any) -> None:
     with contextlib.suppress(BrokenStream, ErrorReported):
         ChunkDecoder().decode(json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("name", ["usage", "error"])
+def test_decoder_given_a_long_value_of_any_shape_builds_nothing_of_it(name: str) -> None:
+    """A mebibyte of lists took 0.3 s, in which nobody else was served."""
+    event = b'{"%b":[' % name.encode() + b"[]," * 300_000 + b"[]]}"
+    try:
+        value: Any = ChunkDecoder().decode(event).usage
+    except ErrorReported as report:
+        value = report.error
+
+    assert isinstance(value, str)
+    assert len(value) == LONGEST_VALUE_BYTES
+
+
+def test_decoder_given_too_many_values_where_all_must_be_built_says_that_the_stream_is_broken() -> None:
+    few, many = (
+        b'{"choices":[{"delta":{"content":"\\ud800"}}],"x":[' + b"[]," * n + b"[]]}" for n in (1000, ODD_NODES)
+    )
+
+    assert text_of(few) == "\ufffd"
+    with pytest.raises(BrokenStream):
+        decode(many)
