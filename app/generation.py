@@ -121,7 +121,8 @@ class Generation:
             try:
                 return self._upstream.ask(self._question, self._call)
             except (errors.UpstreamUnavailable, errors.UpstreamRateLimited) as error:
-                delay = self._delay(error, attempt)
+                asked = attempt + self._call.asked_again
+                delay = self._delay(error, asked)
                 if delay is None:
                     raise
                 event(
@@ -129,7 +130,7 @@ class Generation:
                     level=logging.WARNING,
                     stream=self._name,
                     correlation_id=self.log.origin.correlation_id,
-                    attempt=attempt,
+                    attempt=asked,
                     error_code=error.error_code,
                     delay_ms=int(delay * 1000),
                     cause=_cause(error),
@@ -137,12 +138,12 @@ class Generation:
             self._stopped.wait(delay)
             attempt += 1
 
-    def _delay(self, error: errors.UpstreamError, attempt: int) -> float | None:
+    def _delay(self, error: errors.UpstreamError, asked: int) -> float | None:
         """Choose how long to wait before the next attempt; None when there is none. Units: seconds."""
-        if attempt >= ATTEMPTS or self._stopped.is_set():
+        if asked >= ATTEMPTS or self._stopped.is_set():
             return None
         left = self.started + self._bounds.silence_seconds - time.monotonic()
-        delay = random.uniform(0, BACKOFF_SECONDS * 2 ** (attempt - 1))
+        delay = random.uniform(0, BACKOFF_SECONDS * 2 ** (asked - 1))
         if error.retry_after_seconds is not None:
             delay = max(delay, float(error.retry_after_seconds))
         return delay if delay < left else None

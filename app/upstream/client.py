@@ -17,7 +17,8 @@ import openai
 from app import errors
 from app.upstream import failures
 from app.upstream.decoder import BrokenStream, ChunkDecoder, ErrorReported, EventSplitter, Part
-from app.upstream.transport import BODY, Body, Call, Transport, current_call
+from app.upstream.framing import BadFraming
+from app.upstream.transport import BODY, ERROR_BODY_BYTES, Body, Call, Transport, current_call
 
 __all__ = ["Answer", "OpenAIUpstream", "Question", "Upstream"]
 
@@ -134,6 +135,7 @@ class OpenAIUpstream:
             if isinstance(value, str)
         }
         self._headers = httpx2.Request("POST", self._url, headers=headers).headers  # with Host
+        self._bare = httpx2.Request("POST", self._url)  # for errors, which must not keep the question
 
     def ask(self, question: Question, call: Call) -> _SdkAnswer:
         token = current_call.set(call)
@@ -141,9 +143,17 @@ class OpenAIUpstream:
             response = self._post_learning(question)
         finally:
             current_call.reset(token)
-        if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+        try:
+            if _is_packed(response):
+                raise errors.UpstreamError(
+                    "The model's server packed its answer (Content-Encoding), though it was asked not to: "
+                    "compression has to be switched off there, or in the proxy before it."
+                )
+            if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+                raise errors.UpstreamError("The model's server answered with something that is no event stream.")
+        except errors.UpstreamError:
             response.close()
-            raise errors.UpstreamError("The model's server answered with something that is no event stream.")
+            raise
         return _SdkAnswer(response)
 
     def _post_learning(self, question: Question) -> httpx2.Response:
@@ -170,17 +180,28 @@ class OpenAIUpstream:
         try:
             response = self._transport.handle_request(request)
         except httpx2.TimeoutException as error:
-            raise openai.APITimeoutError(request) from error
+            raise openai.APITimeoutError(self._bare) from error
         except httpx2.RemoteProtocolError as error:  # it was asked, and may have been paid: not to be tried again
-            raise errors.UpstreamError("The model's server sent what is no answer of HTTP.") from error
+            why = f": {error.__cause__}" if isinstance(error.__cause__, BadFraming) else ""
+            raise errors.UpstreamError(f"The model's server sent what is no answer of HTTP{why}.") from error
         except httpx2.TransportError as error:
-            raise openai.APIConnectionError(request=request) from error
-        response.request = request
+            raise openai.APIConnectionError(request=self._bare) from error
         if response.status_code >= 300:
-            with contextlib.closing(response), contextlib.suppress(httpx2.TransportError):
-                response.read()
-            raise self._sdk._make_status_error_from_response(response)
-        return response
+            raise self._refusal(response)
+        return response  # which knows no request: nothing keeps the question while it is answered
+
+    def _refusal(self, response: httpx2.Response) -> openai.APIStatusError:
+        """Read what an error says, raw and within bounds: its status stands, whatever becomes of its words."""
+        content = bytearray()
+        with contextlib.closing(response), contextlib.suppress(httpx2.TransportError):
+            assert isinstance(response.stream, httpx2.SyncByteStream)
+            for piece in response.stream:
+                content += piece
+                if len(content) > ERROR_BODY_BYTES:
+                    break
+        body = None if _is_packed(response) else failures.read_body(bytes(content[:ERROR_BODY_BYTES]))
+        response.request = self._bare
+        return self._sdk._make_status_error(f"Error code: {response.status_code}", body=body, response=response)
 
     def _dialect(self, model: str) -> _Dialect:
         with self._lock:
@@ -200,6 +221,11 @@ class OpenAIUpstream:
 
     def close(self) -> None:
         self._sdk.close()
+
+
+def _is_packed(response: httpx2.Response) -> bool:
+    codings = response.headers.get("content-encoding", "").lower().split(",")
+    return any(coding.strip() not in ("", "identity") for coding in codings)
 
 
 class _SdkAnswer:

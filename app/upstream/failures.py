@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ import openai
 
 from app import errors
 
-__all__ = ["from_report", "from_sdk", "retry_after_seconds"]
+__all__ = ["from_report", "from_sdk", "read_body", "refused_parameter", "retry_after_seconds"]
 
 LONGEST_RETRY_AFTER_SECONDS = 3600
+MOST_NODES = 200
+"""So many lists and objects may stand in an error's JSON; one with more of them is read as text."""
 
 _TOO_LONG = re.compile(
     r"context.?length|context.?size|context.?window|maximum context|too many tokens|prompt.{0,20}too long|"
@@ -39,6 +42,17 @@ def retry_after_seconds(headers: Mapping[str, str]) -> int | None:
     if not 0 <= seconds <= LONGEST_RETRY_AFTER_SECONDS:
         return None
     return int(seconds) + (seconds % 1 > 0)
+
+
+def read_body(content: bytes) -> object:
+    """Read the words of an error: JSON, or else text; as UTF-8, whatever charset it claims."""
+    text = content.decode("utf-8", "replace").strip()
+    if text.count("[") + text.count("{") > MOST_NODES:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def from_sdk(error: openai.OpenAIError) -> errors.UpstreamError:
@@ -107,12 +121,19 @@ def refused_parameter(error: openai.OpenAIError) -> str | None:
 
 def _text(report: Any) -> str:
     """Put the words of an error body together to look for what it is about; bounded."""
+    try:
+        return _words(report)
+    except RecursionError:  # nested for the sake of it
+        return ""
+
+
+def _words(report: Any) -> str:
     if isinstance(report, dict):
         parts = [report.get(name) for name in ("code", "type", "message", "param")]
         inner = report.get("innererror")
         if isinstance(inner, dict):
             parts.append(inner.get("code"))
         if isinstance(report.get("error"), dict):
-            parts.append(_text(report["error"]))
+            parts.append(_words(report["error"]))
         return " ".join(str(part)[:2000] for part in parts if part)
     return str(report)[:2000] if report else ""

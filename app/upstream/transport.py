@@ -31,7 +31,7 @@ import httpx2
 from app.arrivals import each_arrival
 from app.logs import event
 from app.sockets import is_connected, is_quiet, unacknowledged
-from app.upstream.framing import BadFraming
+from app.upstream.framing import BadFraming, UntilClose
 from app.upstream.head import Head
 
 __all__ = ["BODY", "Body", "Call", "Transport", "current_call"]
@@ -39,12 +39,15 @@ __all__ = ["BODY", "Body", "Call", "Transport", "current_call"]
 BODY = "chatwait.body"
 """The extension of a response under which its `Body` is found."""
 
-RECEIVE_BYTES = 65_536
+RECEIVE_BYTES = 16_384
+"""What is received at once; others run in between."""
 IDLE_SECONDS = 55.0  # below the 60 s after which many servers close an idle connection
 IDLE_CONNECTIONS = 256
 HOT_CONNECTIONS = 8
 SURPLUS_SECONDS = 5.0  # what a burst left behind
 ERROR_BODY_BYTES = 65_536
+ERROR_BODY_SECONDS = 2.0
+"""So long are an error's words waited for; its status says enough."""
 NEXT_ADDRESS_SECONDS = 5.0
 STALE_SECONDS = 1.0
 SWEEP_SECONDS = 5.0
@@ -74,6 +77,8 @@ class Call:
     def __init__(self) -> None:
         self.cancelled = False
         self.tried = False
+        self.asked_again = 0
+        """Requests that were sent on a kept connection to their last byte, and then once more on a new one."""
         self._socket: socket.socket | None = None
         self._connecting = False
 
@@ -133,6 +138,8 @@ class _Connection(http.client.HTTPConnection):
         self.tls = tls
         self.idle_since = 0.0
         self.used = False
+        self.asked = False
+        """The upstream may have got the whole request."""
         self._head: Head | None = None
         self._gathering: bytearray | None = None
         self.default_port = 443 if tls else 80
@@ -294,6 +301,7 @@ class Transport(httpx2.BaseTransport):
                 elif _is_nonsense(error):
                     self.distrust(origin, "nonsense")
                 if connection.used and not call.cancelled and _may_ask_again(error, time.monotonic() - begun):
+                    call.asked_again += connection.asked
                     connection = self._new(*origin)
                     continue
                 raise _transport_error(error, request) from error
@@ -308,6 +316,7 @@ class Transport(httpx2.BaseTransport):
         )
         for name, value in request.headers.raw:
             connection.putheader(name, value)
+        connection.asked = False
         data = connection.gathered(request.read())
         connection.check()
         if connection.used:
@@ -315,7 +324,9 @@ class Transport(httpx2.BaseTransport):
             connection.send(data[:-1])
             connection.check(begun=True)
             data = data[-1:]
+        connection.asked = True
         connection.send(data)
+        del data  # the request's bytes, which may be megabytes
         if connection.used and hasattr(socket, "TCP_QUICKACK"):
             # A server without TCP_NODELAY holds its second packet until the first is acknowledged, which the
             # kernel puts off by 40 ms on a connection that has been in use.
@@ -460,13 +471,20 @@ class Body(httpx2.SyncByteStream):
         head: Head,
         sock: socket.socket,
     ) -> None:
-        """Raises: BadFraming."""
+        """Raises: BadFraming, where the end of an answer is unclear; not of an error, which its status tells."""
         self._transport = transport
         self._origin = origin
         self._connection: _Connection | None = connection
         self._head = head
         self._sock = sock
-        self._framing = head.framing()
+        self._is_clear = True
+        try:
+            self._framing = head.framing()
+        except BadFraming:
+            if head.status < 300:
+                raise
+            self._is_clear = False
+            self._framing = UntilClose()
         self._rest = head.rest()  # what came with the head, until it is given
         self._has_surplus = self._framing.ended and bool(self._rest)
         self._bytes_left = ERROR_BODY_BYTES if head.status >= 300 else None
@@ -479,8 +497,13 @@ class Body(httpx2.SyncByteStream):
         """
         framing = self._framing
         received, self._rest = self._rest, b""
-        while not framing.ended:
+        due = time.monotonic() + ERROR_BODY_SECONDS
+        while not framing.ended and self._is_clear:
             try:
+                if self._bytes_left is not None:
+                    if (left := due - time.monotonic()) <= 0:
+                        return
+                    self._sock.settimeout(left)
                 received = received or self._sock.recv(RECEIVE_BYTES)
             except (OSError, ValueError, AttributeError) as error:
                 # ValueError and AttributeError are what a socket says that was closed under its reader.
@@ -550,7 +573,8 @@ class Body(httpx2.SyncByteStream):
             return
         framing, head = self._framing, self._head
         has_surplus = framing.surplus or self._has_surplus
-        reusable = framing.ended and not has_surplus and head.leaves_connection_usable and not connection.call.cancelled
+        is_whole = framing.ended and self._is_clear and not has_surplus
+        reusable = is_whole and head.leaves_connection_usable and not connection.call.cancelled
         connection.call.release()
         head.close()
         if reusable:

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [
     *("patched_cases.py", "test_arrivals.py", "test_transport_receive.py", "test_transport_others.py"),
-    *("test_sockets.py", "test_sse_direct.py"),
+    *("test_sockets.py", "test_sse_direct.py", "test_upstream_refusals.py"),
 ]
 RUN = "from gevent import monkey; monkey.patch_all(); import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
 
