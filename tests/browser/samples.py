@@ -77,6 +77,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "reconnecting, busy": answer("reconnecting", busy=True),
     "complete": answer("complete", PROSE, finishReason="stop", **ENDED),
     "complete, cut": answer("complete", TEXT, finishReason="length", **ENDED),
+    "complete, cut at once": answer("complete", finishReason="length", **ENDED),
+    "complete, filtered": answer("complete", TEXT, finishReason="content_filter", **ENDED),
     "complete, of an old format": answer("complete", TEXT, sentAt=None, firstAt=None, lastTokenAt=None, sent=None),
     "stopped": answer("stopped", TEXT, **ENDED),
     "stopped at once": answer("stopped", **ENDED),

@@ -85,6 +85,20 @@ def test_answer_is_said_to_start_once_and_to_be_complete_once(announcer: Announc
     assert announcer.heard("alert") == []
 
 
+def test_answer_that_was_cut_short_is_not_said_to_be_complete(announcer: Announcer) -> None:
+    for number, (reason, content) in enumerate([("length", "one two"), ("length", ""), ("content_filter", "one")]):
+        announcer.call(
+            "announcer.ended(answer(...argument));", [number, "complete", {"finishReason": reason, "content": content}]
+        )
+
+    assert announcer.heard("polite") == [
+        "The answer was cut off at the length limit: 2 words so far. Continue goes on from here.",
+        "The answer was cut off at the length limit: 0 words so far. Ask again, or ask for less.",
+        "The provider's content filter ended the answer: 1 word so far.",
+    ]
+    assert announcer.heard("alert") == []
+
+
 def test_progress_is_said_at_most_every_ten_seconds(announcer: Announcer) -> None:
     """Half a minute of an answer, asked for every half second; the page's clock ticks each second."""
     announcer.call("announcer.started(answer('a', 'sending'));")

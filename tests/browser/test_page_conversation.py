@@ -226,7 +226,10 @@ def test_draft_is_kept_for_each_conversation_and_survives_a_reload(chat: ChatPag
 @pytest.mark.requirement("page FR-005", "page US2.2")
 @pytest.mark.parametrize(
     ("reason", "told", "goes_on"),
-    [("length", "Complete up to the length limit.", True), ("content_filter", "Ended by the provider's", False)],
+    [
+        ("length", "Cut off: the answer reached the length limit. Continue goes on from here.", True),
+        ("content_filter", "Ended by the provider's", False),
+    ],
 )
 def test_answer_that_ended_early_says_why_and_is_no_failure(
     chat: ChatPage, upstream: ScriptedUpstream, reason: str, told: str, goes_on: bool
@@ -236,7 +239,10 @@ def test_answer_that_ended_early_says_why_and_is_no_failure(
     assert told in chat.shown()
     assert chat.text() == "Up to here"
     assert chat.has_button("Continue") is goes_on
+    assert "Complete" not in chat.shown()
     assert chat.article().locator(".box").count() == 0
+    chat.reload()
+    assert (told in chat.shown(), "Complete" in chat.shown(), chat.has_button("Continue")) == (True, False, goes_on)
     if goes_on:
         upstream.always(answer(["and on"]))
         chat.press("Continue")

@@ -34,7 +34,7 @@ SEEN = """
   const all = (selector) => [...article.querySelectorAll(selector)];
   return {
     state: article.dataset.state, sequence: article.dataset.sequence, busy: article.getAttribute("aria-busy"),
-    status: article.querySelector(".status").textContent,
+    status: article.querySelector(".status").textContent, statusTone: article.querySelector(".status").dataset.tone,
     buttons: all(".foot button").filter((one) => one.checkVisibility()).map((one) => one.textContent),
     box: all(".box p").map((one) => one.textContent), tone: article.querySelector(".box")?.dataset.tone,
     text: all("[data-answer]").map((one) => one.textContent), heading: all("h2").map((one) => one.textContent),
@@ -47,6 +47,7 @@ GONE = ("The server no longer has this answer.", "Continue from here, or ask aga
 CUT_OFF = ("The server was stopped or restarted during this answer.", "Continue from here, or ask again")
 DAMAGED = ("The text that arrived is not the text that was sent.", "Reconnect reads it once more")
 SERVICE = ("The model's answer could not be used. The model's server broke off.", "Ask again.")
+CUT_SHORT = {"complete, cut", "complete, cut at once", "complete, filtered"}
 KEPT = "11 words are safe here."
 MINE = "Your message is kept."
 
@@ -66,7 +67,21 @@ EXPECTED: dict[str, tuple[str, list[str], tuple[str, str, str] | None]] = {
     ),
     "reconnecting, busy": ("The server is busy. Reconnecting…", ["Try now"], None),
     "complete": ("Complete.", ["Copy", "Details"], None),
-    "complete, cut": ("Complete up to the length limit.", ["Continue", "Copy", "Details"], None),
+    "complete, cut": (
+        "Cut off: the answer reached the length limit. Continue goes on from here.",
+        ["Continue", "Copy", "Details"],
+        None,
+    ),
+    "complete, cut at once": (
+        "Cut off: the answer reached the length limit. Ask again, or ask for less.",
+        ["Ask again", "Details"],
+        None,
+    ),
+    "complete, filtered": (
+        "Ended by the provider's content filter. Ask in other words for more.",
+        ["Copy", "Details"],
+        None,
+    ),
     "complete, of an old format": ("Complete.", ["Copy", "Details"], None),
     "stopped": ("Stopped by you.", ["Continue", "Ask again", "Copy", "Details"], None),
     "stopped at once": ("Stopped by you.", ["Ask again", "Details"], None),
@@ -112,6 +127,7 @@ def test_view_of_every_state_has_its_words_and_actions_and_no_error_in_the_text(
 
         status, buttons, box = EXPECTED[name]
         assert (seen["status"], seen["buttons"]) == (status, buttons), name
+        assert seen.get("statusTone") == ("warning" if name in CUT_SHORT else None), name
         assert (seen["state"], seen["sequence"]) == (shown["state"], str(shown["sequence"])), name
         assert seen["busy"] == str(shown["state"] in LIVE).lower(), name
         assert seen["heading"] == ["Answer"], name

@@ -1,7 +1,7 @@
 // What a screen reader says: few, whole sentences, one after the other in two live regions that are empty between them,
 // so that equal words are said again. It must never repeat the answer's text, nor talk more than every 10 s.
 
-import { failureOf, wordsOf } from "./words.js";
+import { endOf, failureOf, wordsOf } from "./words.js";
 
 const SHOWN_MS = 1500; // long enough for every reader to notice
 const EMPTY_MS = 100;
@@ -72,7 +72,7 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
       const failure = failureOf(answer);
       if (failure) error([failure.happened, failure.safe, failure.todo].filter(Boolean).join(" "));
       else if (state === "stopped") calm.say(content ? `Stopped by you: ${wordsOf(content)} kept.` : "Stopped by you.");
-      else calm.say(`The answer is complete: ${wordsOf(content)}.`);
+      else calm.say(endOf(answer));
     },
     say: (text) => calm.say(text),
     error,

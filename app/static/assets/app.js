@@ -12,7 +12,7 @@ import { isOver } from "./machine.js";
 import { createNotices } from "./notices.js";
 import { createStore } from "./store.js";
 import { createView, showMark } from "./view.js";
-import { BUSY, CONTINUE, COPIED, GIVEN_BACK, LOST, NOT_COPIED, countWords, importedOf, isSmallModel } from "./words.js";
+import { BUSY, CONTINUE, COPIED, GIVEN_BACK, LOST, NOT_COPIED, countWords, importedOf, isCutShort, isSmallModel } from "./words.js";
 
 const MODELS_MS = 5_000; // between two tries to learn the models
 const TITLE_LENGTH = 60;
@@ -174,7 +174,8 @@ function change(conversation, answer) {
     if (isOver(answer)) announcer.ended(answer);
   }
   if (isOver(answer) && (conversation !== shown || document.hidden)) {
-    marks.set(conversation.id, answer.state === "complete" || answer.state === "stopped" ? "done" : "error");
+    const isGood = answer.state === "complete" || answer.state === "stopped";
+    marks.set(conversation.id, isCutShort(answer) ? "cut" : isGood ? "done" : "error");
   }
   refreshFrame();
 }
@@ -220,7 +221,7 @@ function refreshFrame() {
   notices.show(store.problems());
   element("title").textContent = shown?.title ?? "ChatWait";
   const all = new Set(marks.values());
-  showMark(shown?.title, active ? "streaming" : all.has("error") ? "error" : all.has("done") ? "done" : undefined);
+  showMark(shown?.title, active ? "streaming" : all.has("error") ? "error" : all.size ? "done" : undefined);
 }
 
 /** In a small window: the drawer. */

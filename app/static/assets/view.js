@@ -3,7 +3,7 @@
 
 import { isOver } from "./machine.js";
 import { createMarkdown } from "./markdown.js";
-import { EMPTY, actionsOf, buttonOf, cutOf, detailsOf, failureOf, statusOf, titleOf } from "./words.js";
+import { EMPTY, actionsOf, buttonOf, cutOf, detailsOf, failureOf, isCutShort, statusOf, titleOf } from "./words.js";
 
 const COPIED_MS = 2_000;
 
@@ -58,6 +58,8 @@ export function createView({ log, now = Date.now, onAction, onCopy = () => {}, o
     }
     article.dataset.sequence = shown.sequence;
     setText(shown.status, statusOf(answer, now()));
+    if (isCutShort(answer)) shown.status.dataset.tone = "warning";
+    else delete shown.status.dataset.tone;
     fillBox(shown);
     fillActions(shown);
     fillDetails(shown);

@@ -51,6 +51,18 @@ const TODO = {
   idempotency_key_reused: "Send the message again.",
   not_found: "Reload the page.",
 };
+/** Ends that the model's server gives as such, by their finish_reason. */
+const CUT_SHORT = {
+  length: {
+    status: (answer) => `Cut off: the answer reached the length limit. ${furtherOf(answer)}`,
+    said: (answer, words) => `The answer was cut off at the length limit: ${words} so far. ${furtherOf(answer)}`,
+  },
+  content_filter: {
+    status: () => "Ended by the provider's content filter. Ask in other words for more.",
+    said: (_, words) => `The provider's content filter ended the answer: ${words} so far.`,
+  },
+};
+const furtherOf = ({ content }) => (content ? "Continue goes on from here." : "Ask again, or ask for less.");
 const RECONNECTING = new Set(["connection_lost", "overloaded_long", "text_damaged", "refused"]);
 
 export const COPIED = "Copied.";
@@ -118,9 +130,16 @@ function reconnecting(answer, now) {
 }
 
 function completeOf(answer) {
-  if (answer.finishReason === "length") return "Complete up to the length limit.";
-  if (answer.finishReason === "content_filter") return "Ended by the provider's content filter.";
-  return "Complete.";
+  return CUT_SHORT[answer.finishReason]?.status(answer) ?? "Complete.";
+}
+
+/** Whether the model ended an answer before it had said all: it came whole, and is no failure, but not complete. */
+export const isCutShort = ({ state, finishReason }) => state === "complete" && Object.hasOwn(CUT_SHORT, finishReason ?? "");
+
+/** What is said of an answer that came to its end. */
+export function endOf(answer) {
+  const words = wordsOf(answer.content);
+  return isCutShort(answer) ? CUT_SHORT[answer.finishReason].said(answer, words) : `The answer is complete: ${words}.`;
 }
 
 /** The box of an answer that did not get to its end: what happened (and why), what is safe, what to do; else null. */
@@ -156,7 +175,8 @@ export function actionsOf(answer) {
     case "reconnecting":
       return answer.queued || answer.stopping ? copy : ["try", ...copy];
     case "complete":
-      return answer.finishReason === "length" ? [...goOn, ...copy] : copy;
+      if (!isCutShort(answer)) return copy;
+      return answer.content ? [...(answer.finishReason === "length" ? goOn : []), ...copy] : ["again"];
     case "stopped":
       return [...goOn, "again", ...copy];
     case "interrupted":
