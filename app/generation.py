@@ -338,20 +338,25 @@ def _report(log: StreamLog, end: _End, terminal: Terminal, rate_limits: dict[str
             recovery_action=end.error.action,
             **about,
         )
-    event(
-        "response_complete",
-        status=content["status"],
-        reason=end.reason,
-        model=content["model"],
-        finish_reason=content["finish_reason"] if content["finish_reason"] in KNOWN_FINISH_REASONS else None,
-        tokens=content["tokens"],
-        duration_ms=content["duration_ms"],
-        first_token_ms=content["first_token_ms"],
-        usage=content["usage"],
-        resumes=log.resumes,
-        rate_limits=rate_limits,
-        **about,
-    )
+    reason = end.reason  # and no more of the end: its error may hold on to much
+
+    def write(name: str) -> None:
+        event(
+            name,
+            status=content["status"],
+            reason=reason,
+            model=content["model"],
+            finish_reason=content["finish_reason"] if content["finish_reason"] in KNOWN_FINISH_REASONS else None,
+            tokens=content["tokens"],
+            duration_ms=content["duration_ms"],
+            first_token_ms=content["first_token_ms"],
+            usage=content["usage"],
+            resumes=log.resumes,
+            rate_limits=rate_limits,
+            **about,
+        )
+
+    log.book(write)
 
 
 def end_lost(log: StreamLog, error: errors.ChatError) -> None:

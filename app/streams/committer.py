@@ -70,6 +70,10 @@ class Committing(Protocol):
 
     def not_committed(self) -> None: ...
 
+    def not_committable(self) -> None:
+        """Hear that what it wants written, or its answer, could not be made sense of; it is asked no more unless it
+        says `changed`."""
+
 
 class _Call:
     """Commands that somebody waits for, or wants to hear of."""
@@ -205,7 +209,7 @@ class Committer:
             if size > LARGEST_BATCH_BYTES:
                 self.changed(log)
                 continue
-            commit = log.commit()
+            commit = _commit_of(log)
             if commit is None:
                 continue
             if commit.restore is not None:
@@ -245,7 +249,8 @@ class Committer:
         finishing: list[Committing],
         calls: list[_Call],
     ) -> None:
-        refusal = next((answer for answer in answers if isinstance(answer, Refusal)), None)
+        refusals = (answer for answer in answers if isinstance(answer, Refusal))
+        refusal = next((answer for answer in refusals if not answer.is_of_a_record), None)
         at = restores
         for batch in batches:
             told = answers[at]
@@ -255,12 +260,13 @@ class Committer:
                     log.not_committed()
             else:
                 for log, answer in zip(batch, told, strict=True):
-                    _tell(log.committed, answer)
+                    if not _tell(log.committed, answer):
+                        log.not_committable()
         for log in finishing:
             if isinstance(answers[at], Refusal):
                 log.not_committed()
-            else:
-                _tell(log.finished, answers[at])
+            elif not _tell(log.finished, answers[at]):
+                log.not_committable()
             at += 1
         self._judge(began, refusal)
         for call in calls:
@@ -320,9 +326,21 @@ class Committer:
             _tell(call.heard, answers)
 
 
-def _tell(hear: Callable[[Answer], None], answer: Answer) -> None:
-    """Let one of many know; what it fails at is not the others' fault."""
+def _commit_of(log: Committing) -> Commit | None:
+    """Ask one of many what it wants written; what it fails at is not the others' fault."""
+    try:
+        return log.commit()
+    except Exception:
+        logging.getLogger(__name__).exception("a log could not be written")
+        log.not_committable()
+        return None
+
+
+def _tell(hear: Callable[[Answer], None], answer: Answer) -> bool:
+    """Let one of many know; False when it fails at it, which is not the others' fault."""
     try:
         hear(answer)
     except Exception:
         logging.getLogger(__name__).exception("an answer of the engine's could not be taken")
+        return False
+    return True

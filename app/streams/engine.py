@@ -58,6 +58,11 @@ class Refusal(Exception):
         """The engine does not know the script any more."""
         return self.code == "NOSCRIPT"
 
+    @property
+    def is_of_a_record(self) -> bool:
+        """What is kept under a key of the command is of another kind; the engine itself is well."""
+        return self.code == "WRONGTYPE"
+
 
 def script(text: str, keys: Sequence[str], *arguments: bytes | str | int) -> Command:
     """Write the command that runs one of the scripts."""

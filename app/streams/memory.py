@@ -242,6 +242,9 @@ class MemoryLog:
     def settle(self, seconds: float) -> bool:
         return self.terminal is not None
 
+    def book(self, write: Callable[[str], None]) -> None:
+        write("response_complete")
+
     def _begin_end(self) -> bool:
         with self._lock:
             if self._ending:

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
+import logging
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
 from app import errors
 from app.logs import event
-from app.streams import scripts
+from app.streams import records, scripts
 from app.streams.committer import Commit, Committer
 from app.streams.engine import Answer, Command, Connection, Refusal, script
 from app.streams.memory import MemoryLog, MemoryReader, MemoryStore
+from app.streams.records import Damaged
 from app.streams.store import Binding, Origin, Piece, StreamLog, Terminal, log_name, new_stream_id
 from app.streams.tail import Tail
 
@@ -43,11 +44,22 @@ ROUND_SECONDS = 0.5
 REMEMBERED_SECONDS = 86_400
 """How long a stream whose text is gone is still answered with 410 instead of 404."""
 
+BOOKED = "response_complete"
+
 IDLE_COPY_SECONDS = 30.0
 """A copy of a live log that nobody reads is dropped after this."""
 
 RECENT_SECONDS = 60.0
 """Ends so young are written again when the engine comes back: another machine may have taken over without them."""
+
+MOST_REPAIRS = 3
+"""So often a log of ours whose record is damaged is written anew; then it goes on for its own readers alone."""
+
+MOST_STOPS = 1000
+"""How many of the stops that are asked for are looked at in one round."""
+
+MOST_WAITING, MOST_WAITING_FOR_ONE = 256, 64
+"""How many may wait for copies to get as far as their cursors, of all streams and of one."""
 
 MOST_RECENT = 1000
 MOST_CHUNKS = 512
@@ -56,15 +68,18 @@ PAGE_ENTRIES = 500
 CATCH_UP_SECONDS, CATCH_UP_AT_MOST_SECONDS = 0.05, 0.5
 """Between two looks of who waits for a copy, at first and later: many may wait, for cursors that were made up."""
 
-_ID = re.compile(r"cw_[A-Za-z0-9_-]{22}")
-
 
 class SharedLog(MemoryLog):
     """One generation: ours, stored before it is shown; or a copy of another worker's. Built by `SharedStore` alone."""
 
     __slots__ = (
+        "_booking",
+        "_elsewhere",
         "_last",
+        "_noted",
+        "_outcome",
         "_read_elsewhere_at",
+        "_repairs",
         "_shared",
         "_shows_ahead",
         "_stored",
@@ -104,6 +119,14 @@ class SharedLog(MemoryLog):
         self._stored = 0
         self._unsent: list[bytes] | None = []  # None: to be taken from the text
         self._last: Terminal | None = None
+        self._repairs = 0
+        self._noted = 0
+        """How many of those who began to read it here the engine knows of."""
+        self._elsewhere = 0
+        """How many more it knows of."""
+        self._booking: Callable[[str], None] | None = None
+        self._outcome: str | None = None
+        """What the line that books it is called; None while it may still become another's to book."""
 
     @property
     def is_foreign(self) -> bool:
@@ -122,6 +145,18 @@ class SharedLog(MemoryLog):
         """Readers at other workers count too; we hear of them now and then."""
         since = self._unread_since
         return None if since is None else max(since, self._read_elsewhere_at)
+
+    @property
+    def resumes(self) -> int:
+        return max(0, self.attached + self._elsewhere - 1)
+
+    @property
+    def noted(self) -> int:
+        return self._noted
+
+    def attach_noted(self) -> None:
+        """Hear that the engine knows of one more of our readers."""
+        self._noted += 1
 
     def read_elsewhere(self) -> None:
         """Note that somebody reads it at another worker."""
@@ -160,6 +195,32 @@ class SharedLog(MemoryLog):
         if self.terminal is None:
             super()._close(terminal)
             self.ended.set()
+
+    def book(self, write: Callable[[str], None]) -> None:
+        if self.is_foreign:
+            return  # it has been taken over since its end was decided
+        self._booking = write
+        self._shared.unbooked.add(self)
+        self._book()
+
+    def book_as(self, outcome: str) -> None:
+        """Let its end be booked under that name, when it is there."""
+        if self._outcome is None:
+            self._outcome = outcome
+        self._book()
+
+    def _book(self) -> None:
+        with self._lock:
+            if self._booking is None or self._outcome is None:
+                return
+            write, self._booking = self._booking, None
+        self._shared.unbooked.discard(self)
+        write(self._outcome)
+
+    def _book_nothing(self) -> None:
+        """Leave it to another worker, whose it is now."""
+        self._booking = None
+        self._shared.unbooked.discard(self)
 
     def _show(self, head: int) -> None:
         """Let readers have what is there up to a sequence number."""
@@ -206,15 +267,17 @@ class SharedLog(MemoryLog):
         if kind == b"cancel":
             self._has_stored(answer[1])
             self._shared.cancel_asked(self.stream_id)
-        elif kind == b"ended":
+        elif kind == b"ended" and self._last is not None:
             self._has_stored(len(self._ends))
         else:
             self._not_written(answer)
 
     def finished(self, answer: Answer) -> None:
         last = self._last
-        if type(answer) is int or answer[0] == b"ended":
+        if answer[0] in (b"done", b"ended"):
             if last is not None:
+                self._elsewhere = max(0, answer[1] - self._noted)
+                self.book_as(BOOKED)
                 self._close(last)
                 self._shared.end_stored(self)
             self._is_resumable()
@@ -228,8 +291,23 @@ class SharedLog(MemoryLog):
         elif kind == b"missing":
             self.is_lost = True
             self._resend(0)
-        elif kind == b"fenced" and not self.is_foreign and not self.is_cut_off:
-            self._shared.fenced(self, answer[1] or 0)
+        elif kind == b"fenced":
+            if not self.is_foreign and not self.is_cut_off:
+                self._shared.fenced(self, answer[1])
+        else:
+            self.not_committable()
+
+    def not_committable(self) -> None:
+        if self.is_foreign or self.is_cut_off or self.is_dropped or self.is_lost:
+            return  # or it is about to be written anew already
+        self._shared.damaged(self.stream_id, "its record")
+        self._repairs += 1
+        if self._repairs > MOST_REPAIRS:
+            self.cut_off()
+            self.book_as(BOOKED)
+            return
+        self.is_lost = True
+        self._resend(0)
 
     def _resend(self, stored: int) -> None:
         self._stored = stored
@@ -240,6 +318,9 @@ class SharedLog(MemoryLog):
         self._unsent = None
 
     def _has_stored(self, head: int) -> None:
+        if head > len(self._ends):
+            self.not_committable()  # nobody else writes it
+            return
         self._stored = head
         self._shows_ahead = self.is_cut_off  # it answers again: readers wait until what they have is stored
         self._show(head)
@@ -283,6 +364,7 @@ class SharedLog(MemoryLog):
             del self._text[self._ends[self.head - 1] if self.head else 0 :]
             del self._ends[self.head :]
             self._unsent = None
+        self._book_nothing()
         self.owner = ""  # nobody's sign of life: it is looked up
         self.is_unresumable = self._shows_ahead = False
         self._nudge()
@@ -294,30 +376,36 @@ class SharedLog(MemoryLog):
             self._stored = self.head
             self._unsent = []
             self._last = None
+            self._outcome = None
             self._ending = False
 
-    def take(self, entries: list[Any]) -> bool:
-        """Take entries of the engine's, what is known already among them; False when one is missing before them.
+    def take(self, entries: list[Any]) -> None:
+        """Take entries of the engine's, what is known already among them.
 
-        Shape: [[id, [name, value]], ...]. Raises: Overloaded.
+        Shape: [[id, [name, value]], ...]. Raises: Overloaded; Damaged when one is none of a log's, or is missing.
         """
         chunks: list[str] = []
         terminal: Terminal | None = None
         with self._lock:  # the tail and who catches up may be at it together
             if self.is_dropped or not self.is_foreign:
-                return True
+                return
             head = self.head
-            for entry_id, (name, value) in entries:
-                sequence = int(entry_id.partition(b"-")[0])
-                if sequence <= head:
-                    continue
-                if sequence != head + 1:
-                    return False
-                if name == b"t":
-                    chunks.append(value.decode())
-                    head += 1
-                else:
-                    terminal = Terminal(**json.loads(value))
+            try:
+                for entry_id, (name, value) in entries:
+                    sequence = int(entry_id.partition(b"-")[0])
+                    if sequence <= head:
+                        continue
+                    if sequence != head + 1 or terminal is not None:
+                        raise Damaged("the order of its entries")
+                    if name == b"t":
+                        chunks.append(value.decode())
+                        head += 1
+                    elif name == b"e":
+                        terminal = records.read_end(value, sequence)
+                    else:
+                        raise Damaged("the name of an entry")
+            except (ValueError, TypeError) as error:
+                raise Damaged("an entry") from error
             text = "".join(chunks)
             if chunks:
                 self._add(chunks, text.encode())
@@ -327,12 +415,13 @@ class SharedLog(MemoryLog):
         if terminal is not None:
             self._ending = True
             self._close(terminal)
-        return True
 
     def attach(self, reader: MemoryReader) -> None:
         super().attach(reader)
         if self.is_dropped:
             reader.release()
+        elif self.terminal is None and not self.is_cut_off:
+            self._shared.attached(self)
 
     def release(self) -> None:
         """Send every reader away without an end; they may come back."""
@@ -377,6 +466,9 @@ class SharedStore(MemoryStore):
         self._adopting = False
         self._silent: set[str] = set()
         self._cancels: set[str] = set()
+        self.unbooked: set[SharedLog] = set()
+        self._waiting: Counter[str] = Counter()
+        self._said_damaged: OrderedDict[str, None] = OrderedDict()
         self._next_round = 0.0
         self._next_note = 0.0
         name = f"chatwait-{self.worker}"
@@ -409,6 +501,8 @@ class SharedStore(MemoryStore):
         self._tail.stop()
         self._nudge_tail()
         self.flush()
+        for log in list(self.unbooked):
+            log.book_as(BOOKED)  # whose it will be, nobody here will hear any more
         self._committer.stop()
         self._committer.join()
         self._tail.join()
@@ -433,6 +527,9 @@ class SharedStore(MemoryStore):
     def _wake_key(self, worker: str) -> str:
         return f"{self._tag}:wake:{worker}"
 
+    def _stops_key(self, worker: str) -> str:
+        return f"{self._tag}:stops:{worker}"
+
     def _life_key(self, worker: str) -> str:
         return f"{self._tag}:worker:{worker}"
 
@@ -441,7 +538,7 @@ class SharedStore(MemoryStore):
     def _fields(self, log: SharedLog) -> tuple[str | int, ...]:
         origin = log.origin
         return (
-            *("owner", self.worker, "fence", log.fence, "head", 0, "bytes", 0),
+            *("owner", self.worker, "fence", log.fence, "head", 0, "bytes", 0, "attached", log.noted),
             *("correlation_id", origin.correlation_id, "model", origin.model, "created", origin.created),
             *("prompt_tokens", origin.prompt_tokens),
             *(() if log.binding is None else ("key", log.binding.key, "fingerprint", log.binding.fingerprint)),
@@ -480,6 +577,34 @@ class SharedStore(MemoryStore):
         """Have one of ours ended with the next tick: to end one may take a while, and others wait for who says so."""
         self._cancels.add(stream_id)
 
+    def attached(self, log: SharedLog) -> None:
+        """Hear that somebody begins to read a log that goes on; who ends it counts the readers of all workers."""
+
+        def heard(answers: list[Answer]) -> None:
+            if answers[0] and type(answers[0]) is int:
+                log.attach_noted()
+
+        self._committer.post([script(scripts.ATTACH, self.keys(log.stream_id)[:1])], heard)
+
+    def damaged(self, stream_id: str, what: str) -> None:
+        """Say that what the engine holds of a stream is damaged: once, of those that were met last."""
+        with self._lock:
+            is_known = stream_id in self._said_damaged
+            self._said_damaged[stream_id] = None
+            if len(self._said_damaged) > MOST_RECENT:
+                self._said_damaged.popitem(last=False)
+        if not is_known:
+            event("stream_damaged", level=logging.ERROR, stream=log_name(stream_id), what=what)
+
+    @contextlib.contextmanager
+    def _gone_if_damaged(self, stream_id: str) -> Iterator[None]:
+        """Raises: StreamExpired for Damaged."""
+        try:
+            yield
+        except Damaged as error:
+            self.damaged(stream_id, str(error))
+            raise errors.StreamExpired("What is kept of it cannot be read any more.") from error
+
     def drop(self, log: SharedLog) -> None:
         """Forget a log that has not ended; whoever still holds it is sent away."""
         with self._lock:
@@ -501,6 +626,7 @@ class SharedStore(MemoryStore):
         if log.head > head or log.terminal is not None:
             event("stream_cut_off", stream=name, correlation_id=log.origin.correlation_id)
             log.cut_off()
+            log.book_as("response_cut_off")  # who has taken it over books it
             return
         event("stream_fenced", stream=name, correlation_id=log.origin.correlation_id)
         log.give_up()
@@ -560,7 +686,8 @@ class SharedStore(MemoryStore):
             assert refusal is not None
             raise refusal
         assert binding is not None
-        stream_id, _, fingerprint = answer.decode().partition(" ")
+        with self._gone_if_damaged(binding.key):
+            stream_id, fingerprint = records.read_binding(answer)
         if fingerprint != binding.fingerprint:
             raise errors.IdempotencyKeyReused
         try:
@@ -603,7 +730,7 @@ class SharedStore(MemoryStore):
 
         Raises: StreamUnknown, StreamExpired, Overloaded, StoreUnavailable.
         """
-        if not _ID.fullmatch(stream_id):
+        if not records.STREAM_ID.fullmatch(stream_id):
             raise errors.StreamUnknown
         with self._lock:
             loading = self._loading.get(stream_id)
@@ -613,7 +740,8 @@ class SharedStore(MemoryStore):
             loading.wait(self._lease_seconds)
             return self._known(stream_id)
         try:
-            return self._copied(stream_id)
+            with self._gone_if_damaged(stream_id):
+                return self._copied(stream_id)
         finally:
             with self._lock:
                 self._loading.pop(stream_id, None)
@@ -624,21 +752,21 @@ class SharedStore(MemoryStore):
         known, page = self._answers(("HGETALL", hash_key), self._page(entries_key, 0))
         if not known:
             raise self._unknown()
-        told = {name.decode(): value.decode() for name, value in zip(known[::2], known[1::2], strict=True)}
-        if not page and "end" in told:
+        told = records.read_stream(known)
+        if not page and told.is_ended:
             raise errors.StreamExpired
-        origin = Origin(told["correlation_id"], told["model"], told["created"], int(told["prompt_tokens"]))
-        binding = Binding(told["key"], told["fingerprint"]) if "key" in told else None
-        log = self.log_type(self, stream_id, origin, binding)
-        log.fence, log.owner, log.their_fence = 0, told["owner"], int(told["fence"])
+        log = self.log_type(self, stream_id, told.origin, told.binding)
+        log.fence, log.owner, log.their_fence = 0, told.owner, told.fence
         log._ending = True
         with self._lock:
             self._make_room(log.cost)
             self._bytes += log.cost
             self._copies[stream_id] = log
         try:
-            while log.take(page) and len(page) >= PAGE_ENTRIES:
+            log.take(page)
+            while len(page) >= PAGE_ENTRIES:
                 (page,) = self._answers(self._page(entries_key, log.head))
+                log.take(page)
         except BaseException:
             if log.is_foreign:
                 self.drop(log)
@@ -651,17 +779,40 @@ class SharedStore(MemoryStore):
         return ("XRANGE", entries_key, f"({after}-0", "+", "COUNT", PAGE_ENTRIES)
 
     def _answers(self, *commands: Command) -> list[Any]:
+        """Raises: StoreUnavailable, Damaged."""
         answers = self._committer.ask(*commands)
-        if any(isinstance(answer, Refusal) for answer in answers):
-            raise errors.StoreUnavailable(retry_after_seconds=2)
+        for answer in answers:
+            if isinstance(answer, Refusal):
+                if answer.is_of_a_record:
+                    raise Damaged("the kind of a key")
+                raise errors.StoreUnavailable(retry_after_seconds=2)
         return answers
 
     def _catch_up(self, log: SharedLog, reach: int) -> None:
         """Wait until a copy holds what a cursor says there is, or its log has ended, for a lease at most.
 
         It came from there a moment ago; or its worker shows what it could not store yet, which nobody here can know;
-        or it is made up, and then this is all that it costs. Raises: StoreUnavailable.
+        or it is made up, and then this is all that it costs. Not many may wait for one stream, whose id may be known
+        to somebody who means harm, and who has no room comes back. Raises: StoreUnavailable, StreamExpired.
         """
+        with self._lock:
+            waiting = self._waiting
+            if waiting[log.stream_id] >= MOST_WAITING_FOR_ONE or waiting.total() >= MOST_WAITING:
+                raise errors.StoreUnavailable(retry_after_seconds=1)
+            waiting[log.stream_id] += 1
+        try:
+            with self._gone_if_damaged(log.stream_id):
+                self._wait_for(log, reach)
+        except errors.StreamExpired:
+            self.drop(log)
+            raise
+        finally:
+            with self._lock:
+                waiting[log.stream_id] -= 1
+                if not waiting[log.stream_id]:
+                    del waiting[log.stream_id]
+
+    def _wait_for(self, log: SharedLog, reach: int) -> None:
         until = time.monotonic() + self._lease_seconds
         pause = CATCH_UP_SECONDS
         while log.head < reach and log.is_copied():
@@ -669,8 +820,7 @@ class SharedStore(MemoryStore):
                 ("HGET", self.keys(log.stream_id)[0], "head"), self._page(self.keys(log.stream_id)[1], log.head)
             )
             if page:
-                if not log.take(page):
-                    return
+                log.take(page)
                 continue
             if told is None and not self._may_be_behind():
                 return
@@ -694,21 +844,27 @@ class SharedStore(MemoryStore):
         )
 
     def cancel(self, stream_id: str) -> tuple[Terminal | None, int]:
+        with self._gone_if_damaged(stream_id):
+            return self._cancelled(stream_id)
+
+    def _cancelled(self, stream_id: str) -> tuple[Terminal | None, int]:
         hash_key, entries_key = self.keys(stream_id)
-        (owner,) = self._answers(("HGET", hash_key, "owner"))
-        if owner is None:
+        (told,) = self._answers(("HGET", hash_key, "owner"))
+        if told is None:
             raise self._unknown()
-        keys = (hash_key, self._wake_key(owner.decode()))
-        _, (head, end), last = self._answers(
+        owner = records.read_owner(told)
+        keys = (hash_key, self._wake_key(owner), self._stops_key(owner))
+        _, (told_head, end), last = self._answers(
             script(scripts.CANCEL, keys, owner, stream_id, self._live_ms),
             ("HMGET", hash_key, "head", "end"),
             ("XREVRANGE", entries_key, "+", "-", "COUNT", 1),
         )
+        head = records.read_number(told_head, "head")
         if end is None:
-            return None, int(head)
+            return None, head
         if not last:
             raise errors.StreamExpired
-        return Terminal(**json.loads(last[0][1][1])), int(head)
+        return records.read_end(records.damage("an entry", lambda: last[0][1][1]), head + 1), head
 
     # Now and then
 
@@ -725,6 +881,7 @@ class SharedStore(MemoryStore):
         if real >= self._next_round:
             self._next_round = real + min(ROUND_SECONDS, self._lease_seconds / 7)
             self._renew()
+            self._committer.post([("SRANDMEMBER", self._stops_key(self.worker), MOST_STOPS)], self._heard_stops)
             self._look_at_owners()
             self._drop_idle(real)
         if real >= self._next_note:
@@ -741,6 +898,23 @@ class SharedStore(MemoryStore):
 
         # To expire later is not refused by an engine that has no memory left.
         self._committer.post([("PEXPIRE", key, lease_ms), ("SET", key, "1", "PX", lease_ms)], heard)
+
+    def _heard_stops(self, answers: list[Answer]) -> None:
+        """End what others have asked for, and forget what is over."""
+        key, (told,) = self._stops_key(self.worker), answers
+        if isinstance(told, Refusal):
+            if told.is_of_a_record:
+                self._committer.post([("DEL", key)], _nothing)
+            return
+        over: list[bytes] = []
+        for member in told:
+            stream_id = member.decode(errors="replace")
+            if stream_id in self._live:
+                self.cancel_asked(stream_id)
+            else:
+                over.append(member)
+        if over:
+            self._committer.post([("SREM", key, *over)], _nothing)
 
     def _drop_idle(self, now: float) -> None:
         for log in list(self._copies.values()):
@@ -764,9 +938,9 @@ class SharedStore(MemoryStore):
         for _, fields in entries:
             for name, value in zip(fields[::2], fields[1::2], strict=True):
                 if name == b"cancel":
-                    self.cancel_asked(value.decode())
+                    self.cancel_asked(value.decode(errors="replace"))
                 elif name == b"reads":
-                    for stream_id in value.decode().split():
+                    for stream_id in value.decode(errors="replace").split():
                         log = self._live.get(stream_id)
                         if isinstance(log, SharedLog):
                             log.read_elsewhere()
@@ -777,8 +951,10 @@ class SharedStore(MemoryStore):
     def _waking(self, worker: str, what: str, which: str) -> Command:
         return script(scripts.WAKE, (self._wake_key(worker),), what, which, self._live_ms)
 
-    def _broken(self, log: Any) -> None:
+    def _broken(self, log: Any, error: Exception) -> None:
         """A copy cannot go on: its readers come back, here or elsewhere."""
+        if isinstance(error, Damaged):
+            self.damaged(log.stream_id, str(error))
         self.drop(log)
 
     def _look_again(self) -> None:
@@ -831,20 +1007,37 @@ class SharedStore(MemoryStore):
                         script(scripts.ADOPT, (hash_key, life_key), log.owner, log.their_fence, self.worker)
                     )
                     commands.append(("HMGET", hash_key, "owner", "fence", "end", "head"))
-                answers = self._answers(*commands)
+                answers = self._committer.ask(*commands)
                 for log, told in zip(some, answers[1::2], strict=True):
-                    self._adopt_one(log, *told)
+                    self._try_to_adopt(log, told)
         except errors.ChatError:
             pass  # the next round goes on with it
         finally:
             self._adopting = False
+
+    def _try_to_adopt(self, log: SharedLog, told: Answer) -> None:
+        """Go on with one of many; what it fails at is not the others' fault."""
+        if isinstance(told, Refusal) and not told.is_of_a_record:
+            return
+        try:
+            with self._gone_if_damaged(log.stream_id):
+                if isinstance(told, Refusal):
+                    raise Damaged("the kind of a key")
+                self._adopt_one(log, *told)
+        except errors.StreamExpired:
+            self.drop(log)  # its readers come back, and are told
+        except errors.ChatError:
+            pass  # the next round goes on with it
+        except Exception:
+            logging.getLogger(__name__).exception("a log could not be taken over")
+            self.drop(log)
 
     def _adopt_one(
         self, log: SharedLog, owner: bytes | None, fence: bytes | None, end: bytes | None, head: bytes | None
     ) -> None:
         """Go on with a log as the engine has it now: ours to end, or another's, or not there."""
         if not log.is_copied():
-            if owner is not None and owner.decode() == self.worker and end is None and log.is_dropped:
+            if owner == self.worker.encode() and end is None and log.is_dropped:
                 self.find(log.stream_id)  # it is ours to end now: the next round does it
             return
         if owner is None or fence is None or head is None:
@@ -855,17 +1048,20 @@ class SharedStore(MemoryStore):
                 return
             log.adopt(log.their_fence + 1 + secrets.randbelow(1 << 30), self.worker)  # others may be at it too
             log.is_lost = True
-        elif owner.decode() != self.worker or end is not None:
-            log.owner, log.their_fence, log.missed_since = owner.decode(), int(fence), None
+        elif owner != self.worker.encode() or end is not None:
+            log.owner = records.read_owner(owner)
+            log.their_fence, log.missed_since = records.read_number(fence, "fence", least=1), None
             return
         else:
-            while log.head < int(head):
+            reach = records.read_number(head, "head")
+            while log.head < reach and log.is_copied():
                 (page,) = self._answers(self._page(self.keys(log.stream_id)[1], log.head))
-                if not page or not log.take(page) or not log.is_copied():
+                if not page:
                     break
+                log.take(page)
             if not log.is_copied():
                 return
-            log.adopt(int(fence), self.worker)
+            log.adopt(records.read_number(fence, "fence", least=1), self.worker)
         with self._lock:
             if self._copies.get(log.stream_id) is log:
                 del self._copies[log.stream_id]

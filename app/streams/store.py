@@ -174,6 +174,11 @@ class StreamLog(Protocol):
     def release_prompt(self) -> None:
         """Count the question no more: it has been answered, or it is not asked any more. May be called again."""
 
+    def book(self, write: Callable[[str], None]) -> None:
+        """Have the end that was decided booked: `write` is given the name of the line, once, when it is known that this
+        worker's end is the log's and how many have read it. The name is `response_cut_off` where another worker has
+        ended the log for all others; where nobody here has had more than that, it is not called."""
+
     def reader(self, after: int, *, only_end: bool = False) -> Reader:
         """Make a reader that has everything up to `after`; one that wants `only_end` sleeps through chunks."""
 
@@ -191,7 +196,7 @@ class StreamLog(Protocol):
 
     @property
     def resumes(self) -> int:
-        """How many readers attached after the first."""
+        """How many readers attached after the first, at any worker; exact when the end is booked."""
 
 
 class Store(Protocol):

@@ -7,6 +7,7 @@ has changed while the read blocks.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from app import errors
 from app.streams.engine import Connection, EngineAway, Refusal
+from app.streams.records import Damaged
 
 __all__ = ["Followed", "Tail"]
 
@@ -28,13 +30,16 @@ BUSY_SHARE = 4
 MOST_ENTRIES = 500
 LONGEST_PAUSE_SECONDS = 1.0
 
+_TIME = re.compile(rb"[0-9]{1,13}-[0-9]{1,9}")
+"""An entry's id that the engine has chosen. Units: milliseconds since 1970."""
+
 
 class Followed(Protocol):
     """A copy of another worker's log."""
 
     head: int
 
-    def take(self, entries: list[Any]) -> bool: ...
+    def take(self, entries: list[Any]) -> None: ...
 
 
 class Tail:
@@ -46,11 +51,11 @@ class Tail:
         *,
         wake: str,
         woken: Callable[[list[Any]], None],
-        broken: Callable[[Any], None],
+        broken: Callable[[Any, Exception], None],
         nudge: Callable[[], None],
     ) -> None:
         """`woken` is given the entries of the key `wake`, `nudge` adds one; `broken` is given a log that cannot be
-        followed any further."""
+        followed any further, and why."""
         self._connection = connection
         self._wake = wake
         self._woken = woken
@@ -120,23 +125,47 @@ class Tail:
             [(*command, self._wake, *followed, self._last, *places)], timeout_seconds=BLOCK_SECONDS + ANSWER_SECONDS
         )
         if isinstance(answer, Refusal):
+            if answer.is_of_a_record:
+                self._drop_damaged(followed)
+                return None, followed
             self._connection.close()
             raise EngineAway(answer.code)
         return answer, followed
+
+    def _drop_damaged(self, followed: dict[bytes, Followed]) -> None:
+        """Find the keys that hold something else, for one of which the whole read is refused."""
+        keys = [self._wake.encode(), *followed]
+        for key, kind in zip(keys, self._connection.ask([("TYPE", key) for key in keys]), strict=True):
+            if kind in (b"stream", b"none"):
+                continue
+            if key in followed:
+                self._broken(followed[key], Damaged("entries"))
+            else:
+                self._renew_wake()
+
+    def _renew_wake(self) -> None:
+        """Begin our own messages anew; the stops among them are kept elsewhere too."""
+        self._connection.ask([("DEL", self._wake)])
+        self._last = b"0-0"
 
     def _take(self, answer: list[Any], followed: dict[bytes, Followed]) -> None:
         for key, entries in answer:
             log = followed.get(key)
             if log is None:
-                self._last = entries[-1][0]
-                self._woken(entries)
+                self._hear(entries)
                 continue
             try:
-                is_whole = log.take(entries)
-            except errors.Overloaded:
-                is_whole = False
-            except Exception:
+                log.take(entries)
+            except (errors.Overloaded, Damaged) as error:
+                self._broken(log, error)
+            except Exception as error:
                 logging.getLogger(__name__).exception("what another wrote could not be taken")
-                is_whole = False
-            if not is_whole:
-                self._broken(log)
+                self._broken(log, error)
+
+    def _hear(self, entries: list[Any]) -> None:
+        last: bytes = entries[-1][0]
+        if not _TIME.fullmatch(last):
+            self._renew_wake()  # no later message could have a place behind it
+            return
+        self._last = last
+        self._woken(entries)

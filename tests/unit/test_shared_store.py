@@ -736,16 +736,16 @@ def test_adoption_whose_answer_is_lost_is_finished_in_the_next_round(own_engine:
         wait_until(lambda: all(log.head == 1 for log in logs), "the chunks")
         copies = [heir.store.find(log.stream_id) for log in logs]
         asked: list[int] = []
-        answers = heir.store._answers
+        ask = heir.store._committer.ask
 
         def lose_the_first(*commands: Any) -> list[Any]:
-            told = answers(*commands)
+            told = ask(*commands)
             if not asked:
                 asked.append(1)
                 raise errors.StoreUnavailable
             return told
 
-        heir.store._answers = lose_the_first  # type: ignore[method-assign]
+        heir.store._committer.ask = lose_the_first  # type: ignore[method-assign]
         dying.crash()
         for copy in copies:
             assert copy.settle(PATIENCE_SECONDS)

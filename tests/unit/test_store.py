@@ -25,7 +25,7 @@ from app.streams.shared import SharedLog, SharedStore
 from app.streams.store import Binding, Origin, Piece, Reader, StreamLog, Terminal, Totals, log_name, new_stream_id
 from tests.harness.engine import Database
 from tests.harness.engines import EACH_KIND
-from tests.unit.shared import wait_until
+from tests.unit.shared import end_content, wait_until
 
 PATIENCE_SECONDS = 20.0
 BUDGET_BYTES = 1_048_576
@@ -156,7 +156,7 @@ def begin(store: Any, binding: Binding | None = None) -> Any:
 
 
 def end_with(event: str = "done", *, frees_key: bool = False) -> Callable[[Totals], Terminal]:
-    return lambda totals: Terminal(event, {"sequence": totals.tokens + 1, "totals": totals}, frees_key)
+    return lambda totals: Terminal(event, {**end_content(event, totals), "totals": totals}, frees_key)
 
 
 def finished(store: Any, *chunks: str, binding: Binding | None = None, frees_key: bool = False) -> Any:
