@@ -34,8 +34,9 @@ READERS_OF_A_STOP = 10  # seconds after the drain for last frames, before gunico
 bind = f"{settings.host}:{settings.port}"
 worker_class = "gevent"
 workers = settings.workers
-# Ours are the limits that answer; beyond gunicorn's a client would wait unseen.
-worker_connections = 3 * settings.max_active_streams + 200
+# Beyond gunicorn's limit a client would wait unseen. So ours, which makes room, comes before it, and what is being shut
+# has a place meanwhile: as many as gevent accepts at once.
+worker_connections = settings.connections + 100
 backlog = 2048
 keepalive = 75  # longer than a proxy keeps its idle connections, or it would write into one we just closed
 timeout = 60  # of a worker's heartbeat, not of a request
@@ -83,19 +84,29 @@ logconfig_dict = {
     },
 }
 
-DESCRIPTORS = 6 * settings.max_active_streams + 1000
-PEER_GONE_MS = 30_000
+# Of a worker: its clients, and for each generation a connection to the model's server and one that is kept; and a rest.
+DESCRIPTORS = worker_connections + 2 * settings.max_active_streams + 500
 SEND_BUFFER_BYTES = 65_536
 
 
 def on_starting(server):
     """Raise what the process may open, and start the embedded model where it is the one that answers."""
+    if server.cfg.worker_connections < worker_connections:
+        print(
+            f"ChatWait cannot start:\nworker_connections: gunicorn was told {server.cfg.worker_connections}, and "
+            f"MAX_READERS and MAX_ACTIVE_STREAMS need {worker_connections}: whoever comes last would not be answered. "
+            "Take it out of gunicorn's command line and GUNICORN_CMD_ARGS, and set MAX_READERS.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
         limit = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         if limit < DESCRIPTORS:
-            server.log.warning("%d descriptors are allowed; MAX_ACTIVE_STREAMS may need %d.", limit, DESCRIPTORS)
+            server.log.warning(
+                "%d descriptors are allowed; MAX_READERS and MAX_ACTIVE_STREAMS may need %d.", limit, DESCRIPTORS
+            )
     if settings.listens_publicly:
         server.log.warning("This server has no sign-in and listens on %s: put authentication in front.", settings.host)
     if settings.local_model:
@@ -112,12 +123,12 @@ def when_ready(server):
         # written" for half a minute to one that reads steadily, which would then pass for stalled.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # A peer that vanished without a word is gone after this, not after the kernel's 15 minutes.
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            # A peer that vanished without a word is gone after half a minute; while there is something to send to it,
+            # app/connections.py sees to it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_GONE_MS)
 
 
 def post_worker_init(worker):
@@ -135,6 +146,7 @@ def post_worker_init(worker):
     gc.freeze()
     _make_room_for_descriptors()
     runtime = worker.wsgi.extensions["chatwait"]
+    runtime.connections.watch(worker)
 
     def finished():
         import gevent

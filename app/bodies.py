@@ -9,95 +9,126 @@ from contextlib import contextmanager
 from typing import Any
 
 from app import errors
+from app.connections import Connections
 
 __all__ = ["Bodies"]
 
 BODY_SECONDS = 30.0
 DISCARD_BYTES = 16 * 1_048_576
-PIECE_BYTES = 65_536
-DRAIN_SECONDS = 1.0
+DISCARD_SECONDS = 1.0
+DISCARD_QUIET_SECONDS = 0.25
+PIECE_BYTES = 16_384
 FREE_CHUNKS = 2048
 MEAN_CHUNK_BYTES = 512
 CHUNKS_AT_A_TIME = 256
 
 READ = "chatwait.body_read"
+CHUNKS = "chatwait.chunks"
 
 
 class Bodies:
-    """Reads the bodies of requests, and ends those that take too long."""
+    """Reads the bodies of requests within `budget_bytes` for all of them, and ends those that take too long."""
 
-    def __init__(self, *, seconds: float = BODY_SECONDS) -> None:
+    def __init__(self, *, budget_bytes: int, connections: Connections, seconds: float = BODY_SECONDS) -> None:
+        self._budget_bytes = budget_bytes
+        self._connections = connections
         self._seconds = seconds
         self._due: dict[socket.socket, float] = {}
+        self._held_bytes = 0
 
-    def read(self, environ: dict[str, Any], *, at_most: int) -> bytes:
-        """Return the whole body.
+    @contextmanager
+    def read(self, environ: dict[str, Any], *, at_most: int) -> Iterator[bytes]:
+        """Give the whole body, which counts as it arrives and for as long as it is looked at.
 
-        Raises: BodyTooLarge, RequestTimeout, InvalidJson (it broke off), InvalidRequest (its chunks). What is too large
-        is read to its end within bounds all the same: bytes left unread would reset the connection under the answer.
+        Raises: BodyTooLarge, as soon as it is announced or seen; Overloaded, when others' bodies leave no room;
+        RequestTimeout, InvalidJson (it broke off, or is encoded), InvalidRequest (its chunks).
         """
+        declared = int(environ.get("CONTENT_LENGTH") or 0)
+        if declared > at_most:
+            raise _too_large(at_most)
         pieces: list[bytes] = []
         size = 0
-        for piece in self._pieces(environ):
-            size += len(piece)
-            if size <= at_most:
+        try:
+            for piece in self._pieces(environ, at_most=at_most, seconds=self._seconds):
+                if size + len(piece) > at_most:
+                    raise _too_large(at_most)
+                if self._held_bytes + len(piece) > self._budget_bytes:
+                    raise errors.Overloaded("Too many requests are being received.", retry_after_seconds=2)
+                size += len(piece)
+                self._held_bytes += len(piece)
                 pieces.append(piece)
-        if size > at_most:
-            raise errors.BodyTooLarge(f"It is larger than {at_most} bytes, the most this server takes.")
-        declared = environ.get("CONTENT_LENGTH")
-        if declared and size < int(declared):
-            raise errors.InvalidJson("The body ended before its announced length.")
-        return b"".join(pieces)
+            if size < declared:
+                raise errors.InvalidJson("The body ended before its announced length.")
+            body = b"".join(pieces)
+            pieces.clear()
+            yield body
+        finally:
+            self._held_bytes -= size
 
     def discard(self, environ: dict[str, Any]) -> bool:
-        """Read a body that nobody wants to its end; False when it could not be, and the connection must end."""
-        if environ.get(READ):
-            return bool(environ[READ] == "whole")
-        if not has_body(environ):
+        """Read the rest of a body that nobody wants; False when it does not come at once, and the connection must end.
+
+        Bytes left unread would reset the connection under the answer.
+        """
+        if not has_body(environ) or environ.get(READ) == "whole":
             return True
+        if environ.get(READ) == "unreadable" or int(environ.get("CONTENT_LENGTH") or 0) > DISCARD_BYTES:
+            return False
+        connection = environ.get("gunicorn.socket")
+        if connection is not None:
+            connection.settimeout(DISCARD_QUIET_SECONDS)
         try:
-            for _ in self._pieces(environ):
+            for _ in self._pieces(environ, at_most=DISCARD_BYTES, seconds=DISCARD_SECONDS):
                 pass
         except errors.ChatError:
             return False
+        finally:
+            if connection is not None:
+                connection.settimeout(None)
         return bool(environ[READ] == "whole")
 
-    def _pieces(self, environ: dict[str, Any]) -> Iterator[bytes]:
+    def _pieces(self, environ: dict[str, Any], *, at_most: int, seconds: float) -> Iterator[bytes]:
         source = environ["wsgi.input"]
-        _bound_chunks(source)
-        environ[READ] = "part"
-        left = DISCARD_BYTES
-        with self._timed(environ) as overdue:
-            while left > 0:
+        environ[READ] = "unreadable"
+        if environ.get("HTTP_TRANSFER_ENCODING", "chunked").strip().lower() != "chunked":
+            raise errors.InvalidJson("The body is encoded for its transfer, in a way that this server does not read.")
+        if chunks := _chunks(environ):
+            chunks.begin(at_most)
+        left = at_most
+        with self._timed(environ, seconds) as overdue:
+            while left >= 0:
                 try:
                     piece = source.read(PIECE_BYTES)
                 except Exception as error:  # noqa: BLE001 - the server's parser has exceptions of its own
                     if overdue():  # the shutdown that ends a read that is overdue breaks it too
-                        raise self._late() from None
-                    _drain(environ.get("gunicorn.socket"))
+                        raise _late(seconds) from None
                     raise _unreadable(error) from None
                 if overdue():
-                    raise self._late()
+                    raise _late(seconds)
+                if not piece and chunks is not None and chunks.is_over:
+                    environ[READ] = "part"
+                    raise _too_large(at_most)
                 if not piece:
                     environ[READ] = "whole"
                     return
                 left -= len(piece)
+                environ[READ] = "part"
                 yield piece
-
-    def _late(self) -> errors.RequestTimeout:
-        return errors.RequestTimeout(f"It was not complete after {self._seconds:g} seconds.")
+                environ[READ] = "unreadable"
 
     @contextmanager
-    def _timed(self, environ: dict[str, Any]) -> Iterator[Any]:
+    def _timed(self, environ: dict[str, Any], seconds: float) -> Iterator[Any]:
         connection = environ.get("gunicorn.socket")
-        deadline = time.monotonic() + self._seconds
+        deadline = time.monotonic() + seconds
         if connection is not None:
             self._due[connection] = deadline
+            self._connections.waits(connection)
         try:
             yield lambda: time.monotonic() >= deadline
         finally:
             if connection is not None:
                 self._due.pop(connection, None)
+                self._connections.is_answered(connection)
 
     def check(self, now: float) -> None:
         """End the reading of what is overdue: whoever waits for more of it gets nothing."""
@@ -113,51 +144,91 @@ class _Crumbs(Exception):
     """A chunked body has far more chunks than its size needs."""
 
 
+def _too_large(at_most: int) -> errors.BodyTooLarge:
+    return errors.BodyTooLarge(f"It is larger than {at_most} bytes, the most this server takes.")
+
+
+def _late(seconds: float) -> errors.RequestTimeout:
+    return errors.RequestTimeout(f"It was not complete after {seconds:g} seconds.")
+
+
+_REASONS = {
+    "NoMoreData": "The body broke off.",
+    "InvalidChunkSize": "The body cannot be read: a chunk's size is not a hexadecimal number.",
+    "InvalidChunkExtension": "The body cannot be read: what follows a chunk's size is malformed.",
+    "ChunkMissingTerminator": "The body cannot be read: a chunk is not as long as it says, or the last one is missing.",
+    "InvalidHeader": "The body cannot be read: its trailers are malformed.",
+    "InvalidHeaderName": "The body cannot be read: its trailers are malformed.",
+    "LimitRequestHeaders": "The body cannot be read: its trailers are too long.",
+}
+"""By the names of the server's own exceptions: importing them would load the server."""
+
+
 def _unreadable(error: Exception) -> errors.ChatError:
     if not isinstance(error, _Crumbs):
-        return errors.InvalidJson("The body could not be read.")
+        is_connection = isinstance(error, OSError)
+        reason = "The connection broke off in the body." if is_connection else "The body could not be read."
+        return errors.InvalidJson(_REASONS.get(type(error).__name__, reason))
     needed = f"Needs a Content-Length, or chunks of {MEAN_CHUNK_BYTES} bytes or more."
     return errors.InvalidRequest("The body is cut into too many small chunks.", fields={"body": [needed]})
 
 
-def _bound_chunks(source: Any) -> None:
-    """Bound the number of chunks that the server's parser takes, and let others run between them.
+class _Chunks:
+    """The chunks of a body as the server's parser finds them: bounded in number and in what they announce, and with
+    room for others between them.
 
-    A chunk costs it some 6 µs, be it a single byte: a few megabytes of such chunks held everybody up for seconds.
+    A chunk costs it some 6 µs, be it a single byte: a few megabytes of such chunks held everybody up for seconds. Who
+    announces too much is told so at once, which ends them; they may be gone on with, for what can be discarded.
     """
-    reader = getattr(source, "reader", None)
-    chunks = getattr(reader, "parser", None)  # of gunicorn's ChunkedReader; a body of known length has none
-    if reader is None or chunks is None:
-        return
 
-    def counted() -> Iterator[bytes]:
-        size = 0
-        for number, chunk in enumerate(chunks, 1):
-            size += len(chunk)
-            if number > FREE_CHUNKS + size // MEAN_CHUNK_BYTES:
-                raise _Crumbs
-            if number % CHUNKS_AT_A_TIME == 0:
-                time.sleep(0)
-            yield chunk
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+        self._found = reader.parser
+        self._parse_size = reader.parse_chunk_size
+        self._at_most = 0
+        self._announced = 0
+        self._size = 0
+        self._number = 0
+        self._pieces = 0
+        self.is_over = False
+        """They were ended because more was announced than is taken."""
+        reader.parse_chunk_size = self._sized
 
-    reader.parser = counted()
+    def begin(self, at_most: int) -> None:
+        """Take so many bytes, those of before among them."""
+        self._at_most = at_most
+        self.is_over = False
+        self._reader.parser = self
+
+    def _sized(self, *arguments: Any, **named: Any) -> Any:
+        found = self._parse_size(*arguments, **named)
+        self._announced += found[0]
+        self._number += 1
+        return found
+
+    def __next__(self) -> bytes:
+        chunk: bytes = next(self._found)
+        if self._announced > self._at_most:
+            self.is_over = True
+            raise StopIteration
+        self._size += len(chunk)
+        self._pieces += 1
+        if self._number > FREE_CHUNKS + self._size // MEAN_CHUNK_BYTES:
+            raise _Crumbs
+        if self._pieces % CHUNKS_AT_A_TIME == 0:
+            time.sleep(0)
+        return chunk
 
 
-def _drain(connection: socket.socket | None) -> None:
-    """Take what a client whose body cannot be read has sent on: left unread, it would reset the connection under
-    the answer. Bounded in bytes and in time."""
-    if connection is None:
-        return
-    until = time.monotonic() + DRAIN_SECONDS
-    left = DISCARD_BYTES
-    try:
-        connection.settimeout(DRAIN_SECONDS / 4)
-        while left > 0 and time.monotonic() < until and (received := connection.recv(PIECE_BYTES)):
-            left -= len(received)
-    except OSError:
-        pass  # nothing more for a while, or the client is gone
-    finally:
-        connection.settimeout(None)
+def _chunks(environ: dict[str, Any]) -> _Chunks | None:
+    """Bound the chunks of a request's body; None where its length is known, or the server is another."""
+    reader = getattr(environ["wsgi.input"], "reader", None)
+    if getattr(reader, "parser", None) is None or not hasattr(reader, "parse_chunk_size"):
+        return environ.get(CHUNKS)
+    if environ.get(CHUNKS) is None:
+        environ[CHUNKS] = _Chunks(reader)
+    found: _Chunks = environ[CHUNKS]
+    return found
 
 
 def has_body(environ: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ Standard library only, and importable before gevent has patched anything: gunico
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -17,6 +18,10 @@ from urllib.parse import urlsplit
 from app.local_model import CONTEXT_TOKENS_PER_SLOT, MODEL_ID
 
 __all__ = ["BadSettings", "Settings", "needs_local_model", "read_settings", "table"]
+
+
+OTHER_CONNECTIONS = 200
+"""How many connections a worker has room for beside those that its limits count."""
 
 
 class BadSettings(ValueError):
@@ -237,6 +242,22 @@ class Settings:
     @property
     def listens_publicly(self) -> bool:
         return self.host not in ("127.0.0.1", "localhost", "::1", "[::1]") and not self.host.startswith("127.")
+
+    @property
+    def most_attached(self) -> int:
+        """How many readers one worker may have with those who attach by an idempotency key: a tenth more."""
+        return self.max_readers + math.ceil(self.max_readers / 10)
+
+    @property
+    def connections(self) -> int:
+        """How many connections of clients one worker may need: readers, who attaches beside them, one for each
+        generation, and a rest for who asks something else or nothing."""
+        return self.most_attached + self.max_active_streams + OTHER_CONNECTIONS
+
+    @property
+    def upload_bytes(self) -> int:
+        """How much of request bodies one worker may hold: a quarter of its memory for logs, and one body at least."""
+        return max(self.stream_memory_mb * 1_048_576 // 4, self.max_body_bytes)
 
     @property
     def limits(self) -> dict[str, int | float]:

@@ -1,4 +1,5 @@
-"""Bound how large a request's head may be and how slowly it may come, and let others run while it is read.
+"""Bound how large a request's head may be and how slowly it may come, and let others run while it is read. And bound
+how much of a body is read at a time.
 
 gunicorn takes 800 KB of it, scans all of it again at every read, and waits for it as long as for an idle connection;
 and gevent's recv lets nobody else run while there is something to receive, pipelined requests among it. The parser has
@@ -15,11 +16,14 @@ __all__ = ["bound"]
 HEAD_BYTES = 65_536
 HEAD_SECONDS = 20.0
 HEAD_READS = 1000
+BODY_READ_BYTES = 16_384
+"""The most that one read of a body takes: it would be a megabyte, which nobody has counted yet."""
 
 
 def bound() -> None:
     """Extend gunicorn's parser in this process. Only in a worker: its imports must not come before the patching."""
     from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
+    from gunicorn.http.unreader import SocketUnreader  # type: ignore[import-untyped]
 
     class Request(RequestParser.mesg_class):  # type: ignore[misc]
         max_buffer_headers = property(lambda self: HEAD_BYTES, lambda self, value: None)  # of trailers too
@@ -45,3 +49,4 @@ def bound() -> None:
                 unreader.sock.settimeout(None)
 
     RequestParser.mesg_class = Request
+    SocketUnreader.max_body_chunk = BODY_READ_BYTES

@@ -10,6 +10,7 @@ from app import local_model, tokens
 from app.bodies import Bodies
 from app.clock import TICK_SECONDS, Clock
 from app.config import Settings
+from app.connections import Connections
 from app.generation import Bounds, Generations, end_lost
 from app.logs import event, flush
 from app.sse import Readers
@@ -41,6 +42,7 @@ class Runtime:
     generations: Generations
     readers: Readers
     bodies: Bodies
+    connections: Connections
     clock: Clock
     drain: Drain = field(init=False)
     answering: int = 0
@@ -62,19 +64,26 @@ class Runtime:
             abandoned_seconds=settings.abandoned_seconds,
             answer_chars=settings.max_answer_chars,
         )
+        connections = Connections(most=settings.connections)
         runtime = cls(
             settings=settings,
             store=store,
             upstream=upstream,
             generations=Generations(upstream=upstream, bounds=bounds),
-            readers=Readers(limit=settings.max_readers, heartbeat_seconds=settings.heartbeat_seconds),
-            bodies=Bodies(),
+            readers=Readers(
+                limit=settings.max_readers,
+                most_attached=settings.most_attached,
+                heartbeat_seconds=settings.heartbeat_seconds,
+            ),
+            bodies=Bodies(budget_bytes=settings.upload_bytes, connections=connections),
+            connections=connections,
             clock=clock,
         )
         for check in (
             runtime.generations.check,
             runtime.readers.check,
             runtime.bodies.check,
+            connections.check,
             runtime.store.sweep,
             runtime.drain.check,
             flush,

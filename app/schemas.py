@@ -255,15 +255,16 @@ def _flatten(messages: Any, path: str = "") -> dict[str, list[str]]:
     return dict(list(found.items())[:DEEPEST_FIELDS])
 
 
-def answer(log: StreamLog, terminal: Terminal, correlation_id: str) -> dict[str, Any]:
-    """Fold a finished log into the wait-mode answer. Shape: `Answer` in contracts/openapi.yaml."""
+def answer(log: StreamLog, terminal: Terminal, correlation_id: str, *, text: str | None = None) -> dict[str, Any]:
+    """Fold a finished log into the wait-mode answer, `text` in place of its own. Shape: `Answer` in
+    contracts/openapi.yaml."""
     end = terminal.content
     folded = {
         "stream_id": log.stream_id,
         "correlation_id": correlation_id,
         "status": end["status"],
         "model": end["model"],
-        "content": log.text(),
+        "content": log.text() if text is None else text,
         "finish_reason": end["finish_reason"],
         "tokens": end["tokens"],
         "usage": end["usage"],

@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import os
 import socket
+import struct
 import sys
 import termios
+from typing import NamedTuple
 
-__all__ = ["DirectWriter", "is_connected", "is_quiet", "shut", "unacknowledged"]
+__all__ = ["DirectWriter", "Progress", "is_connected", "is_dead", "is_quiet", "progress", "shut", "unacknowledged"]
 
-_ESTABLISHED = 1  # Source: linux/include/net/tcp_states.h
+_ESTABLISHED, _CLOSED = 1, 7  # Source: linux/include/net/tcp_states.h
 
 
 def is_connected(sock: socket.socket) -> bool:
@@ -25,6 +27,19 @@ def is_connected(sock: socket.socket) -> bool:
         return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _ESTABLISHED
     except OSError:
         return False
+
+
+def is_dead(sock: socket.socket) -> bool:
+    """Tell whether nothing can be sent on a connection any more; one system call, never waits.
+
+    Where the kernel does not tell, the answer is no.
+    """
+    if not hasattr(socket, "TCP_INFO"):
+        return False
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSED
+    except OSError:
+        return True
 
 
 def is_quiet(sock: socket.socket) -> bool:
@@ -42,6 +57,36 @@ def unacknowledged(sock: socket.socket) -> int:
         return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except OSError:
         return 0
+
+
+class Progress(NamedTuple):
+    """How far what was sent on a connection has got. Units: bytes, seconds."""
+
+    unacknowledged: int
+    """Bytes that were sent, or wait to be, and are not acknowledged."""
+    quiet_seconds: float
+    """Since the last acknowledgement of anything, be it of a probe."""
+    taken: int
+    """All bytes that were acknowledged so far."""
+
+
+def progress(sock: socket.socket) -> Progress | None:
+    """Tell how far what was sent has got; two system calls, never waits. None where the kernel does not tell."""
+    waiting = unacknowledged(sock)
+    if not waiting or not hasattr(socket, "TCP_INFO"):
+        return Progress(waiting, 0.0, 0) if hasattr(socket, "TCP_INFO") else None
+    try:
+        told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        ((quiet_ms,), (taken,)) = _LAST_ACK_RECV.unpack_from(told, 56), _BYTES_ACKED.unpack_from(told, 120)
+    except (OSError, struct.error):
+        return None
+    return Progress(waiting, quiet_ms / 1000, taken)
+
+
+# Source: linux/include/uapi/linux/tcp.h, struct tcp_info
+_TCP_INFO_BYTES = 128
+_LAST_ACK_RECV = struct.Struct("=I")
+_BYTES_ACKED = struct.Struct("=Q")
 
 
 def shut(sock: socket.socket) -> None:

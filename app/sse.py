@@ -18,7 +18,7 @@ from app.config import plain
 from app.sockets import DirectWriter
 from app.streams.store import Piece, Reader, StreamLog, Terminal
 
-__all__ = ["FRAME_BYTES", "Readers", "frame", "frames"]
+__all__ = ["FRAME_BYTES", "Readers", "frame", "frames", "wait", "whole"]
 
 FRAME_BYTES = 8192
 """The most data of a token frame that holds more than one chunk: line-limited clients live, bad links progress."""
@@ -27,6 +27,9 @@ PIECE_BYTES = FRAME_BYTES - 128
 """UTF-8 asked of a log for one frame; what grows over FRAME_BYTES when escaped is asked for again, smaller."""
 
 RETRY_MS = 1000
+
+LOOK_SECONDS = 1.0
+"""How often it is asked whether a reader's client has left."""
 
 STALLED_SECONDS = 30.0
 """A connection that has taken nothing for so long is dropped; its reader can come back."""
@@ -91,32 +94,54 @@ def next_token_frame(log: StreamLog, reader: Reader) -> bytes | None:
 class Readers:
     """Who is reading right now: bounded, and woken for their heartbeats."""
 
-    def __init__(self, *, limit: int, heartbeat_seconds: float) -> None:
+    def __init__(self, *, limit: int, most_attached: int | None = None, heartbeat_seconds: float) -> None:
+        """`most_attached` is the limit for who attaches by an idempotency key."""
         self.heartbeat_seconds = heartbeat_seconds
         self._limit = limit
+        self._most_attached = most_attached or limit
         self._due: dict[Reader, float] = {}
         self._drops: dict[Reader, Callable[[], None]] = {}
+        self._looks: dict[Reader, tuple[float, Callable[[], bool]]] = {}
+        self._departed: dict[Reader, None] = {}
         self._leaving = False
 
     @property
     def count(self) -> int:
         return len(self._due)
 
-    def admit(self) -> None:
-        """Raises: Overloaded when there are as many readers as there may be."""
-        if len(self._due) >= self._limit:
+    def admit(self, *, attaching: bool = False) -> None:
+        """Raises: Overloaded when there are as many readers as there may be, those whose clients have left apart."""
+        if len(self._due) - len(self._departed) >= (self._most_attached if attaching else self._limit):
             raise errors.Overloaded("Too many connections are reading.", retry_after_seconds=2)
 
     def add(
-        self, reader: Reader, *, every_seconds: float | None = None, drop: Callable[[], None] | None = None
+        self,
+        reader: Reader,
+        *,
+        every_seconds: float | None = None,
+        drop: Callable[[], None] | None = None,
+        departed: Callable[[], bool] | None = None,
     ) -> None:
         """Wake a reader whenever it has had no frame for a heartbeat, or for `every_seconds` (0: each tick);
-        `drop` one that takes nothing for STALLED_SECONDS."""
+        `drop` one that takes nothing for STALLED_SECONDS, or that has `departed` when its place is needed."""
         if drop is not None:
             self._drops[reader] = drop
+        if departed is not None:
+            self._looks[reader] = time.monotonic(), departed
+        if len(self._due) >= self._most_attached and self._departed:
+            oldest = next(iter(self._departed))
+            if drop := self._drops.get(oldest):
+                drop()
+            self.remove(oldest)
+            oldest.release()
         self._due[reader] = self.heartbeat_seconds if every_seconds is None else every_seconds
         if self._leaving:
             reader.release()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Everybody is sent away."""
+        return self._leaving
 
     @property
     def has_foreign(self) -> bool:
@@ -136,10 +161,19 @@ class Readers:
             reader.release()
 
     def remove(self, reader: Reader) -> None:
-        self._due.pop(reader, None)
-        self._drops.pop(reader, None)
+        for kept in (self._due, self._drops, self._looks, self._departed):
+            kept.pop(reader, None)
 
     def check(self, now: float) -> None:
+        for reader, (looked_at, departed) in list(self._looks.items()):
+            if now - looked_at < LOOK_SECONDS:
+                continue
+            if departed():
+                del self._looks[reader]
+                self._departed[reader] = None
+                reader.depart()
+            else:
+                self._looks[reader] = now, departed
         for reader, seconds in list(self._due.items()):
             idle = now - reader.frame_at
             if idle >= seconds:
@@ -156,17 +190,32 @@ def frames(
     *,
     left: Callable[[int], None],
     drop: Callable[[], None],
+    departed: Callable[[], bool] | None = None,
     connection: DirectWriter | None = None,
 ) -> Iterator[bytes]:
-    """Yield the frames that follow a sequence number, to the terminal one. `left` hears where the reader
-    left, and `drop` ends a connection that takes nothing. They and the counting stand in here, because the
-    `finally` of a generator that never began never runs.
+    """Yield the frames that follow a sequence number, to the terminal one. `left` hears where the reader left, `drop`
+    ends a connection that takes nothing, `departed` tells whether its client has sent its last byte. They and the
+    counting stand in here, because the `finally` of a generator that never began never runs.
 
     While this sleeps at the head, `connection` is given the next token frames by whoever appends them, as far as it
     takes them at once; what it does not take, wakes this up.
     """
     with log.reader(after) as reader:
-        readers.add(reader, drop=drop)
+        has_left = False
+
+        def leave() -> None:
+            nonlocal has_left
+            if not has_left:
+                left(reader.after)
+            has_left = True
+
+        def look() -> bool:
+            if departed is None or not departed():
+                return False
+            leave()
+            return True
+
+        readers.add(reader, drop=drop, departed=look)
         if connection is not None:
             reader.deliver = partial(_deliver, log, reader, connection)
         reader.sending = True
@@ -205,7 +254,7 @@ def frames(
                 reader.sending = False
         finally:
             readers.remove(reader)
-            left(reader.after)
+            leave()
 
 
 def _deliver(log: StreamLog, reader: Reader, connection: DirectWriter, piece: Piece) -> bool:
@@ -220,27 +269,58 @@ def _deliver(log: StreamLog, reader: Reader, connection: DirectWriter, piece: Pi
     return connection.is_clear
 
 
-def wait(log: StreamLog, readers: Readers, *, seconds: float | None, gone: Callable[[], bool]) -> Terminal | None:
-    """Wait for the end of a log, for at most `seconds`; None when it has not come or the client is `gone`.
+def wait(
+    log: StreamLog,
+    readers: Readers,
+    *,
+    seconds: float | None,
+    gone: Callable[[], bool],
+    departed: Callable[[], bool] | None = None,
+) -> Terminal | None:
+    """Wait for the end of a log, for at most `seconds`; None when it has not come or the client is `gone`. Who has only
+    sent its last byte (`departed`) may still read, and is waited for.
 
-    Units: `gone` is asked about once a second. Raises: ShuttingDown when it is to be waited for at another worker.
+    Units: both are asked about once a second. Raises: ShuttingDown when it is to be waited for at another worker,
+    Overloaded when others need the place of one that has departed.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     asked_at = time.monotonic()
     with log.reader(log.head, only_end=True) as reader:
-        readers.add(reader, every_seconds=0.0)
+        readers.add(reader, every_seconds=0.0, departed=departed)
         try:
             while log.terminal is None:
                 reader.wait()
                 if reader.is_released and log.terminal is None:
+                    if reader.is_departed and not readers.is_leaving and not reader.is_foreign:
+                        raise errors.Overloaded(retry_after_seconds=2)
                     raise errors.ShuttingDown(retry_after_seconds=1)
                 now = time.monotonic()
                 if deadline is not None and now >= deadline:
                     break
-                if now - asked_at >= 1.0:
+                if now - asked_at >= LOOK_SECONDS:
                     asked_at = now
                     if gone():
                         break
             return log.terminal
+        finally:
+            readers.remove(reader)
+
+
+def whole(log: StreamLog, before: str, after: str, readers: Readers, *, drop: Callable[[], None]) -> Iterator[bytes]:
+    """Yield a JSON text that holds the text of a log which has ended, piece by piece: what stands before the text's
+    characters, and after them. Nothing of it is kept, and its connection counts as a reader until it is written.
+    """
+    with log.reader(0) as reader:
+        readers.add(reader, drop=drop)
+        reader.sending = True
+        try:
+            reader.frame_at = time.monotonic()
+            yield before.encode("ascii")
+            while (piece := reader.read(PIECE_BYTES)) is not None:
+                reader.after = piece.sequence
+                reader.frame_at = time.monotonic()
+                yield encode_basestring_ascii(piece.text)[1:-1].encode("ascii")
+            reader.frame_at = time.monotonic()
+            yield after.encode("ascii")
         finally:
             readers.remove(reader)

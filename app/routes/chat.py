@@ -58,7 +58,8 @@ def _log(runtime: Runtime) -> tuple[StreamLog, reading.Cursor | None]:
     """Find the log to read: of the cursor if there is one (which never starts anything), else a new one's."""
     cursor = reading.cursor_of_request()
     if cursor is not None:
-        runtime.bodies.read(request.environ, at_most=runtime.settings.max_body_bytes)
+        with runtime.bodies.read(request.environ, at_most=runtime.settings.max_body_bytes):
+            pass
         return runtime.store.find(cursor[0], reach=cursor[1]), cursor
     if request.mimetype != "application/json":
         raise errors.UnsupportedMediaType
@@ -76,13 +77,31 @@ def _log(runtime: Runtime) -> tuple[StreamLog, reading.Cursor | None]:
             "whoever has it reads this answer.",
             fields={"Idempotency-Key": [f"Must be random, with {FEWEST_SIGNS} different characters or more: a UUID4."]},
         )
-    body = runtime.bodies.read(request.environ, at_most=runtime.settings.max_body_bytes)
-    asked = schemas.read_request(body, runtime.settings)
-    runtime.readers.admit()
-    binding = Binding(hashlib.sha256(key.encode()).hexdigest(), asked.fingerprint) if key else None
+    hashed = hashlib.sha256(key.encode()).hexdigest() if key else None
+    # Before the body: whoever is refused has not been read, parsed and counted.
+    _admit(runtime, hashed)
+    with runtime.bodies.read(request.environ, at_most=runtime.settings.max_body_bytes) as body:
+        asked = schemas.read_request(body, runtime.settings)
+    _admit(runtime, hashed)
+    binding = Binding(hashed, asked.fingerprint) if hashed else None
     origin = Origin(g.correlation_id, asked.model, utc_now(), asked.prompt_tokens)
     question = Question(asked.messages, asked.model, asked.max_tokens, asked.temperature)
     log, created = runtime.store.create(origin, binding, prompt_bytes=question.held_bytes)
     if created:
         runtime.generations.start(log, question)
     return log, None
+
+
+def _admit(runtime: Runtime, key: str | None) -> None:
+    """Judge whether there is room for another generation and its reader. Who attaches by a key, hashed, starts nothing,
+    and has room beside them.
+
+    Raises: Overloaded, ShuttingDown, StoreUnavailable.
+    """
+    try:
+        runtime.store.admit()
+        runtime.readers.admit()
+    except (errors.Overloaded, errors.ShuttingDown):
+        if key is None or not runtime.store.knows(key):
+            raise
+        runtime.readers.admit(attaching=True)

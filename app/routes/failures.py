@@ -38,6 +38,7 @@ def _answer(error: errors.ChatError, cause: BaseException | None = None) -> Resp
         correlation_id=g.correlation_id,
         error_type=error.error_code,
         error_message=error.message,
+        detail=error.detail,
         recovery_action=error.action,
         status=error.status,
     )

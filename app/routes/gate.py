@@ -18,13 +18,15 @@ from app.logs import correlation, event
 from app.runtime import Runtime
 from app.sockets import DirectWriter
 
-__all__ = ["close_connection", "direct_writer", "register"]
+__all__ = ["CLOSES", "EVENT_STREAM", "close_connection", "closes", "direct_writer", "register"]
 
 ALLOWED_METHODS = "GET, POST, DELETE"
 ALLOWED_HEADERS = "Content-Type, Last-Event-ID, Idempotency-Key, Prefer, X-Request-ID"
 EXPOSED_HEADERS = "X-Stream-Id, Location, X-Correlation-Id, Retry-After, Preference-Applied"
 
 RESPONSE = "chatwait.response"
+CLOSES = "chatwait.closes"
+EVENT_STREAM = "text/event-stream"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
@@ -57,9 +59,14 @@ def register(app: Flask, runtime: Runtime) -> None:
     @app.after_request
     def complete(response: Response) -> Response:
         if not runtime.bodies.discard(request.environ):
-            close_connection()
-        if runtime.drain.begun:
-            close_connection()  # the client's next request belongs to another worker
+            must_close = True
+            if connection := request.environ.get("gunicorn.socket"):
+                runtime.connections.linger(connection)
+        else:
+            must_close = closes(runtime)
+        if must_close and response.mimetype != EVENT_STREAM:
+            close_connection(request.environ)
+        request.environ[CLOSES] = must_close  # a stream does not say so: see `reading`
         if response.status_code == 204:
             response.headers.remove("Content-Type")  # of nothing
         response.headers["X-Correlation-Id"] = g.get("correlation_id") or str(uuid.uuid4())
@@ -94,9 +101,15 @@ def _closable(wsgi_app: Callable[..., Iterable[bytes]], runtime: Runtime) -> Cal
     return call
 
 
-def close_connection() -> None:
-    """End the connection after this answer."""
-    if force_close := getattr(request.environ.get(RESPONSE), "force_close", None):
+def closes(runtime: Runtime) -> bool:
+    """Tell whether connections end after their answers: the client's next request belongs to another worker, or there
+    are more connections than may be."""
+    return runtime.drain.begun or runtime.connections.is_crowded
+
+
+def close_connection(environ: dict[str, Any]) -> None:
+    """End the connection after this answer; where its head is out, without a word."""
+    if force_close := getattr(environ.get(RESPONSE), "force_close", None):
         force_close()
 
 

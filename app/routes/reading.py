@@ -12,9 +12,9 @@ from flask import Response, g, request
 from app import errors, schemas, sse
 from app.logs import event
 from app.routes import failures
-from app.routes.gate import close_connection, direct_writer
+from app.routes.gate import CLOSES, EVENT_STREAM, close_connection, closes, direct_writer
 from app.runtime import Runtime
-from app.sockets import is_connected, shut
+from app.sockets import is_connected, is_dead, shut
 from app.streams.store import StreamLog, Terminal, log_name
 
 __all__ = ["Cursor", "after", "cursor_of_request", "event_stream", "waited"]
@@ -23,6 +23,12 @@ LONGEST_CURSOR_BYTES = 128
 LARGEST_SEQUENCE = 2**53
 
 _CURSOR = re.compile(r"([A-Za-z0-9_-]+)\.(0|[1-9][0-9]{0,15})")
+SHORT_BYTES = 32_768
+"""An answer of more text is written in pieces, and its connection counts as a reader until it has them all."""
+
+_TEXT = "\0text\0"
+"""Where the text belongs in an answer: no other part of one has a NUL."""
+
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
 STREAM_HEADERS = {
@@ -76,8 +82,7 @@ def event_stream(runtime: Runtime, log: StreamLog, cursor: Cursor | None, *, is_
     else:
         if request.method != "HEAD" and not is_admitted:
             runtime.readers.admit()
-        response = Response(_frames(runtime, log, begin), content_type="text/event-stream; charset=utf-8")
-        close_connection()
+        response = Response(_frames(runtime, log, begin), content_type=f"{EVENT_STREAM}; charset=utf-8")
     response.headers.update(STREAM_HEADERS)
     response.headers["X-Stream-Id"] = log.stream_id
     response.headers["Location"] = f"/v1/chat/streaming/{log.stream_id}"
@@ -87,20 +92,34 @@ def event_stream(runtime: Runtime, log: StreamLog, cursor: Cursor | None, *, is_
 def _frames(runtime: Runtime, log: StreamLog, begin: int) -> Iterator[bytes]:
     name, correlation_id = log_name(log.stream_id), g.correlation_id
     environ = request.environ
-
-    def drop() -> None:
-        if sock := environ.get("gunicorn.socket"):
-            shut(sock)
+    client: socket.socket | None = environ.get("gunicorn.socket")
 
     def left(sequence: int) -> None:
         event("reader_left", stream=name, correlation_id=correlation_id, mode="streaming", sequence=sequence)
 
     def begun() -> Iterator[bytes]:
         event("reader_attached", stream=name, correlation_id=correlation_id, mode="streaming", after=begin)
-        connection = direct_writer(environ)
-        yield from sse.frames(log, begin, runtime.readers, left=left, drop=drop, connection=connection)
+        if client is not None:
+            runtime.connections.reads(client)
+        yield from sse.frames(
+            log,
+            begin,
+            runtime.readers,
+            left=left,
+            drop=lambda: _drop(client),
+            departed=lambda: client is not None and not is_connected(client),
+            connection=direct_writer(environ),
+        )
+        # Not in its head: behind a `Connection: close` there are clients who take a cut for the end (DESIGN.md, 13).
+        if environ.get(CLOSES) or closes(runtime):
+            close_connection(environ)
 
     return begun()
+
+
+def _drop(client: socket.socket | None) -> None:
+    if client is not None:
+        shut(client)
 
 
 def waited(runtime: Runtime, log: StreamLog, cursor: Cursor | None = None, *, is_admitted: bool = False) -> Response:
@@ -111,11 +130,12 @@ def waited(runtime: Runtime, log: StreamLog, cursor: Cursor | None = None, *, is
     if terminal is None and request.method != "HEAD":
         if not is_admitted:
             runtime.readers.admit()
+            is_admitted = True
         terminal = _wait(runtime, log, seconds=float(prefer[1]) if prefer else None)
     if terminal is None:
         response = _running(log)
     else:
-        response = _ended(log, terminal)
+        response = _ended(runtime, log, terminal, is_admitted=is_admitted or request.method == "HEAD")
         log.end_read = log.end_read or request.method != "HEAD"
     if prefer and terminal is None:
         response.headers["Preference-Applied"] = f"wait={prefer[1]}"
@@ -125,17 +145,34 @@ def waited(runtime: Runtime, log: StreamLog, cursor: Cursor | None = None, *, is
 
 def _wait(runtime: Runtime, log: StreamLog, *, seconds: float | None) -> Terminal | None:
     name, correlation_id = log_name(log.stream_id), g.correlation_id
-    connection: socket.socket | None = request.environ.get("gunicorn.socket")
+    client: socket.socket | None = request.environ.get("gunicorn.socket")
+    has_left = False
+
+    def leave() -> None:
+        nonlocal has_left
+        if not has_left:
+            event("reader_left", stream=name, correlation_id=correlation_id, mode="wait", sequence=log.head)
+        has_left = True
+
+    def departed() -> bool:
+        if client is None or is_connected(client):
+            return False
+        leave()
+        return True
+
     event("reader_attached", stream=name, correlation_id=correlation_id, mode="wait", after=0)
+    if client is not None:
+        runtime.connections.reads(client)
     try:
         return sse.wait(
             log,
             runtime.readers,
             seconds=seconds,
-            gone=lambda: connection is not None and not is_connected(connection),
+            gone=lambda: client is not None and is_dead(client),
+            departed=departed,
         )
     finally:
-        event("reader_left", stream=name, correlation_id=correlation_id, mode="wait", sequence=log.head)
+        leave()
 
 
 def _running(log: StreamLog) -> Response:
@@ -145,19 +182,37 @@ def _running(log: StreamLog) -> Response:
     return response
 
 
-def _ended(log: StreamLog, terminal: Terminal) -> Response:
+def _ended(runtime: Runtime, log: StreamLog, terminal: Terminal, *, is_admitted: bool) -> Response:
     end = terminal.content
     error: dict[str, object] | None = end.get("error")
     if end.get("reason") == "shutdown":
         error = errors.ShuttingDown(retry_after_seconds=5).body("")
     if error is None:
-        body = json.dumps(schemas.answer(log, terminal, g.correlation_id))
-        response = Response(body, 200, mimetype="application/json")
+        response = Response(status=200, mimetype="application/json")
     else:
-        partial = {"content": log.text(), "tokens": end["tokens"]}
-        response = failures.respond(
-            errors.status_of(str(error["error_code"])),
-            {**error, "correlation_id": g.correlation_id, "partial": partial},
-        )
+        error = {**error, "correlation_id": g.correlation_id}
+        response = failures.respond(errors.status_of(str(error["error_code"])), error)
+
+    def body(text: str) -> str:
+        if error is None:
+            return json.dumps(schemas.answer(log, terminal, g.correlation_id, text=text))
+        return json.dumps({**error, "partial": {"content": text, "tokens": end["tokens"]}})
+
+    piece = log.reader(0).read(SHORT_BYTES)
+    if piece is None or (piece.sequence == log.head and len(piece.text) <= SHORT_BYTES):
+        response.set_data(body("" if piece is None else piece.text))
+    else:
+        if not is_admitted:
+            runtime.readers.admit()
+        before, _, after = body(_TEXT).partition(json.dumps(_TEXT)[1:-1])
+        response.headers.pop("Content-Length", None)
+        response.response = _whole(runtime, log, before, after)
     response.headers["Location"] = f"/v1/chat/streaming/{log.stream_id}"
     return response
+
+
+def _whole(runtime: Runtime, log: StreamLog, before: str, after: str) -> Iterator[bytes]:
+    client: socket.socket | None = request.environ.get("gunicorn.socket")
+    if client is not None:
+        runtime.connections.reads(client)
+    return sse.whole(log, before, after, runtime.readers, drop=lambda: _drop(client))

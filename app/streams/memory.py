@@ -43,6 +43,7 @@ class MemoryReader:
         "after",
         "deliver",
         "frame_at",
+        "is_departed",
         "is_released",
         "knows_unresumable",
         "only_end",
@@ -54,6 +55,7 @@ class MemoryReader:
         self.only_end = only_end
         self.sending = False
         self.is_released = False
+        self.is_departed = False
         self.knows_unresumable = False
         self.deliver: Callable[[Piece], bool] | None = None
         self.frame_at = time.monotonic()
@@ -96,6 +98,10 @@ class MemoryReader:
     def release(self) -> None:
         self.is_released = True
         self.nudge()
+
+    def depart(self) -> None:
+        self.is_departed = True
+        self._log.departed()
 
     def nudge(self) -> None:
         if self._asleep:
@@ -286,8 +292,15 @@ class MemoryLog:
         with self._lock:
             self._readers = [other for other in self._readers if other is not reader]
             if not self._readers:
-                self._unread_since = self.used_at = time.monotonic()
+                self.used_at = time.monotonic()
+        self.departed()
         self._store.used(self)
+
+    def departed(self) -> None:
+        """Hear that a reader has left, or probably has."""
+        with self._lock:
+            if self._unread_since is None and all(reader.is_departed for reader in self._readers):
+                self._unread_since = time.monotonic()
 
 
 class MemoryStore:
@@ -337,6 +350,16 @@ class MemoryStore:
     def stop_admitting(self) -> None:
         self._admitting = False
 
+    def admit(self) -> None:
+        if not self._admitting:
+            raise errors.ShuttingDown(retry_after_seconds=5)
+        if len(self._live) >= self._max_active:
+            raise errors.Overloaded(retry_after_seconds=2)
+
+    def knows(self, key: str) -> bool:
+        with self._lock:
+            return key in self._keys or hash(key) in self._gone_keys
+
     def create(
         self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0
     ) -> tuple[MemoryLog, bool]:
@@ -345,10 +368,7 @@ class MemoryStore:
                 bound = self._bound(binding)
                 if bound is not None:
                     return bound, False
-            if not self._admitting:
-                raise errors.ShuttingDown(retry_after_seconds=5)
-            if len(self._live) >= self._max_active:
-                raise errors.Overloaded(retry_after_seconds=2)
+            self.admit()
             log = MemoryLog(self, new_stream_id(), origin, binding, prompt_bytes=self._counted(prompt_bytes))
             self._make_room(log.cost)
             self._bytes += log.cost

@@ -654,6 +654,9 @@ class SharedStore(MemoryStore):
 
     # Logs
 
+    def knows(self, key: str) -> bool:
+        return self._answers(("EXISTS", f"{self._tag}:key:{key}")) != [0]
+
     def create(
         self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0
     ) -> tuple[SharedLog, bool]:
@@ -698,10 +701,7 @@ class SharedStore(MemoryStore):
     def _begin(self, origin: Origin, binding: Binding | None, prompt_bytes: int) -> SharedLog:
         """Count a new log. Raises: ShuttingDown, Overloaded."""
         with self._lock:
-            if not self._admitting:
-                raise errors.ShuttingDown(retry_after_seconds=5)
-            if len(self._live) >= self._max_active:
-                raise errors.Overloaded(retry_after_seconds=2)
+            self.admit()
             log = self.log_type(self, new_stream_id(), origin, binding, prompt_bytes=self._counted(prompt_bytes))
             self._make_room(log.cost)
             self._bytes += log.cost

@@ -128,6 +128,13 @@ class Reader(Protocol):
     def release(self) -> None:
         """Send it away, from any thread."""
 
+    @property
+    def is_departed(self) -> bool:
+        """Its client has sent its last byte, and has probably left."""
+
+    def depart(self) -> None:
+        """Note that its client has probably left: it is served on, and keeps nothing from being abandoned."""
+
 
 class StreamLog(Protocol):
     """One generation's chunks, in order, and its end."""
@@ -201,6 +208,12 @@ class StreamLog(Protocol):
 
 class Store(Protocol):
     """Finds logs, starts each once, and stays within its bounds."""
+
+    def admit(self) -> None:
+        """Raises: Overloaded, ShuttingDown, when no log could be begun now."""
+
+    def knows(self, key: str) -> bool:
+        """Tell whether a key, hashed, has begun a log. Raises: StoreUnavailable."""
 
     def create(
         self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0

@@ -7,21 +7,34 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.harness.reader import KeptAlive, get
+from tests.harness.reader import KeptAlive, get, post
 from tests.harness.server import ChatWait
-from tests.harness.upstream import ScriptedUpstream
+from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token
 from tests.live.rawhttp import HOST, JSON, connect, raw, sized, statuses, talk
-from tests.live.steps import poll, settings, together
+from tests.live.steps import about, begin, log_name, poll, settings, together
 
 HEALTH = raw("GET /health HTTP/1.1")
 HEAD_SECONDS = 20
 IDLE_SECONDS = 75
 HALF_HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Half: "
 HELLO = bytes.fromhex("16030100c8010000c40303") + b"\x5f" * 200
+
+
+HALF_BODY = raw("POST /chat/wait HTTP/1.1", JSON, "Content-Length: 100", body=b"{")
+SMALL = {"MAX_ACTIVE_STREAMS": 5, "MAX_READERS": 10}
+SMALL_MOST = 10 + 1 + 5 + 200
+"""How many connections such a service has room for: readers, a tenth more, generations, and 200."""
+
+
+@pytest.fixture(scope="module")
+def small(shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
+    with ChatWait(**settings(shared_upstream, **SMALL)) as chatwait:
+        yield chatwait
 
 
 @contextmanager
@@ -57,21 +70,51 @@ def test_hundreds_of_silent_connections_slow_nobody(chatwait: ChatWait, record_p
     assert beside < 3 * alone + 5
 
 
-def test_client_beyond_the_connections_of_the_worker_is_served_once_one_leaves(
-    shared_upstream: ScriptedUpstream,
-) -> None:
-    """Bad input: `worker_connections` reached. Others wait in the backlog, unseen and unrefused."""
-    with ChatWait(**settings(shared_upstream, MAX_ACTIVE_STREAMS=1)) as chatwait:
-        most = 3 * 1 + 200
-        with many(chatwait.port, most) as silent:
-            poll(lambda: chatwait.resources()["sockets"] > most, seconds=10, what="all connections")
-            with pytest.raises(TimeoutError):
-                get(f"{chatwait.base_url}/health", timeout=1.0)
-            waiting = KeptAlive(HOST, chatwait.port)
-            waiting.send(HEALTH)
-            silent[0].close()  # its place goes to the one that gave up, and then to the one that waits
-            assert waiting.read_reply().json["status"] == "healthy"
-            waiting.close()
+@pytest.mark.parametrize("data", [b"", HALF_HEAD, HALF_BODY, HEALTH], ids=["nothing", "a head", "a body", "idle"])
+def test_connection_that_asks_nothing_makes_room_for_who_comes(small: ChatWait, data: bytes) -> None:
+    """Bad input: more connections than the worker's limits need. Nobody waits in the backlog, unseen and unrefused."""
+    with many(small.port, SMALL_MOST + 150, data) as socks:
+        for _ in range(3):
+            assert get(f"{small.base_url}/health").status == 200
+        poll(lambda: small.resources()["sockets"] <= SMALL_MOST + 1, seconds=10, what="the oldest to be shut")
+        until = time.monotonic() + 10
+        while not has_ended(socks[0]):
+            assert time.monotonic() < until, "the oldest is still there"
+        assert not has_ended(socks[-1]), "not the youngest"
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Tell whether a connection has ended, past the answers that came on it."""
+    sock.setblocking(False)
+    try:
+        while sock.recv(65_536):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_reader_keeps_its_place_among_too_many_connections(small: ChatWait, upstream: ScriptedUpstream) -> None:
+    """Neither who reads nor who waits makes room; the connection that one of them asks on ends after its answer."""
+    first, second = (
+        about(upstream, Script(steps=[Token("a"), Gate(gate), Token("b"), Finish(), Done()])) for gate in ("one", "two")
+    )
+    with KeptAlive(HOST, small.port) as kept, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, f"{small.base_url}/chat/wait", second, timeout=30)
+        stream_id = begin(small.base_url, first)
+        kept.send(raw(f"GET /chat/streaming/{stream_id} HTTP/1.1"))
+        small.wait_for_log("reader_attached", stream=log_name(stream_id), after=0)
+        upstream.wait_reached("two")
+        with many(small.port, SMALL_MOST + 50, HALF_HEAD) as crowd:
+            poll(lambda: has_ended(crowd[40]), seconds=10, what="the oldest to make room")
+            upstream.open("one")
+            reply = kept.read_reply()
+            assert (b"event: done" in reply.body, reply.headers["connection"]) == (True, "keep-alive")
+            assert kept.closed_by_server()
+            upstream.open("two")
+            assert waiting.result().json["content"] == "ab"
 
 
 # Heads

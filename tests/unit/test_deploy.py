@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -62,6 +64,36 @@ def test_nginx_takes_larger_bodies_than_the_service_and_keeps_its_largest_in_mem
 def test_unit_gives_a_stop_its_time_and_the_streams_their_descriptors() -> None:
     assert number(r"TimeoutStopSec=(\d+)", UNIT) > DEFAULTS.drain_seconds + 10
     assert number(r"LimitNOFILE=(\d+)", UNIT) >= 6 * DEFAULTS.max_active_streams + 1000
+    assert number(r"LimitNOFILE=(\d+)", UNIT) >= configuration()["DESCRIPTORS"]
+
+
+def configuration(**environ: str) -> dict[str, Any]:
+    """Read gunicorn.conf.py as gunicorn does."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"ENV_FILE": os.devnull, "OPENAI_API_KEY": "sk-test", **environ}.items():
+            patch.setenv(name, value)
+        return runpy.run_path(str(ROOT / "gunicorn.conf.py"))
+
+
+@pytest.mark.parametrize(("streams", "readers"), [(1000, 2000), (5, 2000), (20_000, 1), (1, 40_000), (7, 13)])
+def test_worker_has_room_for_the_connections_that_its_limits_allow(streams: int, readers: int) -> None:
+    told = configuration(MAX_ACTIVE_STREAMS=str(streams), MAX_READERS=str(readers))
+    settings = told["settings"]
+    assert settings.connections >= readers + readers / 10 + streams + 200
+    assert settings.connections < readers + readers / 10 + streams + 202
+    assert told["worker_connections"] >= settings.connections + 100, "gevent accepts so many at once"
+    assert told["DESCRIPTORS"] > told["worker_connections"] + 2 * streams
+
+
+def test_proxies_have_room_for_as_many_connections_as_the_service() -> None:
+    """Each takes two in nginx: the client's and ours."""
+    told = number(r"worker_connections (\d+)/", SHARED.replace("sed -e 's/worker_connections  *[0-9]*/", ""))
+    assert told > 2 * DEFAULTS.connections
+    assert services()["nginx"]["ulimits"]["nofile"] >= 2 * told
+    (guide, descriptors) = re.search(r"worker_connections (\d+);.*worker_rlimit_nofile (\d+);", GUIDE).groups()  # type: ignore[union-attr]
+    assert (int(guide), int(descriptors)) == (told, 2 * told)
+    assert f"2 × that sum ({DEFAULTS.connections:,})" in GUIDE
+    assert number(r"maxconn (\d+)", HAPROXY) > DEFAULTS.connections
 
 
 def test_guide_lists_the_options_that_the_files_have() -> None:
@@ -230,7 +262,7 @@ def test_shared_compose_makes_an_nginx_configuration_that_nginx_takes(tmp_path: 
         timeout=60,
     )
     assert told.returncode == 0, told.stderr
-    assert "worker_connections 4096;" in (tmp_path / "main.conf").read_text(encoding="utf-8")
+    assert "worker_connections 8192;" in (tmp_path / "main.conf").read_text(encoding="utf-8")
 
 
 def test_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
 from app import heads
+from app.connections import Connections
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +48,10 @@ def test_worker_sets_aside_what_its_start_left_behind(
     installed: list[int] = []
     monkeypatch.setattr(signal, "signal", lambda number, _: installed.append(number))
     monkeypatch.setattr(heads, "bound", lambda: None)
-    worker = SimpleNamespace(wsgi=SimpleNamespace(extensions={"chatwait": None}))
+    runtime = SimpleNamespace(connections=Connections(most=1))
+    worker = SimpleNamespace(
+        wsgi=SimpleNamespace(extensions={"chatwait": runtime}), handle=installed.append, handle_request=installed.append
+    )
     try:
         configuration["post_worker_init"](worker)
         assert gc.get_freeze_count() > 10_000
