@@ -12,9 +12,11 @@ import random
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from app import errors, tokens
 from app.logs import ChunkLog, event
@@ -29,7 +31,12 @@ TAIL_SECONDS = 2.0
 SETTLE_SECONDS = 10.0
 """How long a generation still counts as live after its end was decided, until that is stored and shown."""
 
+BETWEEN_ENDS_SECONDS = 0.001
+"""How long the others have at least between two ends that are due together."""
+
 KNOWN_FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "function_call")
+
+_log = logging.getLogger(__name__)
 
 _FINISH_REASON = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -165,7 +172,11 @@ class Generation:
         """Take what came; False when the answer or its log has ended. Must not wait."""
         if self._done:
             return True  # nothing is wanted any more but the end of its bytes, for `check_tail` not for ever
-        self.last_life = now = time.monotonic()
+        if self._stopped.is_set():
+            return False  # it was ended from outside: whatever still comes must not keep the call open
+        now = time.monotonic()
+        if parts or not self._whole:  # a whole answer's comments are no life: they could go on for ever
+            self.last_life = now
         texts: list[str] = []
         too_long = False
         for part in parts:
@@ -217,22 +228,29 @@ class Generation:
     def _fail(self, error: errors.ChatError, cause: BaseException | None = None) -> None:
         self._end(_End(error=error, cause=cause or error))
 
-    def check(self, now: float) -> None:
-        """End what has outlived one of its deadlines. Units: monotonic seconds."""
+    def due(self, now: float) -> Callable[[], bool] | None:
+        """Return what ends it, if it has outlived one of its deadlines. Units: monotonic seconds."""
         bounds = self._bounds
-        if now - self.last_life > bounds.silence_seconds:
-            if self._whole:
-                self.end()  # the answer is whole, only its end is missing
-            else:
-                self.fail(errors.UpstreamTimeout(f"It was silent for {bounds.silence_seconds:g} seconds."))
-        elif now - self.started > bounds.generation_seconds:
-            self.fail(
-                errors.UpstreamTimeout(
-                    f"The answer was not complete after {bounds.generation_seconds:g} seconds, the longest allowed."
-                )
+        is_silent = now - self.last_life > bounds.silence_seconds
+        is_long = now - self.started > bounds.generation_seconds
+        if self._whole and (is_silent or is_long):
+            return self.end  # the answer is whole, only its end is missing
+        if is_silent:
+            silent = errors.UpstreamTimeout(f"It was silent for {bounds.silence_seconds:g} seconds.")
+            return lambda: self.fail(silent)
+        if is_long:
+            long = errors.UpstreamTimeout(
+                f"The answer was not complete after {bounds.generation_seconds:g} seconds, the longest allowed."
             )
-        elif (unread_since := self.log.unread_since) and now - unread_since > bounds.abandoned_seconds:
-            self.cancel("abandoned")
+            return lambda: self.fail(long)
+        if (unread_since := self.log.unread_since) and now - unread_since > bounds.abandoned_seconds:
+            return lambda: self.cancel("abandoned")
+        return None
+
+    def check(self, now: float) -> None:
+        """End it, if it has outlived one of its deadlines. Units: monotonic seconds."""
+        if end := self.due(now):
+            end()
 
     def check_tail(self, now: float) -> None:
         """Let go of an upstream that does not end its stream after the answer's end."""
@@ -390,6 +408,12 @@ class Generations:
         self._upstream = upstream
         self._bounds = bounds
         self._live: dict[str, Generation] = {}
+        self._endings = _Endings()
+
+    @property
+    def ending(self) -> bool:
+        """Tell whether ends are due that have not been made."""
+        return self._endings.busy
 
     @property
     def live(self) -> int:
@@ -437,12 +461,71 @@ class Generations:
             generation.abort()
 
     def cancel_all(self, reason: str) -> None:
+        """Stop all, and return when each has its end."""
         for generation in list(self._live.values()):
             generation.cancel(reason)
 
-    def check(self, now: float) -> None:
+    def begin_cancel_all(self, reason: str) -> None:
+        """Have all stopped one by one; `ending` tells until when."""
         for generation in list(self._live.values()):
             if generation.log.terminal is None:
-                generation.check(now)
-            else:
-                generation.check_tail(now)
+                self._endings.add(generation, partial(generation.cancel, reason))
+
+    def check(self, now: float) -> None:
+        """Have those ended that have outlived a deadline, and let go of upstreams that do not end."""
+        for generation in list(self._live.values()):
+            try:
+                if generation.log.terminal is not None:
+                    generation.check_tail(now)
+                elif end := generation.due(now):
+                    self._endings.add(generation, end)
+            except Exception:  # noqa: BLE001 - one that cannot be judged must not keep the others from their ends
+                _log.exception("a generation's deadlines could not be checked")
+
+
+class _Endings:
+    """Ends that are due, made one after the other, in a thread of their own that lets others run between them.
+
+    An outage makes hundreds due at once; made together they would hold up every stream. The thread ends with the last.
+    """
+
+    def __init__(self) -> None:
+        self._due: deque[tuple[Generation, Callable[[], object]]] = deque()
+        self._known: set[Generation] = set()
+        self._lock = threading.Lock()
+        self._running = False
+
+    @property
+    def busy(self) -> bool:
+        return self._running
+
+    def add(self, generation: Generation, end: Callable[[], object]) -> None:
+        """Note an end; nothing, where one of this generation's is noted already."""
+        with self._lock:
+            if generation in self._known:
+                return
+            self._known.add(generation)
+            self._due.append((generation, end))
+            if self._running:
+                return
+            self._running = True
+        try:
+            threading.Thread(target=self._run, name="endings", daemon=True).start()
+        except RuntimeError:  # no more threads: never with gevent's, which are objects
+            self._run()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._due:
+                    self._running = False
+                    return
+                generation, end = self._due.popleft()
+            try:
+                end()
+            except Exception:  # noqa: BLE001 - the others' ends are due all the same
+                _log.exception("a generation could not be ended")
+            finally:
+                with self._lock:
+                    self._known.discard(generation)
+            time.sleep(BETWEEN_ENDS_SECONDS)

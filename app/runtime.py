@@ -28,6 +28,9 @@ QUICK_SECONDS = 0.5
 RAMP_SECONDS = 10.0
 """Over how long, at most, the readers of other workers' answers are sent away."""
 
+ENDS_SECONDS = 5.0
+"""How long after the drain's deadline ends that are due are waited for."""
+
 LAST_FRAMES_SECONDS = 5.0
 """How long readers have, after the last generation ended, to come and take what they have not read."""
 
@@ -183,9 +186,13 @@ class Drain:
             self._last_live = now
             if now < self._deadline and not self._quick:
                 return
-            self._cut = True
-            event("drain_cut", level=logging.WARNING, generations=generations.live)
-            generations.cancel_all("shutdown")
+            if not self._cut:
+                self._cut = True
+                event("drain_cut", level=logging.WARNING, generations=generations.live)
+            if now < self._deadline + ENDS_SECONDS:  # an end that an engine holds up must not hold up the stop
+                generations.begin_cancel_all("shutdown")
+        if generations.ending and now < self._deadline + ENDS_SECONDS:
+            return
         if readers.has_foreign and now < self._ramp_ends and not self._quick:
             self._last_live = now
             return

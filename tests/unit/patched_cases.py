@@ -8,15 +8,19 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from types import SimpleNamespace
 
 import gevent  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
 from app.arrivals import each_arrival, in_loop
+from app.generation import Generations
 from app.routes.gate import RESPONSE, direct_writer
 from app.upstream import Call, OpenAIUpstream, Part
+from tests.unit.fakes import FakeUpstream, Gate
 from tests.unit.rawserver import read_request, serving
+from tests.unit.test_generation import BOUNDS
 from tests.unit.test_sse_direct import Served, assert_whole, finish, new_log
 from tests.unit.test_transport_receive import CHUNKED, QUESTION, chunk, event
 
@@ -223,3 +227,42 @@ def test_readers_that_vanish_at_any_moment_harm_nobody() -> None:
     assert_whole(body, log)
     assert log.readers == 0
     assert all(isinstance(served.failure, ConnectionError | None) for served in going)
+
+
+# Ends
+
+
+def test_others_run_between_the_ends_that_an_outage_makes_due_at_once() -> None:
+    count = 40
+    gates = [Gate() for _ in range(count)]
+    generations = Generations(upstream=FakeUpstream(*[[gate] for gate in gates]), bounds=BOUNDS)
+    logs = [new_log() for _ in gates]
+    turns = [0]
+    seen: list[int] = []
+
+    def take_turns() -> None:
+        while True:
+            turns[0] += 1
+            gevent.sleep(0)
+
+    for log in logs:
+        generations.start(log, QUESTION)
+    for gate in gates:
+        gate.wait_reached()
+    for live in list(generations._live.values()):
+        live._report = lambda *_: seen.append(turns[0])  # type: ignore[method-assign]
+    other = gevent.spawn(take_turns)
+    try:
+        gevent.sleep(0.01)
+        generations.check(time.monotonic() + 31)
+        assert len(seen) < count // 2, "the clock's own thread waits for the ends"
+        while generations.ending:
+            gevent.sleep(0.001)
+    finally:
+        other.kill()
+        for gate in gates:
+            gate.close()
+
+    assert len(seen) == count
+    assert all(later > earlier for earlier, later in pairwise(seen)), "two ends without a turn between them"
+    assert all(log.terminal is not None for log in logs)

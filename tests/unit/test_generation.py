@@ -417,6 +417,59 @@ def test_generation_longer_than_allowed_fails_and_says_so(gate: Gate) -> None:
     assert "600 seconds" in error["detail"]
 
 
+COMMENT: list[Part] = []
+
+
+@pytest.mark.parametrize("comments", [0, 1, 5])
+def test_whole_answer_followed_by_comments_is_done_when_it_was_silent_for_too_long(gate: Gate, comments: int) -> None:
+    made = Run(FakeUpstream([*texts("a"), finish(), Part(), lambda: lives.append(now()), *[COMMENT] * comments, gate]))
+    lives: list[float] = []
+
+    def now() -> float:
+        return made.generation.last_life
+
+    made.start()
+    gate.wait_reached()
+
+    assert now() == lives[0], "a comment is no life of what is whole"
+    check_at(made, 30.1)
+    assert made.log.terminal is not None
+    gate.open()
+    assert (terminal := made.join()).event == "done"
+    assert terminal.content["finish_reason"] == "stop"
+
+
+def test_whole_answer_that_goes_on_without_text_for_longer_than_allowed_is_done(gate: Gate) -> None:
+    made = Run(FakeUpstream([*texts("a"), finish(), gate]))
+    made.start()
+    gate.wait_reached()
+    made.generation.last_life += 600  # a part without text each now and then, for ever
+
+    with made.log.reader(0):
+        made.generation.check(made.generation.started + 599.9)
+        assert made.log.terminal is None
+        made.generation.check(made.generation.started + 600.1)
+        assert made.log.terminal is not None
+
+    gate.open()
+    assert made.join().event == "done"
+
+
+@pytest.mark.parametrize("more", [COMMENT, [Part()]], ids=["comments", "parts"])
+def test_upstream_that_goes_on_behind_the_end_that_a_deadline_made_is_let_go(more: list[Part]) -> None:
+    gate, later = Gate(), Gate()
+    made = Run(FakeUpstream([*texts("a"), finish(), gate, more, later]))
+    made.start()
+    gate.wait_reached()
+    check_at(made, 30.1)
+    gate.open()
+
+    assert made.join().event == "done"
+    assert not later.reached.is_set()
+    gate.close()
+    later.close()
+
+
 @pytest.mark.requirement("chatwait clarification 5")
 def test_generation_without_a_reader_is_abandoned_only_after_its_time(gate: Gate) -> None:
     made = Run(FakeUpstream([*texts("a"), gate]))
@@ -444,10 +497,10 @@ def test_generation_silent_after_its_finish_reason_is_done_and_lets_the_upstream
     generations.check(time.monotonic())
     assert log.terminal is None
 
-    for _ in range(3):
-        generations.check(time.monotonic() + 31)
-
+    generations.check(time.monotonic() + 31)
     assert wait_for_end(log).event == "done"
+    generations.check(time.monotonic() + 31)
+
     assert upstream.answers[0].closed.wait(2.0), "thread and connection are held for ever"
 
 
@@ -733,6 +786,63 @@ def test_generations_checked_hold_each_to_its_deadlines(gate: Gate) -> None:
     generations.check(time.monotonic() + 31)
 
     assert wait_for_end(log).content["error"]["error_code"] == "upstream_timeout"
+
+
+def test_generations_that_cannot_be_judged_or_ended_keep_no_other_from_its_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gates = [Gate() for _ in range(4)]
+    generations = Generations(upstream=FakeUpstream(*[[gate] for gate in gates]), bounds=BOUNDS)
+    logs = [new_log() for _ in gates]
+    for log in logs:
+        generations.start(log, QUESTION)
+    for gate in gates:
+        gate.wait_reached()
+
+    def fail(*_: Any) -> Any:
+        raise ValueError("words")
+
+    unjudged, unended, *others = list(generations._live.values())
+    with monkeypatch.context() as broken:
+        broken.setattr(unjudged, "due", fail)
+        broken.setattr(unended, "fail", fail)
+        generations.check(time.monotonic() + 31)
+        for made in others:
+            assert wait_for_end(made.log).event == "failed"
+        assert unjudged.log.terminal is unended.log.terminal is None
+    messages = {record.message for record in caplog.records}
+    assert messages >= {"a generation's deadlines could not be checked", "a generation could not be ended"}
+
+    generations.check(time.monotonic() + 31)
+    for log in logs:
+        assert wait_for_end(log).event == "failed"
+    for gate in gates:
+        gate.close()
+
+
+def test_generations_that_are_due_are_told_to_be_so_until_the_last_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    gates = [Gate() for _ in range(3)]
+    generations = Generations(upstream=FakeUpstream(*[[gate] for gate in gates]), bounds=BOUNDS)
+    logs = [new_log() for _ in gates]
+    for log in logs:
+        generations.start(log, QUESTION)
+    for gate in gates:
+        gate.wait_reached()
+    held = threading.Event()
+    first = next(iter(generations._live.values()))
+    cancel = first.cancel
+    monkeypatch.setattr(first, "cancel", lambda reason: held.wait(PATIENCE_SECONDS) and cancel(reason))
+
+    assert not generations.ending
+    generations.begin_cancel_all("shutdown")
+    generations.begin_cancel_all("shutdown")
+
+    assert generations.ending
+    assert [log.terminal for log in logs] == [None] * 3
+    held.set()
+    assert {wait_for_end(log).content["reason"] for log in logs} == {"shutdown"}
+    for gate in gates:
+        gate.close()
 
 
 def test_generation_given_text_after_its_finish_reason_that_does_not_fit_fails_and_hides_no_hole() -> None:
