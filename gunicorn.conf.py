@@ -89,6 +89,13 @@ DESCRIPTORS = worker_connections + 2 * settings.max_active_streams + 500
 SEND_BUFFER_BYTES = 65_536
 
 
+def post_fork(server, worker):
+    """Have what nobody catches in the worker told as lines, from its first moment on."""
+    from app.logs import catch_uncaught
+
+    catch_uncaught()
+
+
 def on_starting(server):
     """Raise what the process may open, and start the embedded model where it is the one that answers."""
     if server.cfg.worker_connections < worker_connections:
@@ -99,6 +106,9 @@ def on_starting(server):
             file=sys.stderr,
         )
         sys.exit(2)
+    from app.logs import catch_uncaught  # loaded already: it formats gunicorn's own lines
+
+    catch_uncaught()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
         limit = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
@@ -109,6 +119,11 @@ def on_starting(server):
             )
     if settings.listens_publicly:
         server.log.warning("This server has no sign-in and listens on %s: put authentication in front.", settings.host)
+    if settings.sends_key_unencrypted:
+        server.log.warning(
+            "OPENAI_BASE_URL is plain http on another machine: OPENAI_API_KEY and all conversations go there "
+            "unencrypted. Use https, unless the network between is private."
+        )
     if settings.local_model:
         port = local_model.free_port()
         os.environ["CHATWAIT_LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}"

@@ -5,6 +5,7 @@ Standard library only, and importable before gevent has patched anything: gunico
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import re
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from app.local_model import CONTEXT_TOKENS_PER_SLOT, MODEL_ID
 
@@ -103,7 +104,22 @@ def _engine(raw: str) -> str:
         raise ValueError(allowed) from None
     if not usable or (parts.scheme != "unix" and not re.fullmatch(r"(/[0-9]{0,5})?", parts.path)):
         raise ValueError(allowed)
+    # What the library does not know, it raises with the whole URL, and what it knows might replace what is ours.
+    options = _ENGINE_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else {})
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in options or not re.fullmatch(options[name], value):
+            raise ValueError(f"{allowed}, with no other options behind ? than {', '.join(options)}")
     return url
+
+
+_ENGINE_OPTIONS = {"db": "[0-9]{1,5}", "username": ".+", "password": ".+"}
+_TLS_OPTIONS = {
+    "ssl_ca_certs": ".+",
+    "ssl_certfile": ".+",
+    "ssl_keyfile": ".+",
+    "ssl_cert_reqs": "required|optional|none",
+    "ssl_check_hostname": "(?i:true|false)",
+}
 
 
 def _key(raw: str) -> str:
@@ -120,8 +136,9 @@ def _setting(
     *,
     at_least: float | None = None,
     at_most: float | None = None,
+    shown: bool = True,
 ) -> Any:
-    return field(default=default, metadata={"read": read, "help": text, "min": at_least, "max": at_most})
+    return field(default=default, repr=shown, metadata={"read": read, "help": text, "min": at_least, "max": at_most})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +146,7 @@ class Settings:
     """What one process was told. Every field is the environment variable of its upper-case name."""
 
     openai_api_key: str = _setting(
-        "", _key, "The upstream's key. Without it and OPENAI_BASE_URL the embedded model answers."
+        "", _key, "The upstream's key. Without it and OPENAI_BASE_URL the embedded model answers.", shown=False
     )
     openai_base_url: str = _setting("", _url, "Any OpenAI-compatible server, such as http://localhost:11434/v1.")
     openai_model: str = _setting("gpt-4o-mini", _text, "The model that answers when a request names none.")
@@ -229,6 +246,7 @@ class Settings:
         "",
         _engine,
         "Valkey, or Redis from 6.2, where streams are kept for several workers and machines; in memory when empty.",
+        shown=False,
     )
     log_level: str = _setting(
         "INFO", _level, "DEBUG, INFO, WARNING, ERROR or CRITICAL. DEBUG logs a line for every chunk."
@@ -238,6 +256,12 @@ class Settings:
     def local_model(self) -> bool:
         """The embedded model answers: there is neither a key nor a base URL."""
         return not self.openai_api_key and not self.openai_base_url
+
+    @property
+    def sends_key_unencrypted(self) -> bool:
+        """The key goes to another machine over plain HTTP."""
+        parts = urlsplit(self.openai_base_url)
+        return bool(self.openai_api_key) and parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
 
     @property
     def listens_publicly(self) -> bool:
@@ -277,6 +301,16 @@ class Settings:
             "heartbeat_seconds",
         )
         return {name: plain(getattr(self, name)) for name in names}
+
+
+def _is_this_machine(host: str) -> bool:
+    name = host.rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def plain(number: float) -> int | float:

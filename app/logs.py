@@ -6,6 +6,7 @@ itself, logging would print the raw record to stderr, past every rule here.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import errno
 import json
@@ -20,11 +21,11 @@ from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
-from app.config import Settings
+from app.config import Settings, read_settings
 from app.output import Event, LineHandler
 from app.redaction import MARK, redact
 
-__all__ = ["ChunkLog", "configure", "correlation", "event", "flush", "utc_now"]
+__all__ = ["ChunkLog", "catch_uncaught", "configure", "correlation", "event", "flush", "utc_now"]
 
 LONGEST_LINE_BYTES = 4_095  # and its end: what a pipe takes whole or not at all
 LONGEST_TEXT_CHARS = 1_000
@@ -222,6 +223,43 @@ def configure(settings: Settings) -> None:
         logging.getLogger(name).setLevel(max(logging.INFO, root.level))
 
 
+def catch_uncaught() -> None:
+    """Have exceptions that nobody catches told as lines, and not printed with their texts to stderr.
+
+    Called in gunicorn's master, and in each worker, whose greenlets, threads and event loop have ways of their own.
+    """
+    import sys
+    import threading
+
+    def of_process(_kind: type[BaseException], error: BaseException, _trace: object) -> None:
+        _uncaught("process", error)
+
+    def of_thread(told: threading.ExceptHookArgs) -> None:
+        if told.exc_type is not SystemExit:
+            _uncaught("thread", told.exc_value)
+
+    def unraisable(told: sys.UnraisableHookArgs) -> None:
+        _uncaught("finalizer", told.exc_value)
+
+    def of_greenlet(_hub: object, _context: object, _kind: object, error: object, _trace: object) -> None:
+        _uncaught("greenlet", error if isinstance(error, BaseException) else None)
+
+    sys.excepthook = of_process
+    threading.excepthook = of_thread
+    sys.unraisablehook = unraisable
+    if hub := sys.modules.get("gevent.hub"):  # also where accept finds no descriptor left
+        hub.Hub.print_exception = of_greenlet
+
+
+def _uncaught(where: str, error: BaseException | None) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        return
+    kind = (type(error), error, error.__traceback__) if error is not None else None
+    # At the very end of a process there may be no logging left, and stderr stays clear even then.
+    with contextlib.suppress(Exception):
+        _log.error(f"an exception that nobody caught, in a {where}", exc_info=kind)
+
+
 def event(name: str, *, level: int = logging.INFO, failure: BaseException | None = None, **fields: Any) -> None:
     """Write one line: the event's name and its fields. `failure` adds an exception's types and places."""
     if _log.isEnabledFor(level):
@@ -304,6 +342,4 @@ class ChunkLog:
 
 def early_formatter() -> logging.Formatter:
     """Build the formatter for gunicorn's own configuration, before the application's logging stands."""
-    import os
-
-    return _Formatter(os.environ.get("OPENAI_API_KEY", ""))
+    return _Formatter(read_settings().openai_api_key)

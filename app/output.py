@@ -25,6 +25,8 @@ __all__ = ["Event", "LineHandler", "Lines"]
 
 MOST_WAITING_BYTES = 4_194_304
 LAST_SECONDS = 1.0
+MOST_A_SECOND = 20
+"""How many lines a second may say the same. Events are not counted: each stands for a request or a stream."""
 
 
 class Lines:
@@ -142,15 +144,39 @@ class LineHandler(logging.Handler):
     def __init__(self, fd: int = 1) -> None:
         super().__init__()
         self._lines = Lines(fd)
+        self._said: dict[tuple[str, str], int] = {}
+        self._since = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not self._admits(record):
+            return
         with contextlib.suppress(OSError):  # a reader that is gone for good
             self._tell_lost()
             self._lines.write(self.format(record).encode() + b"\n")
 
+    def _admits(self, record: logging.LogRecord) -> bool:
+        """Tell whether a line is one too many of its kind: an error that comes back at once would fill the disk."""
+        if isinstance(record, Event):
+            return True
+        self._tell_left_out(time.monotonic())
+        kind = (record.name, record.msg[:200] if type(record.msg) is str else "")
+        said = self._said[kind] = self._said.get(kind, 0) + 1
+        return said <= MOST_A_SECOND
+
+    def _tell_left_out(self, now: float) -> None:
+        """Begin to count anew each second, and tell what was left out of the last one."""
+        if now - self._since < 1.0:
+            return
+        said, self._said, self._since = self._said, {}, now
+        if lines := sum(max(0, count - MOST_A_SECOND) for count in said.values()):
+            with contextlib.suppress(OSError):
+                record = Event("log_lines_left_out", logging.WARNING, {"lines": lines})
+                self._lines.write(self.format(record).encode() + b"\n")
+
     def flush(self) -> None:
         """Send what waits, as far as there is room."""
         with self.lock, contextlib.suppress(OSError):  # type: ignore[union-attr]
+            self._tell_left_out(time.monotonic())
             self._lines.send()
             self._tell_lost()
 

@@ -101,6 +101,14 @@ def test_setting_that_cannot_be_used_is_named_with_its_value_and_what_is_allowed
         ("REDIS_URL", f"redis://:{SECRET}@redis.test/streams"),
         ("REDIS_URL", f"redis://[{SECRET}"),
         ("REDIS_URL", SECRET),
+        ("REDIS_URL", f"redis://:{SECRET}@redis.test?nobody_knows_this=1"),
+        ("REDIS_URL", f"redis://:{SECRET}@redis.test?db=x"),
+        ("REDIS_URL", f"redis://redis.test?{SECRET}=1"),
+        ("REDIS_URL", f"redis://redis.test?health_check_interval={SECRET}"),
+        ("REDIS_URL", f"redis://:{SECRET}@redis.test?socket_timeout=0.001"),
+        ("REDIS_URL", f"redis://:{SECRET}@redis.test?ssl_cert_reqs=none"),
+        ("REDIS_URL", f"rediss://:{SECRET}@redis.test?ssl_cert_reqs=perhaps"),
+        ("REDIS_URL", f"rediss://:{SECRET}@redis.test?ssl_check_hostname="),
     ],
 )
 def test_setting_that_may_hold_a_secret_is_not_repeated(variable: str, value: str) -> None:
@@ -287,6 +295,9 @@ def test_host_of_all_addresses_needs_allowed_hosts(host: str) -> None:
         "redis://:secret@x:6380/2",
         "rediss://user:secret@x/0",
         "unix:///run/valkey.sock",
+        "unix:///run/valkey.sock?db=2&username=u&password=p",
+        "redis://localhost?db=3",
+        "rediss://localhost?ssl_ca_certs=/etc/ca.pem&ssl_cert_reqs=required&ssl_check_hostname=false",
         "redis://[::1]:1/",
     ],
 )
@@ -415,3 +426,31 @@ def test_command_line_answers_the_makefile(
     assert ("| `PORT` | 8000 |" in printed.out) == (arguments == ["table"])
     assert len(printed.out.splitlines()) == (len(table()) if arguments == ["table"] else 0)
     assert ("usage" in printed.err) == bool(printed.err) == (exit_code == 2)
+
+
+def test_settings_that_are_shown_show_no_secret() -> None:
+    settings = read(OPENAI_API_KEY=SECRET, REDIS_URL=f"redis://:{SECRET}@redis.test")
+
+    assert settings.openai_api_key == SECRET
+    for text in (repr(settings), str(settings), f"{settings}", repr(ValueError(settings)), repr([settings])):
+        assert SECRET not in text
+        assert "openai_model=" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "is_unencrypted"),
+    [
+        ("k", "http://model.test/v1", True),
+        ("k", "http://192.0.2.1:8080", True),
+        ("k", "http://localhost.test/v1", True),
+        ("k", "http://127.0.0.1.test/v1", True),
+        ("", "http://model.test/v1", False),
+        ("k", "https://model.test/v1", False),
+        ("k", "http://localhost:11434/v1", False),
+        ("k", "http://127.1.2.3/v1", False),
+        ("k", "http://[::1]:8080/v1", False),
+        ("k", "", False),
+    ],
+)
+def test_key_is_known_to_go_elsewhere_unencrypted(key: str, url: str, is_unencrypted: bool) -> None:
+    assert read(OPENAI_API_KEY=key, OPENAI_BASE_URL=url).sends_key_unencrypted is is_unencrypted
