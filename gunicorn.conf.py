@@ -126,8 +126,10 @@ def on_starting(server):
         )
     if settings.local_model:
         port = local_model.free_port()
+        key = local_model.new_key()
         os.environ["CHATWAIT_LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}"
-        server.local_model = local_model.start_supervisor(port, log_level=settings.log_level)
+        os.environ[local_model.KEY] = key
+        server.local_model = local_model.start_supervisor(port, log_level=settings.log_level, key=key)
 
 
 def when_ready(server):

@@ -17,6 +17,7 @@ import http.client
 import importlib.util
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -33,12 +34,14 @@ from app import openmp
 
 __all__ = [
     "CONTEXT_TOKENS_PER_SLOT",
+    "KEY",
     "MODEL_ID",
     "SLOTS",
     "free_port",
     "installed",
     "main",
     "model_path",
+    "new_key",
     "ready",
     "start_supervisor",
 ]
@@ -56,6 +59,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+KEY = "CHATWAIT_LOCAL_MODEL_KEY"
+"""The environment variable that holds the server's key."""
 
 PROMPT_STEP_TOKENS = 128
 PING_SECONDS = 5  # a comment line on a stream whose prompt is still being read
@@ -99,6 +105,11 @@ def free_port() -> int:
     return port
 
 
+def new_key() -> str:
+    """Make the secret without which the server answers nothing but /health: web pages reach loopback too."""
+    return secrets.token_urlsafe(32)
+
+
 def ready(url: str, timeout: float = HEALTH_TIMEOUT_SECONDS) -> bool:
     """Tell whether the model's server at this URL (its root, or its /v1) has loaded the model.
 
@@ -117,13 +128,17 @@ def ready(url: str, timeout: float = HEALTH_TIMEOUT_SECONDS) -> bool:
         connection.close()
 
 
-def start_supervisor(port: int, *, log_level: str) -> subprocess.Popen[bytes]:
-    """Start the supervisor; it serves the model on this loopback port until the calling process ends."""
+def start_supervisor(port: int, *, log_level: str, key: str) -> subprocess.Popen[bytes]:
+    """Start the supervisor; it serves the model on this loopback port until the calling process ends.
+
+    `key` goes by the environment, which other users cannot read; a command line is everybody's.
+    """
     arguments = ["supervise", "--port", str(port), "--parent", str(os.getpid()), "--log-level", log_level]
     # A session of its own: a Ctrl-C reaches it as its parent's death, after the streams have drained.
     return subprocess.Popen(
         [sys.executable, "-m", "app.local_model", *arguments],
         cwd=_PROJECT,
+        env={**os.environ, KEY: key},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -260,13 +275,14 @@ def serve(*, port: int, parent: int) -> None:
     os.nice(5)
     import xllamacpp  # the only import of it, and in this process alone
 
-    server = xllamacpp.Server(_parameters(xllamacpp.CommonParams(), port=port))
+    key = os.environ.get(KEY) or new_key()  # by hand (`serve --port 0`) nobody is told it: only /health answers then
+    server = xllamacpp.Server(_parameters(xllamacpp.CommonParams(), port=port, key=key))
     print(server.listening_address, flush=True)
     # Its threads are not Python's: keep the object, and the process, alive.
     threading.Event().wait()
 
 
-def _parameters(parameters: Any, *, port: int) -> Any:
+def _parameters(parameters: Any, *, port: int, key: str) -> Any:
     """Fill in xllamacpp's parameters; its fields are llama.cpp's, and it refuses names it does not know."""
     parameters.model.path = str(model_path())
     parameters.model_alias = {MODEL_ID}
@@ -283,7 +299,8 @@ def _parameters(parameters: Any, *, port: int) -> Any:
     parameters.port = port
     parameters.n_threads_http = HTTP_THREADS
     parameters.cache_ram_mib = 0  # finished prompts beside the slots: up to 8 GiB by default
-    parameters.cors_origins = "null"  # by default every web page may call it
+    parameters.api_keys = [key]
+    parameters.cors_origins = "null"  # by default every web page may read its answers; some have this very origin
     parameters.ui = False
     parameters.endpoint_slots = False  # it shows what the slots are working on
     parameters.sse_ping_interval = PING_SECONDS

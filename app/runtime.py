@@ -129,7 +129,7 @@ def _upstream(settings: Settings) -> OpenAIUpstream:
     import os
 
     url = os.environ.get(LOCAL_MODEL_URL, "")
-    upstream = OpenAIUpstream(base_url=f"{url}/v1", api_key="")
+    upstream = OpenAIUpstream(base_url=f"{url}/v1", api_key=os.environ.get(local_model.KEY, ""))
     upstream.ready = lambda: local_model.ready(url, timeout=1.0)  # type: ignore[method-assign]
     return upstream
 

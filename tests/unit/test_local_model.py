@@ -96,12 +96,20 @@ def test_installed_needs_both_packages(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_parameters_keep_the_server_on_loopback_and_its_memory_bounded() -> None:
     blank = SimpleNamespace(model=SimpleNamespace(), cpuparams=SimpleNamespace())
 
-    parameters = local_model._parameters(blank, port=4711)
+    parameters = local_model._parameters(blank, port=4711, key="secret")
 
     assert (parameters.hostnames, parameters.port) == (["127.0.0.1"], 4711)
     assert parameters.n_ctx == parameters.n_parallel * local_model.CONTEXT_TOKENS_PER_SLOT
     assert parameters.cache_ram_mib == 0
     assert parameters.cors_origins == "null"
+    assert parameters.api_keys == ["secret"]
+
+
+def test_key_is_another_at_each_start_and_long() -> None:
+    first, second = local_model.new_key(), local_model.new_key()
+
+    assert first != second
+    assert min(len(first), len(second)) >= 32
 
 
 def test_written_line_is_one_json_object_with_the_fields_of_the_services_log(
