@@ -64,16 +64,36 @@ class _Stopped(Exception):
     """The log has ended; nothing more is wanted of the upstream."""
 
 
+class Turns:
+    """One end at a time, and a moment for others behind each: an outage ends hundreds at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            time.sleep(BETWEEN_ENDS_SECONDS)
+        finally:
+            self._lock.release()
+
+
 class Generation:
     """One generation, in a thread of its own from `run` to its terminal event."""
 
-    def __init__(self, log: StreamLog, question: Question, *, upstream: Upstream, bounds: Bounds) -> None:
+    def __init__(
+        self, log: StreamLog, question: Question, *, upstream: Upstream, bounds: Bounds, turns: Turns | None = None
+    ) -> None:
+        """`turns`: what fails at the same moment as others ends in its turn."""
         self.log = log
         self.started = time.monotonic()
         self.last_life = self.started
         self._upstream = upstream
         self._bounds = bounds
         self._question: Question | None = question
+        self._turns = turns or Turns()
         self._call = Call()
         self._stopped = threading.Event()
         self._answer: Answer | None = None
@@ -101,12 +121,14 @@ class Generation:
         except _Stopped:
             self._fail(errors.InternalError())  # does nothing, unless whoever was ending it has failed to
         except errors.ChatError as error:
-            if self._whole:
-                self.end()  # the answer was there before its stream went wrong
-            else:
-                self._fail(error)
+            with self._turns:
+                if self._whole:
+                    self.end()  # the answer was there before its stream went wrong
+                else:
+                    self._fail(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, its readers get their terminal event
-            self._fail(errors.InternalError(), error)
+            with self._turns:
+                self._fail(errors.InternalError(), error)
         finally:
             self._forget_question()
             self._chunks.flush(time.monotonic())  # one that was appended while another thread ended the log
@@ -408,7 +430,8 @@ class Generations:
         self._upstream = upstream
         self._bounds = bounds
         self._live: dict[str, Generation] = {}
-        self._endings = _Endings()
+        self._turns = Turns()
+        self._endings = _Endings(self._turns)
 
     @property
     def ending(self) -> bool:
@@ -422,7 +445,7 @@ class Generations:
 
     def start(self, log: StreamLog, question: Question) -> None:
         """Begin to generate into a new log."""
-        generation = Generation(log, question, upstream=self._upstream, bounds=self._bounds)
+        generation = Generation(log, question, upstream=self._upstream, bounds=self._bounds, turns=self._turns)
         self._live[log.stream_id] = generation
         event(
             "stream_started",
@@ -489,7 +512,8 @@ class _Endings:
     An outage makes hundreds due at once; made together they would hold up every stream. The thread ends with the last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
         self._due: deque[tuple[Generation, Callable[[], object]]] = deque()
         self._known: set[Generation] = set()
         self._lock = threading.Lock()
@@ -522,10 +546,10 @@ class _Endings:
                     return
                 generation, end = self._due.popleft()
             try:
-                end()
+                with self._turns:
+                    end()
             except Exception:  # noqa: BLE001 - the others' ends are due all the same
                 _log.exception("a generation could not be ended")
             finally:
                 with self._lock:
                     self._known.discard(generation)
-            time.sleep(BETWEEN_ENDS_SECONDS)

@@ -43,6 +43,10 @@ class Gate:
         self._opened.set()
         self._theirs.close()
 
+    def break_off(self) -> None:
+        """Let the answer go on to fail."""
+        self._theirs.close()
+
     def wait_reached(self) -> None:
         assert self.reached.wait(PATIENCE_SECONDS), "nobody came to the gate"
 
