@@ -98,6 +98,9 @@ def post_fork(server, worker):
 
 def on_starting(server):
     """Raise what the process may open, and start the embedded model where it is the one that answers."""
+    from app.logs import catch_uncaught  # loaded already: it formats gunicorn's own lines
+
+    catch_uncaught()
     if server.cfg.worker_connections < worker_connections:
         print(
             f"ChatWait cannot start:\nworker_connections: gunicorn was told {server.cfg.worker_connections}, and "
@@ -106,9 +109,6 @@ def on_starting(server):
             file=sys.stderr,
         )
         sys.exit(2)
-    from app.logs import catch_uncaught  # loaded already: it formats gunicorn's own lines
-
-    catch_uncaught()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
         limit = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)

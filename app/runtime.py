@@ -29,7 +29,7 @@ RAMP_SECONDS = 10.0
 """Over how long, at most, the readers of other workers' answers are sent away."""
 
 ENDS_SECONDS = 5.0
-"""How long after the drain's deadline ends that are due are waited for."""
+"""How long ends that are due are waited for, after they were cut or else after the drain's deadline."""
 
 LAST_FRAMES_SECONDS = 5.0
 """How long readers have, after the last generation ended, to come and take what they have not read."""
@@ -149,7 +149,7 @@ class Drain:
         self._logs: list[StreamLog] | None = None
         self._last_live = 0.0
         self._leaves_at: float | None = None
-        self._cut = False
+        self._cut_at: float | None = None
         self._quick = False
 
     @property
@@ -186,13 +186,12 @@ class Drain:
             self._last_live = now
             if now < self._deadline and not self._quick:
                 return
-            if not self._cut:
-                self._cut = True
+            if self._cut_at is None:
+                self._cut_at = now
                 event("drain_cut", level=logging.WARNING, generations=generations.live)
-            if now < self._deadline + ENDS_SECONDS:  # an end that an engine holds up must not hold up the stop
-                generations.begin_cancel_all("shutdown")
-        if generations.ending and now < self._deadline + ENDS_SECONDS:
-            return
+            generations.begin_cancel_all("shutdown")
+        if generations.ending and now < (self._deadline if self._cut_at is None else self._cut_at) + ENDS_SECONDS:
+            return  # one that is held up must not hold up the stop
         if readers.has_foreign and now < self._ramp_ends and not self._quick:
             self._last_live = now
             return
@@ -208,7 +207,7 @@ class Drain:
                 return
         if (readers.count or self._runtime.answering) and now < self._leaves_at + QUICK_SECONDS:
             return
-        event("drain_finished", readers=readers.count, cut=self._cut)
+        event("drain_finished", readers=readers.count, cut=self._cut_at is not None)
         finished, self._finished = self._finished, _nothing
         finished()
 
