@@ -81,4 +81,7 @@ def _in_loop(sock: socket.socket, receive: Callable[[], bool]) -> None:
         watcher.stop()
         watcher.close()
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            failure = None  # it knows this frame, which must not know it: they would keep all that called alive

@@ -72,6 +72,7 @@ class MemoryReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._log.detach(self)
+        self.deliver = None  # which knows this reader, and so its log and its connection
 
     def read(self, max_bytes: int) -> Piece | None:
         return self._log.read(self.after, max_bytes)
@@ -88,7 +89,8 @@ class MemoryReader:
 
     def tell(self, piece: Piece) -> None:
         """Hear of what was appended."""
-        if self._asleep and not self.only_end and (self.deliver is None or not self.deliver(piece)):
+        deliver = self.deliver
+        if self._asleep and not self.only_end and (deliver is None or not deliver(piece)):
             self.nudge()
 
     @property

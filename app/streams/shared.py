@@ -669,7 +669,7 @@ class SharedStore(MemoryStore):
         except errors.ChatError as error:
             if binding is None:
                 raise
-            refusal = error
+            refusal = error.with_traceback(None)  # which would know this frame
         asking = log or self.log_type(self, new_stream_id(), origin, binding)
         keys = (self.keys(asking.stream_id)[0], *self._binding_keys(asking))
         arguments = (int(log is not None), self._live_ms, self._bound_text(asking), *self._fields(asking))
@@ -687,7 +687,10 @@ class SharedStore(MemoryStore):
             raise errors.StoreUnavailable(retry_after_seconds=5)
         if answer == 0:
             assert refusal is not None
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                refusal = None  # it knows this frame, which must not know it: they would keep all that called alive
         assert binding is not None
         with self._gone_if_damaged(binding.key):
             stream_id, fingerprint = records.read_binding(answer)

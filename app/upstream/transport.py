@@ -159,7 +159,6 @@ class _Connection(http.client.HTTPConnection):
             self.sock.do_handshake()
 
     def _dial(self) -> socket.socket:
-        failure: OSError | None = None
         found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         for number, (family, kind, protocol, _, address) in enumerate(found, 1):
             sock = socket.socket(family, kind, protocol)
@@ -174,12 +173,11 @@ class _Connection(http.client.HTTPConnection):
                 sock.settimeout(None)
                 self.call.adopt(sock)
                 return sock
-            except OSError as error:
-                failure = error
+            except OSError:
                 sock.close()
-                if self.call.cancelled:
-                    break
-        raise failure or OSError("the host name has no address")
+                if self.call.cancelled or number == len(found):
+                    raise
+        raise OSError("the host name has no address")
 
     def response_class(  # type: ignore[override]
         self, sock: socket.socket, debuglevel: int = 0, method: str | None = None

@@ -388,6 +388,14 @@ class ChatWait:
         counts: dict[str, int] = get(f"{self.base_url}{probing.PATH}", timeout=60.0).json
         return counts
 
+    def uncollected(self) -> dict[str, int]:
+        """Count by type what has become garbage in cycles since the last call; only with `probe=True`.
+
+        The first call says nothing, and switches the collector off for good.
+        """
+        counts: dict[str, int] = get(f"{self.base_url}{probing.PATH}?{probing.UNCOLLECTED}", timeout=60.0).json
+        return counts
+
     def holders(self, text: str) -> list[str]:
         """Name the types of the live objects in the worker that hold a text; only with `probe=True`."""
         told: dict[str, list[str]] = get(f"{self.base_url}{probing.PATH}?{text[::-1]}", timeout=60.0).json
