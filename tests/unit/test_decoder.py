@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from app.upstream.decoder import (
     LONGEST_EVENT_BYTES,
     LONGEST_VALUE_BYTES,
+    NODES,
     ODD_NODES,
     BrokenStream,
     ChunkDecoder,
@@ -429,6 +430,8 @@ def test_decoder_given_a_long_value_of_any_shape_builds_nothing_of_it(name: str)
 
 
 def test_decoder_given_too_many_values_where_all_must_be_built_says_that_the_stream_is_broken() -> None:
+    with pytest.raises(BrokenStream):
+        decode(b'{"choices":[' + b"{}," * NODES + b"{}]}")
     few, many = (
         b'{"choices":[{"delta":{"content":"\\ud800"}}],"x":[' + b"[]," * n + b"[]]}" for n in (1000, ODD_NODES)
     )

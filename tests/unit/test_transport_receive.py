@@ -11,6 +11,7 @@ import ssl
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -577,3 +578,30 @@ def test_batch_before_an_error_is_given_first_and_the_error_is_told_for_what_it_
     assert type(raised.value) is kind
     assert detail in (raised.value.detail or "")
     assert "broke off" not in (raised.value.detail or "")
+
+
+def test_request_is_held_once_while_its_answer_is_waited_for_and_not_at_all_while_it_comes(serve: Serve) -> None:
+    """What was sent is megabytes for each generation, beside the question that it was made of."""
+    size = 4 << 20
+    question = Question([{"role": "user", "content": "x" * size}], "m", 256, None)
+    here, go = threading.Event(), threading.Event()
+    server = serve(
+        saying([lambda _: here.set(), lambda _: go.wait(PATIENCE_SECONDS), CHUNKED + chunk(TOKEN), lambda c: c.recv(1)])
+    )
+    upstream = OpenAIUpstream(base_url=server.url.removesuffix("/chat/completions"), api_key="k")
+    tracemalloc.start()
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            asking = threads.submit(upstream.ask, question, Call())
+            assert here.wait(PATIENCE_SECONDS)
+            waiting = tracemalloc.get_traced_memory()[0]
+            go.set()
+            answer = asking.result(PATIENCE_SECONDS)
+            answering = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    answer.close()
+    upstream.close()
+
+    assert waiting < 2 * size, "it may have to be sent once more"
+    assert answering < 0.5 * size
