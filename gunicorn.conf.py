@@ -84,8 +84,8 @@ logconfig_dict = {
     },
 }
 
-# Of a worker: its clients, and for each generation a connection to the model's server and one that is kept; and a rest.
-DESCRIPTORS = worker_connections + 2 * settings.max_active_streams + 500
+# Of a worker: its clients; for each generation a connection to the model, one that is kept, one that ends; and a rest.
+DESCRIPTORS = worker_connections + 3 * settings.max_active_streams + 500
 SEND_BUFFER_BYTES = 65_536
 
 

@@ -112,6 +112,7 @@ class Bodies:
                     environ[READ] = "whole"
                     return
                 left -= len(piece)
+                time.sleep(0)  # gevent's recv lets nobody else run while there is something to receive
                 environ[READ] = "part"
                 yield piece
                 environ[READ] = "unreadable"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from app.logs import correlation, event
 from app.runtime import Runtime
 from app.sockets import DirectWriter
 
-__all__ = ["CLOSES", "EVENT_STREAM", "close_connection", "closes", "direct_writer", "register"]
+__all__ = ["direct_writer", "register", "to_its_end"]
 
 ALLOWED_METHODS = "GET, POST, DELETE"
 ALLOWED_HEADERS = "Content-Type, Last-Event-ID, Idempotency-Key, Prefer, X-Request-ID"
@@ -26,7 +26,6 @@ EXPOSED_HEADERS = "X-Stream-Id, Location, X-Correlation-Id, Retry-After, Prefere
 
 RESPONSE = "chatwait.response"
 CLOSES = "chatwait.closes"
-EVENT_STREAM = "text/event-stream"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
@@ -64,9 +63,11 @@ def register(app: Flask, runtime: Runtime) -> None:
                 runtime.connections.linger(connection)
         else:
             must_close = closes(runtime)
-        if must_close and response.mimetype != EVENT_STREAM:
+        # What is written in pieces does not say so: behind a `Connection: close` there are clients who take a cut for
+        # the end (DESIGN.md, 13).
+        if must_close and (not response.is_streamed or request.method == "HEAD"):
             close_connection(request.environ)
-        request.environ[CLOSES] = must_close  # a stream does not say so: see `reading`
+        request.environ[CLOSES] = must_close
         if response.status_code == 204:
             response.headers.remove("Content-Type")  # of nothing
         response.headers["X-Correlation-Id"] = g.get("correlation_id") or str(uuid.uuid4())
@@ -105,6 +106,13 @@ def closes(runtime: Runtime) -> bool:
     """Tell whether connections end after their answers: the client's next request belongs to another worker, or there
     are more connections than may be."""
     return runtime.drain.begun or runtime.connections.is_crowded
+
+
+def to_its_end(runtime: Runtime, environ: dict[str, Any], pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the pieces of an answer, and after them close the connection where it must, without having said so."""
+    yield from pieces
+    if environ.get(CLOSES) or closes(runtime):
+        close_connection(environ)
 
 
 def close_connection(environ: dict[str, Any]) -> None:

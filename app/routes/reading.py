@@ -12,7 +12,7 @@ from flask import Response, g, request
 from app import errors, schemas, sse
 from app.logs import event
 from app.routes import failures
-from app.routes.gate import CLOSES, EVENT_STREAM, close_connection, closes, direct_writer
+from app.routes.gate import direct_writer, to_its_end
 from app.runtime import Runtime
 from app.sockets import is_connected, is_dead, shut
 from app.streams.store import StreamLog, Terminal, log_name
@@ -82,7 +82,7 @@ def event_stream(runtime: Runtime, log: StreamLog, cursor: Cursor | None, *, is_
     else:
         if request.method != "HEAD" and not is_admitted:
             runtime.readers.admit()
-        response = Response(_frames(runtime, log, begin), content_type=f"{EVENT_STREAM}; charset=utf-8")
+        response = Response(_frames(runtime, log, begin), content_type="text/event-stream; charset=utf-8")
     response.headers.update(STREAM_HEADERS)
     response.headers["X-Stream-Id"] = log.stream_id
     response.headers["Location"] = f"/v1/chat/streaming/{log.stream_id}"
@@ -110,11 +110,8 @@ def _frames(runtime: Runtime, log: StreamLog, begin: int) -> Iterator[bytes]:
             departed=lambda: client is not None and not is_connected(client),
             connection=direct_writer(environ),
         )
-        # Not in its head: behind a `Connection: close` there are clients who take a cut for the end (DESIGN.md, 13).
-        if environ.get(CLOSES) or closes(runtime):
-            close_connection(environ)
 
-    return begun()
+    return to_its_end(runtime, environ, begun())
 
 
 def _drop(client: socket.socket | None) -> None:
@@ -215,4 +212,5 @@ def _whole(runtime: Runtime, log: StreamLog, before: str, after: str) -> Iterato
     client: socket.socket | None = request.environ.get("gunicorn.socket")
     if client is not None:
         runtime.connections.reads(client)
-    return sse.whole(log, before, after, runtime.readers, drop=lambda: _drop(client))
+    pieces = sse.whole(log, before, after, runtime.readers, drop=lambda: _drop(client))
+    return to_its_end(runtime, request.environ, pieces)

@@ -889,7 +889,7 @@ class SharedStore(MemoryStore):
             self._drop_idle(real)
         if real >= self._next_note:
             self._next_note = real + self._read_note_seconds
-            self._note_reading([log for log in list(self._copies.values()) if log.readers])
+            self._note_reading([log for log in list(self._copies.values()) if log.unread_since is None])
 
     def _renew(self) -> None:
         """Give a sign of life. Where the last one is gone before its time, the engine has lost what it had."""
@@ -922,7 +922,7 @@ class SharedStore(MemoryStore):
     def _drop_idle(self, now: float) -> None:
         for log in list(self._copies.values()):
             since = log.unread_since
-            if since is not None and now - since > IDLE_COPY_SECONDS:
+            if since is not None and not log.readers and now - since > IDLE_COPY_SECONDS:
                 self.drop(log)
 
     def _note_reading(self, logs: list[SharedLog]) -> None:

@@ -17,7 +17,7 @@ from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream,
 from tests.live.figures import unheard
 from tests.live.many import Asker, Got, read_one, run
 from tests.live.pace import in_ms, paced_upstream, percentile, read_paced
-from tests.live.steps import KEY, about, begin, log_name, poll, settings
+from tests.live.steps import KEY, about, begin, log_name, new_key, poll, settings
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,31 @@ def test_reader_over_the_limit_is_503_and_the_others_go_on(small: ChatWait, upst
         upstream.open("go")
         assert [reader.result(15).text for reader in readers] == ["ab"] * 12
         assert len(upstream.completions) == 1
+
+
+def test_who_attaches_by_a_key_has_room_beside_generations_and_readers(
+    small: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    """A tenth more readers than MAX_READERS: two more than twelve. And nothing is begun for them, or asked."""
+    url, key = f"{small.base_url}/chat/streaming", new_key()
+    body = about(upstream, Script(steps=[Token("a"), Gate("keyed"), Token("b"), Finish(), Done()]))
+    others = [about(upstream, Script(steps=[Gate("keyed"), Token("c"), Finish(), Done()])) for _ in range(9)]
+    with ThreadPoolExecutor(14) as pool:
+        name = log_name(begin(small.base_url, body, headers=key))
+        small.wait_for_log("reader_left", stream=name)
+        readers = [pool.submit(read_answer, url, other) for other in others]
+        upstream.wait_reached("keyed", count=10)
+        attached = [pool.submit(read_answer, url, body, headers=key) for _ in range(5)]
+        poll(lambda: len(small.log_of("reader_attached", stream=name)) == 6, seconds=5, what="14 readers")
+        for headers in (key, new_key(), None):
+            reply = post(url, body, headers=headers)
+            assert (reply.status, reply.json["error_code"]) == (503, "overloaded")
+            assert int(reply.headers["retry-after"]) >= 1
+        assert len(small.log_of("reader_attached", stream=name)) == 6
+        upstream.open("keyed")
+        assert [reader.result(15).text for reader in attached] == ["ab"] * 5
+        assert [reader.result(15).text for reader in readers] == ["c"] * 9
+        assert len(upstream.completions) == 10
 
 
 # The pace of those that are in

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -123,6 +123,72 @@ def test_wait_client_that_left_is_noticed_within_a_heartbeat(chatwait: ChatWait,
             )
         upstream.open("on")
         assert get(f"{chatwait.base_url}/chat/wait/{stream_id}").json["content"] == "a"
+
+
+@pytest.fixture(scope="module")
+def hasty(shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
+    """A service that gives a generation up when nobody has read it for two seconds."""
+    with ChatWait(**settings(shared_upstream, ABANDONED_SECONDS=2, MAX_READERS=10)) as chatwait:
+        yield chatwait
+
+
+@pytest.mark.parametrize("path", ["/chat/wait/{}", "/chat/streaming/{}"])
+def test_client_that_has_sent_its_last_byte_is_answered_as_it_asked(
+    chatwait: ChatWait, upstream: ScriptedUpstream, path: str
+) -> None:
+    """Half-closed is not gone: 202 is for who asked for it, and comes no sooner."""
+    body = about(upstream, Script(steps=[Token("a"), Gate("after the look"), Finish(), Done()]))
+    with live(chatwait.base_url, body) as stream_id, closing(Wire("127.0.0.1", chatwait.port)) as wire:
+        wire.send_request("GET", path.format(stream_id), {"Host": "localhost"}, None)
+        chatwait.wait_for_log("reader_attached", stream=log_name(stream_id), mode=path.split("/")[2])
+        wire.socket.shutdown(socket.SHUT_WR)
+        poll(lambda: len(chatwait.log_of("reader_left", stream=log_name(stream_id))) == 2, seconds=10, what="a look")
+        upstream.open("after the look")
+        reply = wire.read_reply("GET")
+        assert reply.status == 200
+        assert b'"content":"a"' in reply.body.replace(b": ", b":")
+        assert b'"status":"complete"' in reply.body.replace(b": ", b":")
+        assert len(chatwait.log_of("reader_left", stream=log_name(stream_id))) == 2, "it leaves once"
+
+
+@pytest.mark.parametrize("path", ["/chat/wait/{}", "/chat/streaming/{}"])
+def test_client_that_has_sent_its_last_byte_keeps_nothing_from_being_abandoned(
+    hasty: ChatWait, upstream: ScriptedUpstream, path: str
+) -> None:
+    body = about(upstream, Script(steps=[Token("a"), Stall()]))
+    stream_id = begin(hasty.base_url, body)
+    with closing(Wire("127.0.0.1", hasty.port, timeout=20)) as wire:
+        wire.send_request("GET", path.format(stream_id), {"Host": "localhost"}, None)
+        wire.socket.shutdown(socket.SHUT_WR)
+        reply = wire.read_reply("GET")
+        assert reply.status == 200
+        assert b'"reason":"abandoned"' in reply.body.replace(b": ", b":")
+
+
+def test_clients_that_have_sent_their_last_byte_take_nobodys_place(hasty: ChatWait, upstream: ScriptedUpstream) -> None:
+    """Nor are they more than a tenth beside those who read: the oldest of them goes."""
+    body = about(upstream, Script(steps=[Token("a"), Gate("places"), Token("b"), Finish(), Done()]))
+    stream_id = begin(hasty.base_url, body)
+    name = log_name(stream_id)
+    with ExitStack() as stack:
+        stack.enter_context(open_stream(url_of(hasty, stream_id)))  # so that it is not abandoned
+        wires = []
+        for turn in range(1, 4):
+            for _ in range(4):
+                wire = stack.enter_context(closing(Wire("127.0.0.1", hasty.port, timeout=20)))
+                wire.send_request("GET", f"/chat/wait/{stream_id}", {"Host": "localhost"}, None)
+                wire.socket.shutdown(socket.SHUT_WR)
+                wires.append(wire)
+            poll(
+                lambda turn=turn: len(hasty.log_of("reader_left", stream=name, mode="wait")) == 4 * turn,
+                seconds=10,
+                what="all of them to be seen",
+            )
+        oldest = wires[0].read_reply("GET")
+        assert (oldest.status, oldest.json["error_code"]) == (503, "overloaded")
+        upstream.open("places")
+        assert wires[-1].read_reply("GET").json["content"] == "ab"
+        assert read_answer(url_of(hasty, stream_id)).text == "ab"
 
 
 # Stopping

@@ -26,6 +26,10 @@ BAD = {
     "HOST": ({"HOST": "0.0.0.0"}, ["ALLOWED_HOSTS", "0.0.0.0"]),
     "LOG_LEVEL": ({"LOG_LEVEL": "LOUD"}, ["LOG_LEVEL", "'LOUD'", "INFO"]),
     "several": ({"TIMEOUT_SECONDS": "soon", "MAX_TOKENS": "-1"}, ["TIMEOUT_SECONDS", "'soon'", "MAX_TOKENS", "'-1'"]),
+    "worker_connections": (
+        {"GUNICORN_CMD_ARGS": "--worker-connections 3499", "MAX_READERS": 2000},
+        ["worker_connections", "3499", "MAX_READERS", "MAX_ACTIVE_STREAMS", "3500"],
+    ),
     "OPENAI_API_KEY": ({"OPENAI_API_KEY": "two secret words"}, ["OPENAI_API_KEY"]),
     "OPENAI_BASE_URL": ({"OPENAI_BASE_URL": "http://user:secret@upstream.example"}, ["OPENAI_BASE_URL"]),
 }
