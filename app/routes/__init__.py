@@ -18,4 +18,4 @@ def register(app: Flask, runtime: Runtime) -> None:
     for blueprint in (chat.blueprint, streams.blueprint, health.blueprint):
         app.register_blueprint(blueprint)
         app.register_blueprint(blueprint, url_prefix="/v1", name=f"v1_{blueprint.name}")
-    pages.register(app)
+    pages.register(app, runtime.store)

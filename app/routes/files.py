@@ -1,7 +1,8 @@
 """Read what browsers load, once: the pages of app/static, and the files below assets/ under an address of their own.
 
 The address holds a hash of the whole tree, so a page and what it loads are always of one version, and what was
-loaded once may be kept for ever.
+loaded once may be kept for ever. The hash is that of the tree's record too, so a record certifies itself: an instance
+of another version may serve what it finds under a hash (`published`).
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Asset", "Tree", "read"]
+__all__ = ["Asset", "Tree", "published", "read"]
 
 CONTENT_TYPES = {
     "css": "text/css; charset=utf-8",
@@ -26,6 +28,7 @@ MOST_BYTES = 4_194_304
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\.(css|js|png|svg)")
 _PLACEHOLDER = b"{{assets}}"
+_HEAD = re.compile(rb"([^\0/]{1,200})\0([0-9]{1,10})\0")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,13 @@ class Tree:
     pages: Mapping[str, bytes]
     assets: Mapping[str, Asset]
     """By the whole path of each."""
+    record: bytes
+    """All of it, packed: what `published` reads."""
+
+    @property
+    def name(self) -> str:
+        """Tell the hash, as it stands in the address."""
+        return self.prefix.rpartition("/")[2]
 
 
 def read(static: Path) -> Tree:
@@ -65,12 +75,36 @@ def read(static: Path) -> Tree:
         raise ValueError(f"{static} holds more than {MOST_BYTES} bytes")
     texts = {name: path.read_bytes() for name, path in pages.items()}
     files = {name: path.read_bytes() for name, path in assets.items()}
-    digest = hashlib.sha256()
-    for name, content in sorted({**texts, **files}.items()):
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    prefix = f"/assets/{digest.hexdigest()[:16]}"
+    record = b"".join(
+        f"{name}\0{len(content)}\0".encode() + content for name, content in sorted((texts | files).items())
+    )
+    prefix = f"/assets/{_hash_of(record)}"
     return Tree(
         prefix,
         {name: text.replace(_PLACEHOLDER, prefix.encode()) for name, text in texts.items()},
         {f"{prefix}/{name}": Asset.of(name, content) for name, content in files.items()},
+        zlib.compress(record),
     )
+
+
+def published(name: str, packed: bytes) -> dict[str, Asset]:
+    """Read the assets of a record, by the whole path of each. Raises: ValueError when its hash is another one."""
+    unpacking = zlib.decompressobj()
+    try:
+        record = unpacking.decompress(packed, MOST_BYTES + MOST_BYTES // 16)
+    except zlib.error:
+        raise ValueError("no record of a tree") from None
+    if not unpacking.eof or _hash_of(record) != name:
+        raise ValueError("a record of another tree")
+    assets: dict[str, Asset] = {}
+    at = 0
+    while head := _HEAD.match(record, at):
+        at = head.end() + int(head[2])
+        file = head[1].decode()
+        if _NAME.fullmatch(file):
+            assets[f"/assets/{name}/{file}"] = Asset.of(file, record[head.end() : at])
+    return assets
+
+
+def _hash_of(record: bytes) -> str:
+    return hashlib.sha256(record).hexdigest()[:16]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from flask import Flask, Response, request
@@ -9,7 +13,9 @@ from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header
 
 from app import errors
+from app.logs import event
 from app.routes import files
+from app.streams.store import Store
 
 __all__ = ["register"]
 
@@ -24,11 +30,18 @@ CHAT_POLICY = (
 DOCS_POLICY = f"default-src 'none'; style-src 'self'; img-src 'self' data:; {_NOTHING_ELSE}"
 
 LONGEST_ACCEPT_ENCODING = 2000
+MOST_OTHER_TREES = 2
+"""Of other versions, in memory. During a deploy there is one."""
+
+_HASH = re.compile(r"[0-9a-f]{16}")
 
 
-def register(app: Flask) -> None:
+def register(app: Flask, store: Store) -> None:
     """Read the files, and put their addresses on the application. Raises: OSError, ValueError."""
     tree = files.read(STATIC)
+    boot = files.Asset.of("boot.js", (STATIC / "boot.js").read_bytes())
+    others = _OtherTrees(store)
+    store.publish(tree.name, tree.record)
     home, docs = tree.pages["index.html"], tree.pages["docs.html"]
     contract = (CONTRACTS / "openapi.yaml").read_bytes()
 
@@ -49,19 +62,65 @@ def register(app: Flask) -> None:
         response.headers["Cache-Control"] = "no-cache"
         return response
 
-    @app.get("/assets/<tree>/<name>")
-    def show_asset(**_: str) -> Response:
-        """A file that a page loads. What is not of this very tree is not there."""
-        asset = tree.assets.get(request.path)
+    @app.get("/assets/boot.js")
+    def show_boot() -> Response:
+        """What a page of any version loads first."""
+        response = _file(boot)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    @app.get("/assets/<version>/<name>")
+    def show_asset(version: str, **_: str) -> Response:
+        """A file that a page loads: of this tree, or of another version's that this one can get hold of."""
+        asset = tree.assets.get(request.path) or others.of(version).get(request.path)
         if asset is None:
             raise errors.NotFound
-        is_packed = asset.packed is not None and _takes_gzip()
-        response = Response(asset.packed if is_packed else asset.plain, content_type=asset.content_type)
-        if is_packed:
-            response.headers["Content-Encoding"] = "gzip"
+        response = _file(asset)
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-        response.vary.add("Accept-Encoding")
         return response
+
+
+class _OtherTrees:
+    """The files of other versions, which instances that run them have published: a page that was loaded before a
+    deploy goes on to find its own. The last few stay in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._trees: dict[str, Mapping[str, files.Asset]] = {}
+
+    def of(self, version: str) -> Mapping[str, files.Asset]:
+        """Give what there is of a version, by its hash; nothing when it is not known."""
+        found = self._trees.get(version)
+        if found is not None or not _HASH.fullmatch(version):
+            return found or {}
+        with self._lock:  # a page asks for all of its files at once
+            return self._trees.get(version) or self._fetched(version)
+
+    def _fetched(self, version: str) -> Mapping[str, files.Asset]:
+        try:
+            record = self._store.published(version)
+            if record is None:
+                return {}
+            found = files.published(version, record)
+        except errors.StoreUnavailable:
+            return {}
+        except ValueError:
+            event("tree_damaged", level=logging.WARNING, tree=version)
+            return {}
+        while len(self._trees) >= MOST_OTHER_TREES:
+            self._trees.pop(next(iter(self._trees)))
+        self._trees[version] = found
+        return found
+
+
+def _file(asset: files.Asset) -> Response:
+    is_packed = asset.packed is not None and _takes_gzip()
+    response = Response(asset.packed if is_packed else asset.plain, content_type=asset.content_type)
+    if is_packed:
+        response.headers["Content-Encoding"] = "gzip"
+    response.vary.add("Accept-Encoding")
+    return response
 
 
 def _page(text: bytes, policy: str) -> Response:

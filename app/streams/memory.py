@@ -349,6 +349,12 @@ class MemoryStore:
         """There are no other workers."""
         raise errors.StreamUnknown
 
+    def publish(self, name: str, content: bytes) -> None:
+        """There is nobody to publish it to."""
+
+    def published(self, name: str) -> bytes | None:
+        return None
+
     def stop_admitting(self) -> None:
         self._admitting = False
 

@@ -49,6 +49,9 @@ BOOKED = "response_complete"
 IDLE_COPY_SECONDS = 30.0
 """A copy of a live log that nobody reads is dropped after this."""
 
+PUBLISHED_SECONDS, PUBLISH_SECONDS = 86_400, 60.0
+"""How long a page's files are there after their last instance has gone, and how often that is put off."""
+
 RECENT_SECONDS = 60.0
 """Ends so young are written again when the engine comes back: another machine may have taken over without them."""
 
@@ -471,6 +474,8 @@ class SharedStore(MemoryStore):
         self._said_damaged: OrderedDict[str, None] = OrderedDict()
         self._next_round = 0.0
         self._next_note = 0.0
+        self._next_publishing = 0.0
+        self._published: dict[str, bytes] = {}
         name = f"chatwait-{self.worker}"
         self._committer = Committer(
             Connection(url, name=name, timeout_seconds=lease_seconds / 2), live_ms=self._live_ms, back=self._look_again
@@ -523,6 +528,9 @@ class SharedStore(MemoryStore):
 
     def _binding_keys(self, log: MemoryLog) -> tuple[str, ...]:
         return () if log.binding is None else (f"{self._tag}:key:{log.binding.key}",)
+
+    def _files_key(self, name: str) -> str:
+        return f"{self._tag}:files:{name}"
 
     def _wake_key(self, worker: str) -> str:
         return f"{self._tag}:wake:{worker}"
@@ -890,6 +898,10 @@ class SharedStore(MemoryStore):
         if real >= self._next_note:
             self._next_note = real + self._read_note_seconds
             self._note_reading([log for log in list(self._copies.values()) if log.unread_since is None])
+        if real >= self._next_publishing:
+            self._next_publishing = real + PUBLISH_SECONDS
+            for name in self._published:
+                self._republish(name)
 
     def _renew(self) -> None:
         """Give a sign of life. Where the last one is gone before its time, the engine has lost what it had."""
@@ -962,6 +974,7 @@ class SharedStore(MemoryStore):
 
     def _look_again(self) -> None:
         """After the engine was away it may have lost what it had: look at all that is ours and young."""
+        self._next_publishing = 0.0
         for log in list(self._live.values()):
             assert isinstance(log, SharedLog)
             self._committer.changed(log)
@@ -971,6 +984,26 @@ class SharedStore(MemoryStore):
             ended = self._finished.get(stream_id)
             if ended_at > since and isinstance(ended, SharedLog):
                 self._committer.changed(ended)
+
+    # Files of pages
+
+    def publish(self, name: str, content: bytes) -> None:
+        self._published[name] = content
+        self._next_publishing = 0.0
+
+    def published(self, name: str) -> bytes | None:
+        content: bytes | None = self._answers(("GET", self._files_key(name)))[0]
+        return content
+
+    def _republish(self, name: str) -> None:
+        """Put off its end; where the engine has not got it (at first, or after it was empty), give it the whole."""
+        key = self._files_key(name)
+
+        def heard(answers: list[Answer]) -> None:
+            if answers[0] == 0:
+                self._committer.post([("SET", key, self._published[name], "EX", PUBLISHED_SECONDS)], _nothing)
+
+        self._committer.post([("EXPIRE", key, PUBLISHED_SECONDS)], heard)
 
     # Producers that are gone
 

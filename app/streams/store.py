@@ -241,6 +241,12 @@ class Store(Protocol):
         StoreUnavailable.
         """
 
+    def publish(self, name: str, content: bytes) -> None:
+        """Let instances of other versions have a page's files, under their hash, where there may be any."""
+
+    def published(self, name: str) -> bytes | None:
+        """Return what somebody published under a hash not long ago. Raises: StoreUnavailable."""
+
     def stop_admitting(self) -> None:
         """Refuse new logs from now on; attaching to one that exists goes on."""
 

@@ -34,6 +34,7 @@ from tests.live.fronts import NAMES, front_of_two
 from tests.live.many import Asker, run_all
 from tests.live.shared import is_ready
 from tests.live.steps import about, asked, begin, new_key, poll, settings
+from tests.live.versions import another_version, assets_of
 from tests.requirements import require_or_skip
 
 RAMP_SECONDS = 10.0
@@ -389,3 +390,46 @@ def test_compose_files_health_check_tells_whether_work_is_taken(engine: Engine) 
         assert check() == (1, "GET /ready: 503\n")
         upstream.open("rest")
         assert one.wait_exit(20.0) == 0
+
+
+def test_page_of_either_version_gets_all_that_it_loads_behind_a_proxy(tmp_path: Path) -> None:
+    """In the middle of a deploy: each page is of one instance, and half of what it loads is asked of the other one.
+
+    The instances share no engine here, so only the proxy can have asked on.
+    """
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+    with (
+        ScriptedUpstream() as upstream,
+        ChatWait(**settings(upstream)) as one,
+        ChatWait(root=another_version(tmp_path), **settings(upstream)) as two,
+        front_of_two("nginx", tmp_path / "nginx", one.port, two.port) as nginx,
+        front_of_two("haproxy", tmp_path / "haproxy", one.port, two.port) as haproxy,
+    ):
+        versions = [assets_of(service.base_url) for service in (one, two)]
+        assert not set(versions[0][1:]) & set(versions[1][1:])
+        assert get(f"{two.base_url}{versions[0][-1]}").status == 404, "the premise: one instance lacks it"
+        for proxy in (nginx, haproxy):
+            seen = {assets_of(proxy.base_url)[-1] for _ in range(4)}
+            assert seen == {version[-1] for version in versions}, "the premise: pages of both versions"
+            told = [get(f"{proxy.base_url}{path}").status for _ in range(2) for paths in versions for path in paths]
+            assert set(told) == {200}, proxy.name
+            nowhere = get(f"{proxy.base_url}/assets/{'0' * 16}/app.js")
+            assert (nowhere.status, nowhere.json["error_code"]) == (404, "not_found")
+
+
+def test_instance_serves_what_the_page_of_another_version_loads_also_when_that_has_gone(
+    engine: Engine, tmp_path: Path
+) -> None:
+    url = engine.url(engine.new_database())
+    with ScriptedUpstream() as upstream, ChatWait(**settings(upstream, REDIS_URL=url)) as new:
+        with ChatWait(root=another_version(tmp_path), **settings(upstream, REDIS_URL=url)) as old:
+            theirs = assets_of(old.base_url)
+            kept = {path: get(f"{old.base_url}{path}").body for path in theirs}
+            poll(lambda: get(f"{new.base_url}{theirs[-1]}").status == 200, seconds=20, what="it is published")
+        replies = {path: get(f"{new.base_url}{path}") for path in theirs}
+        assert {path: reply.body for path, reply in replies.items()} == kept
+        assert {reply.headers["cache-control"] for path, reply in replies.items() if path != theirs[0]} == {
+            "public, max-age=31536000, immutable"
+        }
+        assert get(f"{new.base_url}/assets/{'0' * 16}/app.js").status == 404

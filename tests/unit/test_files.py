@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,38 @@ def test_tree_of_the_service_is_served_whole() -> None:
     assert {path.rpartition("/")[2] for path in read.assets} == there
     assert read.pages.keys() == {"index.html", "docs.html"}
     assert sum(len(asset.plain) for asset in read.assets.values()) < files.MOST_BYTES / 10
+
+
+def test_record_of_a_tree_gives_its_assets_under_its_own_hash_and_no_other(tree: Path) -> None:
+    read = files.read(tree)
+
+    assert files.published(read.name, read.record) == read.assets
+    assert files.published(files.read(STATIC).name, files.read(STATIC).record) == files.read(STATIC).assets
+    record = zlib.decompress(read.record)
+    wrong = [
+        b"",
+        b"x",
+        read.record[:-1],
+        read.record[:50],
+        zlib.compress(record + b"c.js\x001\0c"),
+        zlib.compress(record[1:]),
+    ]
+    wrong += [zlib.compress(record.replace(b"// a", b"// b", 1)), files.read(STATIC).record]
+    for packed in wrong:
+        with pytest.raises(ValueError, match="record"):
+            files.published(read.name, packed)
+    with pytest.raises(ValueError, match="record"):
+        files.published("0" * 16, read.record)
+
+
+def test_record_that_unpacks_to_more_than_may_stay_in_memory_is_refused_before_it_has(tree: Path) -> None:
+    bomb = zlib.compress(bytes(16 * files.MOST_BYTES))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="record"):
+            files.published("0" * 16, bomb)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 4 * files.MOST_BYTES

@@ -9,6 +9,7 @@ import pytest
 
 from app.routes.pages import STATIC
 from tests.unit.page_rules import (
+    BOOT,
     MOST_BYTES,
     MOST_LINES,
     links_elsewhere,
@@ -44,6 +45,15 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(STATIC.g
 @pytest.mark.parametrize("name", MODULES)
 def test_module_keeps_the_rules(name: str) -> None:
     assert list(module_faults(name, MODULES[name], network=name in NETWORK, dom=name in DOM)) == []
+
+
+def test_script_of_every_version_keeps_the_rules_and_is_the_pages_first() -> None:
+    text = (STATIC / "boot.js").read_text(encoding="utf-8")
+    assert list(module_faults("boot.js", text, dom=True)) == []
+    assert "import" not in text
+    assert (
+        re.findall(r"<script [^>]*>|<link [^>]*{{assets}}/(?!icon)", PAGES["index.html"])[0] == f'<script src="{BOOT}">'
+    )
 
 
 def test_files_keep_their_budget_and_refer_to_one_another_and_to_nothing_else() -> None:
