@@ -61,7 +61,13 @@ class _Text(fields.String):
         return text
 
 
-class ContextMessageSchema(Schema):
+class _Schema(Schema):
+    def handle_error(self, error: ValidationError, data: Any, *, many: bool, **more: Any) -> None:
+        """Raise another one instead: the frame that would raise this one keeps it, and with it all that was sent."""
+        raise ValidationError(error.messages, valid_data=error.valid_data)
+
+
+class ContextMessageSchema(_Schema):
     """One turn of the dialogue so far."""
 
     class Meta:
@@ -72,7 +78,7 @@ class ContextMessageSchema(Schema):
     timestamp = _Text(validate=validate.Length(max=100))
 
 
-class ChatRequestSchema(Schema):
+class ChatRequestSchema(_Schema):
     """What POST takes; limits that have an error code of their own are judged after it."""
 
     class Meta:

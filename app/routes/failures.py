@@ -23,6 +23,7 @@ def register(app: Flask) -> None:
 
 def _from_http(error: HTTPException) -> errors.ChatError:
     """Map what werkzeug raises: it refuses paths, methods and little else here."""
+    error.__traceback__ = error.__context__ = None  # the request keeps the error, whose frames keep the request
     if error.code == 405:
         return errors.MethodNotAllowed(allow=tuple(sorted(allowed_methods())))
     if error.code == 404:

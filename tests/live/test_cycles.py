@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.harness.engine import Database
-from tests.harness.reader import delete, open_stream, post, read_answer
+from tests.harness.reader import delete, open_stream, post, read_answer, request
 from tests.harness.server import ChatWait
 from tests.harness.upstream import (
     Close,
@@ -119,6 +119,18 @@ def stop(service: ChatWait, upstream: ScriptedUpstream, threads: ThreadPoolExecu
     before = [(Script(before=[Stall()]), lambda body: wait_asked(upstream, body))] * 4
     middle = [(Script(steps=[*GOOD, Gate(f"{n}")]), lambda body, n=n: upstream.wait_reached(f"{n}")) for n in range(4)]
     list(threads.map(stop_one, *zip(*before, *middle, strict=True)))
+
+
+def test_what_clients_do_wrong_waits_for_no_collector(upstream: ScriptedUpstream) -> None:
+    """What they have sent may be a megabyte."""
+    with serving(upstream) as service:
+        url = f"{service.base_url}/chat/wait"
+        for body in ({"message": "Hi", "context": [{"role": "nobody"}]}, {"message": " "}, {"message": "x" * 10_000}):
+            assert post(url, body).status == 400
+        assert request("POST", f"{service.base_url}/nowhere", json={"message": "x"}).status == 404
+        assert request("PUT", url, json={"message": "x"}).status == 405
+
+        assert set(missed(service)) <= {"list"}, "marshmallow's sets of the names of fields"
 
 
 def test_what_is_refused_waits_for_no_collector(upstream: ScriptedUpstream, engine_database: Database) -> None:
