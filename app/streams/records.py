@@ -1,7 +1,7 @@
 """What the engine holds, read with suspicion: whoever can write there, or a fault, must harm no other stream.
 
-A record that is not what this program writes is `Damaged`: its own readers are told that it is gone. Fields that a newer
-version has added are passed over.
+A record that is not what this program writes is `Damaged`: its own readers are told that it is gone. Fields that a
+newer version has added are passed over.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ import msgspec
 from app import errors
 from app.streams.store import Binding, Origin, Terminal
 
-__all__ = ["LARGEST", "Damaged", "Record", "damage", "read_binding", "read_end", "read_number", "read_owner", "read_stream"]
+__all__ = [
+    "LARGEST",
+    "Damaged",
+    "Record",
+    "damage",
+    "read_binding",
+    "read_end",
+    "read_number",
+    "read_owner",
+    "read_stream",
+]
 
 LARGEST = 2**53
 """No count, fence or sequence number comes near it, and Lua's numbers are exact up to it."""
@@ -124,6 +134,7 @@ def read_stream(told: list[bytes]) -> Record:
     def binding() -> Binding | None:
         return Binding(text(b"key"), text(b"fingerprint")) if b"key" in have else None
 
+    read_number(have.get(b"head"), "head")
     return Record(
         damage("origin", origin),
         damage("key", binding),

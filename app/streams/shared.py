@@ -297,12 +297,12 @@ class SharedLog(MemoryLog):
         elif kind == b"fenced":
             if not self.is_foreign and not self.is_cut_off:
                 self._shared.fenced(self, answer[1])
-        else:
+        elif not self.is_lost:  # another answer of the same batch may have said so already
             self.not_committable()
 
     def not_committable(self) -> None:
-        if self.is_foreign or self.is_cut_off or self.is_dropped or self.is_lost:
-            return  # or it is about to be written anew already
+        if self.is_foreign or self.is_cut_off or self.is_dropped:
+            return
         self._shared.damaged(self.stream_id, "its record")
         self._repairs += 1
         if self._repairs > MOST_REPAIRS:
@@ -1072,11 +1072,12 @@ class SharedStore(MemoryStore):
         self, log: SharedLog, owner: bytes | None, fence: bytes | None, end: bytes | None, head: bytes | None
     ) -> None:
         """Go on with a log as the engine has it now: ours to end, or another's, or not there."""
+        reach = records.read_number(head, "head") if owner is not None else 0
         if not log.is_copied():
             if owner == self.worker.encode() and end is None and log.is_dropped:
                 self.find(log.stream_id)  # it is ours to end now: the next round does it
             return
-        if owner is None or fence is None or head is None:
+        if owner is None:
             # The engine has lost it. Its producer, if it lives, writes it anew; else what is here is all there is.
             now = time.monotonic()
             log.missed_since = log.missed_since or now
@@ -1089,7 +1090,6 @@ class SharedStore(MemoryStore):
             log.their_fence, log.missed_since = records.read_number(fence, "fence", least=1), None
             return
         else:
-            reach = records.read_number(head, "head")
             while log.head < reach and log.is_copied():
                 (page,) = self._answers(self._page(self.keys(log.stream_id)[1], log.head))
                 if not page:

@@ -46,7 +46,14 @@ def end_with(event: str = "done", *, frees_key: bool = False) -> Callable[[Total
 class Worker:
     """A store with its clock, and what it was told to do."""
 
-    def __init__(self, url: str, *, lease_seconds: float = LEASE_SECONDS, retention_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+        retention_seconds: float = 60.0,
+        tick_seconds: float = 0.05,
+    ) -> None:
         self.cancelled: list[str] = []
         self.aborted: list[str] = []
         self.store = SharedStore(
@@ -59,6 +66,11 @@ class Worker:
             lease_seconds=lease_seconds,
         )
         self._ticks = True
+        self._tick_seconds = tick_seconds
+        self._runs = threading.Event()
+        self._runs.set()
+        for connection in (self.store._committer._connection, self.store._tail._connection):
+            connection.ask = self._when_running(connection.ask)  # type: ignore[method-assign]
         self._clock = threading.Thread(target=self._tick, daemon=True)
 
     def start(self) -> Worker:
@@ -71,8 +83,29 @@ class Worker:
         assert created
         return log
 
+    @property
+    def is_paused(self) -> bool:
+        return not self._runs.is_set()
+
+    def pause(self) -> None:
+        """Stand still as after SIGSTOP: it asks the engine nothing, and takes none of its answers, until `go_on`."""
+        self._runs.clear()
+
+    def go_on(self) -> None:
+        self._runs.set()
+
+    def _when_running(self, ask: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        def asked(*arguments: Any, **more: Any) -> list[Any]:
+            self._runs.wait()
+            answers = ask(*arguments, **more)
+            self._runs.wait()
+            return answers
+
+        return asked
+
     def crash(self) -> None:
         """End as a process that is killed: nothing more is written, nothing said."""
+        self.go_on()
         self._ticks = False
         self._clock.join()
         committer, tail = self.store._committer, self.store._tail
@@ -89,6 +122,7 @@ class Worker:
         return self.store._committer.back_at is not None and self.store.ready()
 
     def close(self) -> None:
+        self.go_on()
         self._ticks = False
         self._clock.join()
         self.store.close()
@@ -102,8 +136,9 @@ class Worker:
 
     def _tick(self) -> None:
         while self._ticks:
+            self._runs.wait()
             self.store.sweep(time.monotonic())
-            time.sleep(0.05)
+            time.sleep(self._tick_seconds)
 
 
 @contextlib.contextmanager

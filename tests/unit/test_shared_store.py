@@ -197,6 +197,33 @@ def test_cursor_that_was_made_up_is_waited_for_no_longer_than_a_lease_with_few_q
         assert len(asked) <= 40 * 9
 
 
+def test_cursors_that_were_made_up_for_one_stream_leave_room_for_those_of_others(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "MOST_WAITING", 12)
+    monkeypatch.setattr(shared, "MOST_WAITING_FOR_ONE", 8)
+    with workers(database.url, 2, lease_seconds=LONG) as (one, two), ThreadPoolExecutor(30) as pool:
+        logs = [one.begin() for _ in range(3)]
+        for log in logs:
+            two.store.find(log.stream_id)
+        found = [pool.submit(two.store.find, logs[0].stream_id, reach=1000) for _ in range(20)]
+        wait_until(lambda: sum(finding.done() for finding in found) == 12, "who has no room is told at once", 10.0)
+        for finding in found:
+            if finding.done():
+                with pytest.raises(errors.StoreUnavailable):
+                    finding.result()
+        others = [pool.submit(two.store.find, log.stream_id, reach=1) for log in logs[1:] for _ in range(2)]
+        wait_until(lambda: two.store._waiting.total() == 12, "the others wait")
+        with pytest.raises(errors.StoreUnavailable):
+            two.store.find(logs[1].stream_id, reach=1)
+        for log in logs[1:]:
+            log.append("a")
+        assert [finding.result(PATIENCE_SECONDS).head for finding in others] == [1] * 4
+        logs[0].finish(end_with())
+        assert sum(finding.exception(PATIENCE_SECONDS) is None for finding in found) == 8
+        assert not two.store._waiting
+
+
 def test_key_is_used_once_by_two_workers_at_the_same_moment(database: Database) -> None:
     with workers(database.url, 2) as (one, two), ThreadPoolExecutor(2) as pool:
         for number in range(50):
@@ -241,6 +268,148 @@ def test_stop_at_another_worker_reaches_the_one_that_generates(database: Databas
         with pytest.raises(errors.StreamUnknown):
             two.store.cancel(new_stream_id())
         assert stops_asked(database, one) == asked == 1, "a stream that has ended is not asked to end"
+
+
+def test_stop_reaches_a_worker_that_stood_still_however_many_others_were_asked_meanwhile(database: Database) -> None:
+    """Before a first token nothing but the stop itself leads to it, and a worker's messages are few."""
+    with workers(database.url, 2) as (one, two):
+        logs = [one.begin() for _ in range(95)]  # max_active of these workers is 100
+        one.pause()
+        for log in logs:
+            assert two.store.cancel(log.stream_id) == (None, 0)
+            two.store.cancel(logs[0].stream_id)  # one may be asked again and again
+        assert one.cancelled == []
+        one.go_on()
+        wait_until(lambda: {log.stream_id for log in logs} <= set(one.cancelled), "all the stops", 5.0)
+        for log in logs:
+            assert log.finish(end_with("cancelled"))
+        key = one.store._stops_key(one.store.worker)
+        wait_until(lambda: not database.client.exists(key), "and nothing is left of them", 5.0)
+
+
+def test_stop_that_a_worker_of_the_version_before_asks_for_is_heard(database: Database) -> None:
+    """It leaves a message, and no more."""
+    with workers(database.url, 1) as (one,):
+        log = one.begin()
+        database.client.xadd(one.store._wake_key(one.store.worker), {"cancel": log.stream_id})
+        wait_until(lambda: log.stream_id in one.cancelled, "the stop", 5.0)
+
+
+# Booked
+
+
+def booked(log: SharedLog) -> list[tuple[str, int]]:
+    """Have a log's end booked, and give the list that it is written to: the line's name, and the resumes."""
+    lines: list[tuple[str, int]] = []
+    log.book(lambda name: lines.append((name, log.resumes)))
+    return lines
+
+
+def test_resumes_are_counted_at_every_worker_when_the_end_is_booked(database: Database) -> None:
+    with workers(database.url, 3) as (one, two, three):
+        log = one.begin()
+        with log.reader(0), log.reader(0):
+            pass
+        copies = [worker.store.find(log.stream_id) for worker in (two, three)]
+        for copy in copies:
+            with copy.reader(0), copy.reader(0):
+                pass
+        for worker in (two, three):
+            worker.store.flush()
+        assert log.finish(end_with())
+        lines = booked(log)
+        assert log.settle(PATIENCE_SECONDS)
+        wait_until(lambda: lines, "the line")
+        assert lines == [("response_complete", 5)]
+        with two.store.find(log.stream_id).reader(0):
+            pass
+        two.store.flush()
+        assert database.client.hget(one.store.keys(log.stream_id)[0], "attached") == b"6", "it has ended"
+        assert one.store.unbooked == set()
+
+
+def test_resumes_of_a_log_whose_worker_died_are_those_of_all(database: Database) -> None:
+    with workers(database.url, 2) as (dying, heir):
+        log = dying.begin()
+        with log.reader(0):
+            dying.store.flush()
+        copy = heir.store.find(log.stream_id)
+        lines: list[tuple[str, int]] = []
+        with copy.reader(0), copy.reader(0):
+            lost, heir.store._lost = heir.store._lost, lambda log, error: (lost(log, error), lines.append(booked(log)))
+            dying.crash()
+            assert copy.settle(PATIENCE_SECONDS)
+        wait_until(lambda: lines and lines[0], "the line")
+        assert lines == [[("response_complete", 2)]]
+
+
+def test_log_that_was_taken_over_is_booked_by_its_heir_alone(database: Database) -> None:
+    """Its end was decided here, and could not be stored any more."""
+    with workers(database.url, 2) as (stopped, other):
+        log = stopped.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        heirs_lines: list[list[tuple[str, int]]] = []
+        lost = other.store._lost
+        other.store._lost = lambda log, error: (lost(log, error), heirs_lines.append(booked(log)))
+        copy = other.store.find(log.stream_id)
+        database.client.delete(stopped.store._life_key(stopped.store.worker))
+        stopped._ticks = False  # gives no sign of life
+        assert copy.settle(PATIENCE_SECONDS)
+        assert log.finish(end_with()), "it does not know it yet"
+        lines = booked(log)
+        wait_until(lambda: log.terminal is not None, "the end that the other one wrote")
+        assert (log.terminal.event, lines, stopped.store.unbooked) == ("failed", [], set())
+        wait_until(lambda: heirs_lines and heirs_lines[0], "the line")
+        assert heirs_lines == [[("response_complete", 0)]]
+
+
+def test_log_that_goes_on_for_its_own_readers_alone_is_booked_under_another_name(own_engine: Engine) -> None:
+    """Whether its end came before it heard that another worker had taken it over, or after."""
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
+        workers(own_engine.url(port=proxy.port), 1) as (one,),
+        workers(own_engine.url(), 1) as (two,),
+    ):
+        before, after = one.begin(), one.begin()
+        copies = [two.store.find(log.stream_id) for log in (before, after)]
+        proxy.refuse()
+        proxy.cut_all()
+        for log in (before, after):
+            log.append("a")
+            wait_until(lambda log=log: log.head == 1, "it is shown all the same")
+        assert before.finish(end_with())
+        lines = booked(before)
+        assert before.settle(PATIENCE_SECONDS)
+        assert lines == [], "whose end it is, nobody here knows"
+        assert all(copy.settle(PATIENCE_SECONDS) for copy in copies)
+        proxy.accept()
+        wait_until(lambda: before.is_cut_off and after.is_cut_off, "it knows")
+        assert after.finish(end_with())
+        assert lines == booked(after) == [("response_cut_off", 0)]
+
+
+def test_log_whose_end_is_stored_late_is_booked_then_or_when_its_worker_ends(own_engine: Engine) -> None:
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
+        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+    ):
+        for comes_back in (True, False):
+            log = one.begin()
+            proxy.refuse()
+            proxy.cut_all()
+            log.append("a")
+            assert log.finish(end_with())
+            lines = booked(log)
+            assert log.settle(PATIENCE_SECONDS)
+            assert lines == []
+            if comes_back:
+                proxy.accept()
+                wait_until(lambda lines=lines: lines, "the line")
+                wait_until(one.store.ready, "the engine is back")
+            else:
+                one.store.close()
+            assert lines == [("response_complete", 0)]
 
 
 def test_log_that_is_read_elsewhere_is_not_unread(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,6 +518,38 @@ def test_worker_that_was_stopped_and_goes_on_changes_nothing(database: Database)
         assert stopped.aborted == [log.stream_id]
         assert copy.text() == "a"
         assert len(database.client.xrange(other.store.keys(log.stream_id)[1])) == 2
+
+
+def test_worker_whose_sign_of_life_is_missing_once_is_not_taken_for_dead(database: Database) -> None:
+    """The engine may have lost it: only who is silent at two looks in a row is gone."""
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        copy = two.store.find(log.stream_id)
+        for worker in (one, two):
+            worker._ticks = False
+            worker._clock.join()
+        life = one.store._life_key(one.store.worker)
+        wait_until(two.store._has_long_reached_the_engine, "it may judge others")
+
+        def look(*, signs: bool) -> bool:
+            """Have it look once; True when it takes the log over."""
+            if signs:
+                database.client.set(life, "1", px=60_000)
+            else:
+                database.client.delete(life)
+            two.store._look_at_owners()
+            two.store.flush()
+            wait_until(lambda: not two.store._adopting, "it has asked")
+            return not copy.is_foreign
+
+        for signs in (False, True, False, True):
+            assert not look(signs=signs)
+        assert not look(signs=False)
+        assert look(signs=False)
+        assert copy.settle(PATIENCE_SECONDS)
+        assert copy.terminal.event == "failed"
 
 
 def test_worker_that_could_not_reach_the_engine_waits_before_it_judges_others(own_engine: Engine) -> None:

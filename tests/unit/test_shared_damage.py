@@ -1,0 +1,369 @@
+"""One bad record on the engine harms its own readers alone: they are told that it is gone (410), and a line says so.
+
+Whoever can write there can do so, or a fault. Every other stream of the same worker goes on, in the same batches and
+reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from app import errors
+from app.streams import shared
+from app.streams.records import Damaged, read_end
+from app.streams.shared import SharedLog
+from app.streams.store import Binding, Terminal, Totals, log_name, new_stream_id
+from tests.harness.engine import Database
+from tests.unit.conftest import Events
+from tests.unit.shared import ORIGIN, PATIENCE_SECONDS, Worker, end_content, end_with, wait_until, workers
+
+KEY = Binding("k" * 64, "f" * 64)
+STREAM = "cw_" + "s" * 22
+
+
+@pytest.fixture
+def database(engine_database: Database) -> Database:
+    return engine_database
+
+
+@pytest.fixture
+def pair(database: Database) -> Iterator[list[Worker]]:
+    with workers(database.url, 2) as made:
+        yield made
+
+
+def filled(worker: Worker, *chunks: str) -> SharedLog:
+    log = worker.begin()
+    log.append(*chunks)
+    wait_until(lambda: log.head == len(chunks), "the chunks")
+    return log
+
+
+@contextlib.contextmanager
+def nobody_else_is_harmed(*workers: Worker) -> Iterator[None]:
+    """Watch a stream of each worker, which the next one reads, from before to after."""
+    logs = [filled(worker, "a") for worker in workers]
+    copies = [workers[1 - at].store.find(log.stream_id) for at, log in enumerate(logs)]
+    yield
+    for log, copy in zip(logs, copies, strict=True):
+        log.append("b")
+        wait_until(lambda log=log, copy=copy: log.head == copy.head == 2, "the others' chunk", 5.0)
+        assert not log.is_unresumable
+        assert log.finish(end_with())
+        assert log.settle(PATIENCE_SECONDS)
+        assert copy.settle(PATIENCE_SECONDS)
+        assert (copy.text(), copy.terminal.event) == ("ab", "done")
+    for worker in workers:
+        assert worker.store.ready()
+        worker.begin().finish(end_with())
+
+
+# What a producer meets
+
+
+def spoil_head(database: Database, keys: tuple[str, str]) -> None:
+    database.client.hset(keys[0], "head", 2**60)
+
+
+def spoil_head_within_lua(database: Database, keys: tuple[str, str]) -> None:
+    database.client.hset(keys[0], "head", 2**52)
+
+
+def spoil_bytes(database: Database, keys: tuple[str, str]) -> None:
+    database.client.hset(keys[0], "bytes", "many")
+
+
+def other_hash(database: Database, keys: tuple[str, str]) -> None:
+    database.client.delete(keys[0])
+    database.client.set(keys[0], "x")
+
+
+def other_entries(database: Database, keys: tuple[str, str]) -> None:
+    database.client.delete(keys[1])
+    database.client.set(keys[1], "x")
+
+
+def entry_ahead(database: Database, keys: tuple[str, str]) -> None:
+    database.client.xadd(keys[1], {"t": "forged"}, f"{2**60}-0")
+
+
+def ended_by_nobody(database: Database, keys: tuple[str, str]) -> None:
+    database.client.hset(keys[0], "end", "done")
+
+
+FOR_PRODUCERS = [
+    spoil_head,
+    spoil_head_within_lua,
+    spoil_bytes,
+    other_hash,
+    other_entries,
+    entry_ahead,
+    ended_by_nobody,
+]
+
+
+@pytest.mark.parametrize("spoil", FOR_PRODUCERS)
+def test_record_of_a_live_stream_that_is_damaged_is_written_anew_by_its_producer(
+    database: Database, pair: list[Worker], events: Events, spoil: Callable[[Database, tuple[str, str]], None]
+) -> None:
+    one, two = pair
+    with nobody_else_is_harmed(one, two):
+        log = filled(one, "a", "b")
+        spoil(database, one.store.keys(log.stream_id))
+        log.append("c")
+        wait_until(lambda: log.stored == 3 and not log.is_lost, "it is written anew", 5.0)
+        assert log.finish(end_with())
+        assert log.settle(PATIENCE_SECONDS)
+        copy = two.store.find(log.stream_id)
+        assert (copy.text(), copy.terminal.content) == ("abc", log.terminal.content)
+    (said,) = events.of("stream_damaged")
+    assert said["stream"] == log_name(log.stream_id)
+    assert events.of("store_away") == []
+
+
+def test_end_of_a_stream_whose_record_is_damaged_is_written_all_the_same(
+    database: Database, pair: list[Worker]
+) -> None:
+    one, two = pair
+    log = filled(one, "a")
+    spoil_head(database, one.store.keys(log.stream_id))
+    assert log.finish(end_with())
+    assert log.settle(PATIENCE_SECONDS)
+    assert two.store.find(log.stream_id).text() == "a"
+
+
+def test_record_that_is_damaged_again_and_again_is_given_up_and_its_own_readers_go_on(
+    database: Database, pair: list[Worker], events: Events
+) -> None:
+    one, two = pair
+    with nobody_else_is_harmed(one, two):
+        log = filled(one, "a")
+        for number in range(shared.MOST_REPAIRS + 1):
+            spoil_head(database, one.store.keys(log.stream_id))
+            log.append("b")
+            wait_until(
+                lambda number=number: log._repairs > number and (log.is_cut_off or log.stored == number + 2), "noticed"
+            )
+        assert (log.is_cut_off, log.is_unresumable) == (True, True)
+        assert log.append("c")
+        assert log.finish(end_with())
+        assert (log.text(), log.terminal.event) == ("abbbbc", "done")
+        with pytest.raises((errors.StreamExpired, errors.StreamUnknown)):
+            two.store.find(log.stream_id)
+            two.store.cancel(log.stream_id)
+    assert len(events.of("stream_damaged")) == 2, "said once by each worker"
+
+
+def test_log_that_cannot_be_written_stops_no_other(pair: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with it: each is asked, and told, alone."""
+    one, two = pair
+
+    def fail(*_: Any) -> None:
+        raise IndexError
+
+    with nobody_else_is_harmed(one, two):
+        for what in ("_has_stored", "commit"):
+            log = one.begin()
+            monkeypatch.setattr(type(log), what, _only_for(log, getattr(type(log), what), fail))
+            log.append("a")
+            wait_until(lambda log=log: log.is_cut_off, "it is given up")
+            assert (log.head, log.text()) == (1, "a")
+
+
+def _only_for(log: SharedLog, usual: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *arguments: (other if self is log else usual)(self, *arguments)
+
+
+# What readers meet
+
+
+def end_text(**changed: Any) -> str:
+    """Write the end of a log of one chunk, "a"."""
+    totals = Totals(1, 1, "0" * 64, "a")
+    event = changed.pop("event", "done")
+    content = end_content(event if event in ("done", "cancelled", "failed") else "done", totals) | changed
+    return json.dumps({"event": event, "content": content})
+
+
+ENTRIES: list[tuple[str, dict[str, str | bytes]]] = [
+    ("3-0", {"t": "a gap"}),
+    ("2-0", {"x": "no name"}),
+    ("2-0", {"t": b"\xff"}),
+    ("2-0", {"t": "two", "u": "fields"}),
+    ("2-0", {"e": "no JSON"}),
+    ("2-0", {"e": "[]"}),
+    ("2-0", {"e": end_text(event="done\nevent: token\ndata: forged")}),
+    ("2-0", {"e": end_text(event="token")}),
+    ("2-0", {"e": end_text(sequence=1)}),
+    ("2-0", {"e": end_text(tokens=7)}),
+    ("2-0", {"e": end_text(status="failed")}),
+    ("2-0", {"e": end_text(status="running")}),
+    ("2-0", {"e": end_text(usage=None)}),
+    ("2-0", {"e": end_text(sha256=1)}),
+    ("2-0", {"e": end_text(event="failed", error=None)}),
+    ("2-0", {"e": end_text(event="failed", error={"error_code": "nothing"})}),
+    ("2-0", {"e": end_text(error={})}),
+]
+
+
+@pytest.mark.parametrize(("at", "entry"), ENTRIES)
+def test_entry_that_is_none_is_410_for_its_readers_alone(
+    database: Database, pair: list[Worker], events: Events, at: str, entry: dict[str, Any]
+) -> None:
+    """Whether it is met by who reads already, or by who comes."""
+    one, two = pair
+    with nobody_else_is_harmed(one, two):
+        log = filled(one, "a")
+        copy = two.store.find(log.stream_id)
+        with copy.reader(1) as reader:
+            database.client.xadd(one.store.keys(log.stream_id)[1], entry, at)
+            reader.wait()
+            assert reader.is_released, "and comes back"
+        assert (copy.terminal, copy.text()) == (None, "a")
+        for _ in range(2):
+            with pytest.raises(errors.StreamExpired):
+                two.store.find(log.stream_id)
+        assert two.store.used_bytes <= shared.LOG_OVERHEAD_BYTES * 2 + 3 * 4096, "and nothing is kept of it"
+    assert [said["stream"] for said in events.of("stream_damaged")] == [log_name(log.stream_id)]
+    assert not [line for line in events.records if line.levelname == "ERROR" and line.exc_info]
+
+
+def test_end_that_newer_versions_add_to_is_read() -> None:
+    text = json.loads(end_text(more=[1]))
+    assert read_end(json.dumps(text | {"later": 1}).encode(), 2) == Terminal("done", text["content"])
+    with pytest.raises(Damaged):
+        read_end(json.dumps(text).encode(), 3)
+
+
+FIELDS: list[tuple[str, str | bytes | None]] = [
+    ("correlation_id", None),
+    ("correlation_id", "a\nb"),
+    ("correlation_id", "x" * 1000),
+    ("model", b"\xff"),
+    ("model", ""),
+    ("created", "yesterday"),
+    ("created", "2026-11-21T09:00:00"),
+    ("prompt_tokens", "-1"),
+    ("prompt_tokens", "9" * 5000),
+    ("owner", "x y"),
+    ("owner", None),
+    ("fence", "0"),
+    ("fence", "1e3"),
+    ("fence", str(2**60)),
+    ("key", "k"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), FIELDS)
+def test_hash_with_a_field_that_is_none_is_410(
+    database: Database, pair: list[Worker], events: Events, field: str, value: str | bytes | None
+) -> None:
+    one, two = pair
+    log = filled(one, "a")
+    hash_key, _ = one.store.keys(log.stream_id)
+    if value is None:
+        database.client.hdel(hash_key, field)
+    else:
+        database.client.hset(hash_key, field, value)
+    with pytest.raises(errors.StreamExpired):
+        two.store.find(log.stream_id)
+    assert len(events.of("stream_damaged")) == 1
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_key_of_another_kind_is_410_for_whoever_finds_it_or_stops_it(
+    database: Database, pair: list[Worker], events: Events, part: int
+) -> None:
+    one, two = pair
+    with nobody_else_is_harmed(one, two):
+        stream_id = new_stream_id()
+        database.client.hset(two.store.keys(stream_id)[0], mapping={"owner": "x", "fence": 1, "head": 0, "end": "done"})
+        database.client.delete(two.store.keys(stream_id)[part])
+        database.client.set(two.store.keys(stream_id)[part], "x")
+        for lost in (two.store.find, two.store.cancel):
+            with pytest.raises(errors.StreamExpired):
+                lost(stream_id)
+    assert len(events.of("stream_damaged")) == 1
+    assert events.of("store_away") == []
+
+
+def test_entries_that_become_another_kind_while_they_are_followed_stop_no_other(
+    database: Database, pair: list[Worker]
+) -> None:
+    one, two = pair
+    with nobody_else_is_harmed(one, two):
+        log = filled(one, "a")
+        copy = two.store.find(log.stream_id)
+        with copy.reader(1) as reader:
+            other_entries(database, one.store.keys(log.stream_id))
+            reader.wait()
+            assert reader.is_released
+        with pytest.raises(errors.StreamExpired):
+            two.store.find(log.stream_id)
+
+
+@pytest.mark.parametrize("text", ["", "cw_short f", f"{STREAM}", f"{STREAM} f g", b"\xff", None])
+def test_idempotency_key_that_stands_for_nothing_is_410(
+    database: Database, pair: list[Worker], events: Events, text: str | bytes | None
+) -> None:
+    one, two = pair
+    with nobody_else_is_harmed(one, two):
+        key = f"{{{shared.TAG}}}:key:{KEY.key}"
+        if text is None:
+            database.client.sadd(key, "x")
+        else:
+            database.client.set(key, text)
+        with pytest.raises(errors.StreamExpired):
+            one.store.create(ORIGIN, KEY)
+    assert len(events.of("stream_damaged")) == 1
+    assert one.store.live == 0
+
+
+def test_messages_that_make_no_sense_or_cannot_be_left_stop_nothing(database: Database, pair: list[Worker]) -> None:
+    one, two = pair
+    wake, stops = one.store._wake_key(one.store.worker), one.store._stops_key(one.store.worker)
+    with nobody_else_is_harmed(one, two):
+        for spoil in (
+            lambda: database.client.xadd(wake, {"cancel": b"\xff", "reads": b"\xff\xff", "x": "y"}),
+            lambda: (database.client.delete(wake), database.client.set(wake, "x")),
+            lambda: (database.client.delete(wake), database.client.xadd(wake, {"x": "y"}, f"{2**63}-{2**63}")),
+            lambda: database.client.set(stops, "x"),
+            lambda: (database.client.delete(stops), database.client.sadd(stops, b"\xff", new_stream_id())),
+        ):
+            spoil()
+            log = filled(one, "a")
+            two.store.cancel(log.stream_id)
+            wait_until(lambda log=log: log.stream_id in one.cancelled, "the stop", 5.0)
+            copy = one.store.find(filled(two, "b").stream_id)
+            two.store.flush()
+            assert copy.text() == "b"
+            assert log.finish(end_with())
+            assert log.settle(PATIENCE_SECONDS)
+        wait_until(lambda: not database.client.exists(stops), "nothing is left of what is over")
+
+
+# What heirs meet
+
+
+def test_damaged_streams_of_a_dead_worker_keep_no_other_from_its_end(database: Database) -> None:
+    spoils = (other_hash, other_entries, spoil_head, spoil_head_within_lua, entry_ahead)
+    with workers(database.url, 2) as (dying, heir), contextlib.ExitStack() as reading:
+        logs = [filled(dying, "a") for _ in range(len(spoils) + 2)]
+        copies = [heir.store.find(log.stream_id) for log in logs]
+        readers = [reading.enter_context(copy.reader(1)) for copy in copies]
+        dying.crash()
+        for spoil, log in zip(spoils, logs[1:], strict=False):
+            spoil(database, dying.store.keys(log.stream_id))
+        for copy in (copies[0], copies[-1]):
+            assert copy.settle(PATIENCE_SECONDS)
+            assert (copy.text(), copy.terminal.event) == ("a", "failed")
+        for copy, reader in zip(copies, readers, strict=True):
+            wait_until(
+                lambda c=copy, r=reader: r.is_released or c.terminal is not None, "it is not waited for for ever"
+            )
+        wait_until(lambda: heir.store.ready() and not heir.store._adopting, "it goes on")
