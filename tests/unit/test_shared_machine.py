@@ -1,7 +1,9 @@
-"""Hypothesis plays at workers that share an engine: it begins, appends, ends, reads, crashes workers and loses keys.
+"""Hypothesis plays at workers that share an engine: it begins, appends, ends, reads, crashes workers, has them stand
+still for longer than a lease and go on, and loses keys. Their clocks go at different speeds.
 
 What holds throughout: whatever a reader was shown, every later reader at any worker is shown too, in the same order;
-a stream has one end, the same everywhere; and one whose worker has crashed gets one from somebody else.
+a stream has one end, the same everywhere; and one whose worker has crashed, or stands still, gets one from somebody
+else. A worker that goes on after that contradicts nobody, but for readers of its own that it has told (`unresumable`).
 """
 
 from __future__ import annotations
@@ -14,13 +16,23 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from app import errors
 from app.streams.store import Binding
 from tests.harness.engine import Engine
-from tests.unit.shared import ORIGIN, Worker, end_with, wait_until
+from tests.unit.shared import LEASE_SECONDS, ORIGIN, Worker, end_with, wait_until
 
+CLOCKS = (1.0, 1.25, 1.5)
+"""How long each worker's second takes: of its lease, and of its looks at the others."""
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 
 
@@ -38,6 +50,8 @@ class Stream:
     terminal: Any = None
     may_be_gone: bool = False
     """The engine lost its keys after its end: it is not restored."""
+    may_be_taken: bool = False
+    """Its worker has stood still, and others may have ended it."""
 
 
 class Workers(RuleBasedStateMachine):
@@ -56,7 +70,14 @@ class Workers(RuleBasedStateMachine):
 
     @initialize()
     def begin_workers(self) -> None:
-        self.workers = [Worker(self.database.url).start() for _ in range(3)]
+        self.workers = [self.worker(at) for at in range(3)]
+
+    def worker(self, at: int) -> Worker:
+        clock = CLOCKS[at]
+        return Worker(self.database.url, lease_seconds=clock * LEASE_SECONDS, tick_seconds=clock * 0.05).start()
+
+    def runs(self, worker: Worker) -> bool:
+        return worker in self.workers and not worker.is_paused
 
     def teardown(self) -> None:
         for worker in self.workers:
@@ -65,7 +86,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule(target=streams, at=st.integers(0, 2))
     def create(self, at: int) -> Stream:
-        worker = self.workers[at]
+        worker = next(worker for worker in (self.workers * 2)[at:] if self.runs(worker))
         self.keys += 1
         binding = Binding(f"{self.keys:064}", "f")
         log, created = worker.store.create(ORIGIN, binding)
@@ -75,20 +96,23 @@ class Workers(RuleBasedStateMachine):
 
     @rule(stream=streams, chunks=st.lists(TEXTS, min_size=1, max_size=4), settles=st.booleans())
     def append(self, stream: Stream, chunks: list[str], settles: bool) -> None:
-        if stream.worker not in self.workers:
+        if not self.runs(stream.worker):
             return
-        assert stream.log.append(*chunks) is not stream.is_ended
-        if not stream.is_ended:
+        log = stream.log
+        taken = log.append(*chunks)
+        assert taken is not stream.is_ended or (stream.may_be_taken and not taken)
+        if taken:
             stream.chunks += chunks
             if settles:
-                wait_until(lambda: stream.log.head == len(stream.chunks), "the chunks are shown")
-                self.look(stream, stream.log)
+                wait_until(lambda: log.head == len(stream.chunks) or log.is_foreign, "the chunks are shown")
+                self.look(stream, log)
 
     @rule(stream=streams, frees_key=st.booleans())
     def finish(self, stream: Stream, frees_key: bool) -> None:
-        if stream.worker not in self.workers:
+        if not self.runs(stream.worker):
             return
-        assert stream.log.finish(end_with(frees_key=frees_key)) is not stream.is_ended
+        ends = stream.log.finish(end_with(frees_key=frees_key))
+        assert ends is not stream.is_ended or (stream.may_be_taken and not ends)
         stream.is_ended = True
         assert stream.log.settle(20.0)
         if frees_key:
@@ -97,12 +121,16 @@ class Workers(RuleBasedStateMachine):
 
     @rule(stream=streams, at=st.integers(0, 2))
     def read(self, stream: Stream, at: int) -> None:
+        if not self.runs(self.workers[at]):
+            return
         with contextlib.suppress(errors.StreamUnknown if stream.may_be_gone else ()):
             self.look(stream, self.workers[at].store.find(stream.stream_id, reach=stream.shown))
 
     @rule(stream=streams, at=st.integers(0, 2))
     def ask_again(self, stream: Stream, at: int) -> None:
-        if stream.binding.key and not stream.may_be_gone and stream.worker in self.workers:
+        if not self.runs(stream.worker) or not self.runs(self.workers[at]) or stream.may_be_taken:
+            return
+        if stream.binding.key and not stream.may_be_gone:
             log, created = self.workers[at].store.create(ORIGIN, stream.binding)
             assert (created, log.stream_id) == (False, stream.stream_id)
             with pytest.raises(errors.IdempotencyKeyReused):
@@ -110,6 +138,8 @@ class Workers(RuleBasedStateMachine):
 
     def look(self, stream: Stream, log: Any) -> None:
         """Hold what a log shows against what is true, and remember it."""
+        if log.is_unresumable and stream.may_be_taken:
+            return  # its readers here have been told that it may end otherwise elsewhere
         terminal = log.terminal
         head = log.head
         text = log.text()
@@ -127,18 +157,51 @@ class Workers(RuleBasedStateMachine):
             known = stream.terminal or terminal
             assert (terminal.event, terminal.content) == (known.event, known.content)
             stream.terminal = terminal
-            assert stream.is_ended or stream.worker not in self.workers, "nobody ends what lives"
+            lives = stream.worker in self.workers and not stream.may_be_taken
+            assert stream.is_ended or not lives, "nobody ends what lives"
 
     @rule(at=st.integers(0, 2))
     def crash(self, at: int) -> None:
         """Kill a worker; a new one comes in its place."""
         self.workers[at].crash()
-        self.workers[at] = Worker(self.database.url).start()
+        self.workers[at] = self.worker(at)
+
+    @rule(stream=streams, at=st.integers(0, 2), is_taken=st.booleans())
+    def pause(self, stream: Stream, at: int, is_taken: bool) -> None:
+        """Have a stream's worker stand still for longer than a lease; who reads it elsewhere may take it over."""
+        worker, other = stream.worker, self.workers[at]
+        if worker is other:
+            other = self.workers[(at + 1) % 3]
+        if worker not in self.workers or any(one.is_paused for one in self.workers):
+            return
+        if stream.is_ended or stream.may_be_gone:
+            return
+        copy = other.store.find(stream.stream_id)
+        for mine in self.begun:
+            mine.may_be_taken = mine.may_be_taken or (mine.worker is worker and not mine.is_ended)
+        worker.pause()
+        self.database.client.delete(worker.store._life_key(worker.store.worker))  # as after a lease
+        if is_taken:
+            assert copy.settle(20.0)
+            self.look(stream, copy)
+
+    @precondition(lambda self: any(worker.is_paused for worker in self.workers))
+    @rule(ends=st.booleans())
+    def go_on(self, ends: bool) -> None:
+        """Its models go on talking, and may come to their ends, before it hears of anything."""
+        for worker in self.workers:
+            if worker.is_paused:
+                worker.go_on()
+                for stream in self.begun:
+                    if stream.worker is worker and not stream.is_ended:
+                        self.append(stream, ["late"], False)
+                        if ends:
+                            self.finish(stream, False)
 
     @rule(stream=consumes(streams), at=st.integers(0, 2))
     def wait_for_the_end(self, stream: Stream, at: int) -> None:
         """A stream whose worker is gone ends all the same."""
-        if stream.worker in self.workers or stream.may_be_gone:
+        if self.runs(stream.worker) or stream.may_be_gone or not self.runs(self.workers[at]):
             return
         log = self.workers[at].store.find(stream.stream_id)
         assert log.settle(20.0)
@@ -147,6 +210,8 @@ class Workers(RuleBasedStateMachine):
     @rule()
     def lose_keys(self) -> None:
         """The engine forgets everything; what lives is written anew, what has ended may be gone."""
+        if any(stream.may_be_taken for stream in self.begun):
+            return  # that it has been taken over would be forgotten too
         self.database.client.flushdb()
         for stream in self.begun:
             if stream.is_ended or stream.worker not in self.workers:
@@ -167,3 +232,30 @@ def test_workers_that_share_an_engine_never_contradict_each_other(engine: Engine
             max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_worker_that_stood_still_and_was_taken_over_contradicts_nobody(engine: Engine, settles: bool) -> None:
+    """The one game that chance seldom plays, with and without tokens on their way when it is stopped."""
+
+    class Here(Workers):
+        pass
+
+    Here.engine = engine
+    game = Here()
+    game.begin_workers()
+    try:
+        streams = [game.create(0), game.create(0)]
+        for stream in streams:
+            game.append(stream, ["a", "b"], settles)
+        game.pause(streams[0], 1, True)
+        assert streams[0].worker.is_paused
+        game.go_on(True)
+        for stream in streams:
+            for at in (2, 0, 1):
+                game.read(stream, at)
+        assert [stream.terminal.event for stream in streams] == ["failed", "done"], (
+            "the one that was read, and the other"
+        )
+    finally:
+        game.teardown()
