@@ -20,7 +20,7 @@ from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Paced, Script, ScriptedUpstream, Stall, Token
 from tests.live.figures import unheard
 from tests.live.shared import LOST_SECONDS, is_ready, read_at, services
-from tests.live.steps import about, asked, begin, new_key, poll, settings, wait_asked
+from tests.live.steps import about, asked, begin, log_name, new_key, poll, settings, wait_asked
 
 READERS = 20
 
@@ -195,6 +195,39 @@ def test_keys_and_waiting_hold_across_services(upstream: ScriptedUpstream, pair:
             assert len(asked(upstream, body)) == 1
             other = post(f"{pair[1].base_url}/chat/wait", {"message": "another"}, headers=key)
             assert (other.status, other.json["error_code"]) == (422, "idempotency_key_reused")
+
+
+def test_readers_of_both_services_are_booked_and_a_damaged_record_is_410_for_its_own(
+    upstream: ScriptedUpstream, engine: Engine, pair: list[ChatWait]
+) -> None:
+    one, other = pair
+    client: Any = engine.client(int(one.settings["REDIS_URL"].rpartition("/")[2]))
+    with ThreadPoolExecutor(3) as pool:
+        body = about(upstream, Script(steps=[Token("a"), Gate("end"), Token("b"), Finish(), Done()]))
+        stream_id = begin(one.base_url, body)
+        reading = [pool.submit(read_at, [service.base_url], stream_id) for service in (one, other, other)]
+        poll(lambda: client.hget(f"{{chatwait}}:{stream_id}", "attached") == b"4", seconds=10, what="they are noted")
+        upstream.open("end")
+        assert [reader.result().text for reader in reading] == ["ab"] * 3
+        line = one.wait_for_log("response_complete", stream=log_name(stream_id))
+        assert line["resumes"] == 3
+        assert other.log_of("response_complete", stream=log_name(stream_id)) == []
+
+        body = about(upstream, Script(steps=[Token("a"), Gate("later"), Token("b"), Finish(), Done()]))
+        ended = begin(one.base_url, body)
+        upstream.wait_reached("later")
+        poll(lambda: client.hget(f"{{chatwait}}:{ended}", "head") == b"1", seconds=10, what="its token is stored")
+        client.hset(f"{{chatwait}}:{ended}", "head", 2**60)
+        for ask in (get, delete):
+            gone = ask(f"{other.base_url}/chat/streaming/{ended}")
+            assert (gone.status, gone.json["error_code"], gone.json["retryable"]) == (410, "stream_expired", False)
+        other.wait_for_log("stream_damaged", stream=log_name(ended))
+        upstream.open("later")
+        assert read_at([one.base_url], ended).text == "ab", "who generates it has it, and writes it anew"
+        assert read_at([other.base_url], ended).text == "ab"
+        assert read_at([other.base_url, one.base_url], stream_id).text == "ab"
+        assert is_ready(one)
+        assert is_ready(other)
 
 
 def test_answer_that_is_read_at_another_service_only_is_not_abandoned(
