@@ -180,7 +180,7 @@ class Drain:
             self._logs = generations.logs()
             self._last_live = now
             self._ramp_ends = now + min(RAMP_SECONDS, self._runtime.settings.drain_seconds / 2)
-            event("drain_started", generations=len(self._logs), readers=readers.count)
+            event("drain_started", generations=len(self._logs), readers=readers.present)
         self._release(now)
         if generations.live:
             self._last_live = now

@@ -109,9 +109,14 @@ class Readers:
     def count(self) -> int:
         return len(self._due)
 
+    @property
+    def present(self) -> int:
+        """How many there are whose clients have not left, as far as is known."""
+        return len(self._due) - len(self._departed)
+
     def admit(self, *, attaching: bool = False) -> None:
         """Raises: Overloaded when there are as many readers as there may be, those whose clients have left apart."""
-        if len(self._due) - len(self._departed) >= (self._most_attached if attaching else self._limit):
+        if self.present >= (self._most_attached if attaching else self._limit):
             raise errors.Overloaded("Too many connections are reading.", retry_after_seconds=2)
 
     def add(
