@@ -14,7 +14,7 @@ from app.sockets import progress, shut
 
 __all__ = ["Connections"]
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 2.0
 GONE_SECONDS = 30.0
 """A peer that acknowledges nothing, or takes nothing of an answer that is no stream, is gone after this."""
 
@@ -121,7 +121,7 @@ class Connections:
             if now - look.looked_at < LOOK_SECONDS:
                 continue
             seen = progress(client)
-            if seen is None or not seen.unacknowledged:
+            if seen is None:
                 look.heard_at = look.taken_at = now
             else:
                 if seen.quiet_seconds < now - look.looked_at:

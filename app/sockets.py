@@ -71,10 +71,11 @@ class Progress(NamedTuple):
 
 
 def progress(sock: socket.socket) -> Progress | None:
-    """Tell how far what was sent has got; two system calls, never waits. None where the kernel does not tell."""
+    """Tell how far what was sent has got; a system call or two, never waits. None when all of it has arrived, and where
+    the kernel does not tell."""
     waiting = unacknowledged(sock)
     if not waiting or not hasattr(socket, "TCP_INFO"):
-        return Progress(waiting, 0.0, 0) if hasattr(socket, "TCP_INFO") else None
+        return None
     try:
         told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
         ((quiet_ms,), (taken,)) = _LAST_ACK_RECV.unpack_from(told, 56), _BYTES_ACKED.unpack_from(told, 120)
