@@ -992,7 +992,11 @@ class SharedStore(MemoryStore):
         self._next_publishing = 0.0
 
     def published(self, name: str) -> bytes | None:
-        content: bytes | None = self._answers(("GET", self._files_key(name)))[0]
+        content: bytes | None = None
+        try:
+            (content,) = self._answers(("GET", self._files_key(name)))
+        except Damaged:
+            self._committer.post([("DEL", self._files_key(name))], _nothing)  # who has the files gives them anew
         return content
 
     def _republish(self, name: str) -> None:

@@ -41,3 +41,15 @@ def test_memory_store_has_nobody_to_publish_to() -> None:
     store = MemoryStore(max_active=1, budget_bytes=1 << 20, retention_seconds=1.0)
     store.publish(NAME, CONTENT)
     assert store.published(NAME) is None
+
+
+def test_files_whose_key_holds_something_else_are_not_there_and_come_back(valkey_database: Database) -> None:
+    with workers(valkey_database.url, 1) as (one,):
+        one.store.publish(NAME, CONTENT)
+        wait_until(lambda: one.store.published(NAME) == CONTENT, "the files", PATIENCE_SECONDS)
+        (key,) = valkey_database.client.keys("*:files:*")
+        valkey_database.client.delete(key)
+        valkey_database.client.sadd(key, "x")
+        assert one.store.published(NAME) is None
+        one.store._next_publishing = 0.0
+        wait_until(lambda: one.store.published(NAME) == CONTENT, "the files again", PATIENCE_SECONDS)
