@@ -500,8 +500,9 @@ class Generations:
             try:
                 if generation.log.terminal is not None:
                     generation.check_tail(now)
-                elif end := generation.due(now):
-                    self._endings.add(generation, end)
+                elif generation.due(now):
+                    # Judged again in its turn: what said something meanwhile goes on.
+                    self._endings.add(generation, partial(generation.check, now))
             except Exception:  # noqa: BLE001 - one that cannot be judged must not keep the others from their ends
                 _log.exception("a generation's deadlines could not be checked")
 

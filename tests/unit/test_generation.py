@@ -17,6 +17,7 @@ from app.streams.store import Origin, StreamLog, Terminal
 from app.upstream import Call, Part, Question
 from tests.unit.conftest import Events
 from tests.unit.fakes import PATIENCE_SECONDS, FakeUpstream, Gate, Last, Step, done, finish, texts, whole
+from tests.unit.shared import wait_until
 
 BOUNDS = Bounds(silence_seconds=30.0, generation_seconds=600.0, abandoned_seconds=300.0, answer_chars=1000)
 QUESTION = Question([{"role": "user", "content": "Hello"}], "gpt-4o-mini", 256, None)
@@ -816,6 +817,25 @@ def test_generations_that_cannot_be_judged_or_ended_keep_no_other_from_its_end(
     generations.check(time.monotonic() + 31)
     for log in logs:
         assert wait_for_end(log).event == "failed"
+    for gate in gates:
+        gate.close()
+
+
+def test_generation_that_lives_again_before_its_turn_goes_on() -> None:
+    gates = [Gate() for _ in range(2)]
+    generations = Generations(upstream=FakeUpstream(*[[gate] for gate in gates]), bounds=BOUNDS)
+    logs = [new_log() for _ in gates]
+    for log in logs:
+        generations.start(log, QUESTION)
+    for gate in gates:
+        gate.wait_reached()
+    with generations._turns:  # another one's, which takes a while
+        generations.check(time.monotonic() + 31)
+        generations._live[logs[0].stream_id].last_life += 31
+    assert wait_for_end(logs[1]).event == "failed"
+    wait_until(lambda: not generations.ending, "the turns are over")
+    assert logs[0].terminal is None
+    generations.cancel_all("shutdown")
     for gate in gates:
         gate.close()
 
