@@ -197,7 +197,7 @@ class Generation:
         if self._stopped.is_set():
             return False  # it was ended from outside: whatever still comes must not keep the call open
         now = time.monotonic()
-        if parts or not self._whole:  # a whole answer's comments are no life: they could go on for ever
+        if not self._whole:  # behind a whole answer only what says something new is life: the rest could go on for ever
             self.last_life = now
         texts: list[str] = []
         too_long = False
@@ -213,12 +213,15 @@ class Generation:
                 self._whole = True
                 known = _FINISH_REASON.fullmatch(part.finish_reason)
                 self._finish_reason = part.finish_reason if known else "unknown"
-            if part.usage is not None:
-                self._usage = tokens.provider_usage(part.usage) or self._usage
+            if part.usage is not None and (usage := tokens.provider_usage(part.usage)):
+                if self._usage is None:
+                    self.last_life = now
+                self._usage = usage
             if part.done:
                 self._done = True
                 break
         if texts:
+            self.last_life = now
             if self._first_token_ms is None:
                 self._first_token_ms = int((now - self.started) * 1000)
             if not self.log.append(*texts):

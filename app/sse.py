@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from json.encoder import encode_basestring_ascii
@@ -91,6 +92,12 @@ def next_token_frame(log: StreamLog, reader: Reader) -> bytes | None:
     return text.encode("ascii")
 
 
+class Place:
+    """The place of a reader who is about to begin. To hold it is to have it."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Readers:
     """Who is reading right now: bounded, and woken for their heartbeats."""
 
@@ -103,6 +110,7 @@ class Readers:
         self._drops: dict[Reader, Callable[[], None]] = {}
         self._looks: dict[Reader, tuple[float, Callable[[], bool]]] = {}
         self._departed: dict[Reader, None] = {}
+        self._places: weakref.WeakSet[Place] = weakref.WeakSet()
         self._leaving = False
 
     @property
@@ -114,10 +122,16 @@ class Readers:
         """How many there are whose clients have not left, as far as is known."""
         return len(self._due) - len(self._departed)
 
-    def admit(self, *, attaching: bool = False) -> None:
-        """Raises: Overloaded when there are as many readers as there may be, those whose clients have left apart."""
-        if self.present >= (self._most_attached if attaching else self._limit):
+    def admit(self, *, attaching: bool = False) -> Place:
+        """Keep a place for one more, as long as what is returned is held.
+
+        Raises: Overloaded when there are as many readers as there may be, those whose clients have left apart.
+        """
+        if self.present + len(self._places) >= (self._most_attached if attaching else self._limit):
             raise errors.Overloaded("Too many connections are reading.", retry_after_seconds=2)
+        place = Place()
+        self._places.add(place)
+        return place
 
     def add(
         self,
@@ -240,6 +254,8 @@ def frames(
                     sent = next_token_frame(log, reader)
                 if sent is None:
                     if terminal is not None:
+                        reader.frame_at = time.monotonic()
+                        reader.sending = True
                         yield _terminal(log, terminal)
                         log.end_read = True
                         return
@@ -293,15 +309,13 @@ def wait(
     with log.reader(log.head, only_end=True) as reader:
         readers.add(reader, every_seconds=0.0, departed=departed)
         try:
-            while log.terminal is None:
+            while log.terminal is None and (deadline is None or time.monotonic() < deadline):
                 reader.wait()
                 if reader.is_released and log.terminal is None:
                     if reader.is_departed and not readers.is_leaving and not reader.is_foreign:
                         raise errors.Overloaded(retry_after_seconds=2)
                     raise errors.ShuttingDown(retry_after_seconds=1)
                 now = time.monotonic()
-                if deadline is not None and now >= deadline:
-                    break
                 if now - asked_at >= LOOK_SECONDS:
                     asked_at = now
                     if gone():

@@ -13,6 +13,7 @@ from app import errors, schemas
 from app.logs import utc_now
 from app.routes import reading
 from app.runtime import Runtime
+from app.sse import Place
 from app.streams.store import Binding, Origin, StreamLog
 from app.upstream import Question
 
@@ -82,7 +83,7 @@ def _log(runtime: Runtime) -> tuple[StreamLog, reading.Cursor | None]:
     _admit(runtime, hashed)
     with runtime.bodies.read(request.environ, at_most=runtime.settings.max_body_bytes) as body:
         asked = schemas.read_request(body, runtime.settings)
-    _admit(runtime, hashed)
+    g.place = _admit(runtime, hashed)
     binding = Binding(hashed, asked.fingerprint) if hashed else None
     origin = Origin(g.correlation_id, asked.model, utc_now(), asked.prompt_tokens)
     question = Question(asked.messages, asked.model, asked.max_tokens, asked.temperature)
@@ -92,16 +93,16 @@ def _log(runtime: Runtime) -> tuple[StreamLog, reading.Cursor | None]:
     return log, None
 
 
-def _admit(runtime: Runtime, key: str | None) -> None:
-    """Judge whether there is room for another generation and its reader. Who attaches by a key, hashed, starts nothing,
-    and has room beside them.
+def _admit(runtime: Runtime, key: str | None) -> Place:
+    """Judge whether there is room for another generation, and keep the place of its reader. Who attaches by a key,
+    hashed, starts nothing, and has room beside them.
 
     Raises: Overloaded, ShuttingDown, StoreUnavailable.
     """
     try:
         runtime.store.admit()
-        runtime.readers.admit()
+        return runtime.readers.admit()
     except (errors.Overloaded, errors.ShuttingDown):
         if key is None or not runtime.store.knows(key):
             raise
-        runtime.readers.admit(attaching=True)
+        return runtime.readers.admit(attaching=True)

@@ -76,6 +76,7 @@ def register(app: Flask, runtime: Runtime) -> None:
         if "Content-Security-Policy" not in response.headers:
             response.headers["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
         _add_cors(response, settings.cors_origins)
+        g.pop("place", None)  # who reads begins now, and is counted from there on: nobody runs in between
         return response
 
 

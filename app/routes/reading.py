@@ -81,7 +81,7 @@ def event_stream(runtime: Runtime, log: StreamLog, cursor: Cursor | None, *, is_
         response = Response(status=204)
     else:
         if request.method != "HEAD" and not is_admitted:
-            runtime.readers.admit()
+            g.place = runtime.readers.admit()
         response = Response(_frames(runtime, log, begin), content_type="text/event-stream; charset=utf-8")
     response.headers.update(STREAM_HEADERS)
     response.headers["X-Stream-Id"] = log.stream_id
@@ -126,7 +126,7 @@ def waited(runtime: Runtime, log: StreamLog, cursor: Cursor | None = None, *, is
     prefer = _WAIT.search(request.headers.get("Prefer", ""))
     if terminal is None and request.method != "HEAD":
         if not is_admitted:
-            runtime.readers.admit()
+            g.place = runtime.readers.admit()
             is_admitted = True
         terminal = _wait(runtime, log, seconds=float(prefer[1]) if prefer else None)
     if terminal is None:
@@ -160,6 +160,7 @@ def _wait(runtime: Runtime, log: StreamLog, *, seconds: float | None) -> Termina
     event("reader_attached", stream=name, correlation_id=correlation_id, mode="wait", after=0)
     if client is not None:
         runtime.connections.reads(client)
+    g.pop("place", None)  # it is counted from here on
     try:
         return sse.wait(
             log,
@@ -200,7 +201,7 @@ def _ended(runtime: Runtime, log: StreamLog, terminal: Terminal, *, is_admitted:
         response.set_data(body("" if piece is None else piece.text))
     else:
         if not is_admitted:
-            runtime.readers.admit()
+            g.place = runtime.readers.admit()
         before, _, after = body(_TEXT).partition(json.dumps(_TEXT)[1:-1])
         response.headers.pop("Content-Length", None)
         response.response = _whole(runtime, log, before, after)

@@ -320,6 +320,7 @@ class MemoryStore:
         self._gone: OrderedDict[int, int | None] = OrderedDict()
         self._gone_keys: dict[int, int] = {}
         self._bytes = 0
+        self._prompt_bytes = 0
         self._admitting = True
 
     @property
@@ -380,13 +381,20 @@ class MemoryStore:
             log = MemoryLog(self, new_stream_id(), origin, binding, prompt_bytes=self._counted(prompt_bytes))
             self._make_room(log.cost)
             self._bytes += log.cost
+            self._prompt_bytes += log.prompt_bytes
             self._live[log.stream_id] = log
             if binding is not None:
                 self._keys[binding.key] = (log.stream_id, binding.fingerprint)
             return log, True
 
     def _counted(self, prompt_bytes: int) -> int:
-        return min(prompt_bytes, self._budget_bytes // 2)
+        """Judge how much of a question is counted. Questions have half of the budget together: what is being answered
+        must not break off for what waits. Raises: Overloaded."""
+        most = self._budget_bytes // 2
+        counted = min(prompt_bytes, most)
+        if self._prompt_bytes + counted > most:
+            raise errors.Overloaded("There is no memory left for another question.", retry_after_seconds=5)
+        return counted
 
     def _bound(self, binding: Binding) -> MemoryLog | None:
         """Return the log that this key began, if it did."""
@@ -442,6 +450,7 @@ class MemoryStore:
             released, log.prompt_bytes = log.prompt_bytes, 0
             log.cost -= released
             self._bytes -= released
+            self._prompt_bytes -= released
 
     def ended(self, log: MemoryLog) -> None:
         """Move a log from the live ones to those that may be evicted."""

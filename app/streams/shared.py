@@ -716,6 +716,7 @@ class SharedStore(MemoryStore):
             log = self.log_type(self, new_stream_id(), origin, binding, prompt_bytes=self._counted(prompt_bytes))
             self._make_room(log.cost)
             self._bytes += log.cost
+            self._prompt_bytes += log.prompt_bytes
             self._live[log.stream_id] = log
             return log
 

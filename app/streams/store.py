@@ -220,8 +220,8 @@ class Store(Protocol):
     ) -> tuple[StreamLog, bool]:
         """Begin a log, or return the one that the same key and request began; True when it is new.
 
-        `prompt_bytes`: what its question takes in memory, counted with the log until `release_prompt`. A single one
-        counts as half of the budget at most, so that the largest request is not refused by an empty store.
+        `prompt_bytes`: what its question takes in memory, counted with the log until `release_prompt`. All of
+        them count for half of the budget at most, and so does a single one, whatever its size.
 
         Raises: IdempotencyKeyReused, StreamExpired (the key's log is gone), Overloaded, ShuttingDown,
         StoreUnavailable.

@@ -164,10 +164,12 @@ class OpenAIUpstream:
             try:
                 return self._post(sent)
             except openai.OpenAIError as error:
-                if refused := failures.refused_parameter(error):
+                refused = failures.refused_parameter(error)
+                if refused:
                     dialect.learn(refused)
-                # Also where another question at the same moment learned it first.
-                if dialect.parameters(question) == sent:
+                # Asked again also where another question at the same moment learned it first; what was refused in this
+                # way was not answered, and does not count as an attempt.
+                if not refused or dialect.parameters(question) == sent:
                     raise failures.from_sdk(error) from error
 
     def _post(self, body: dict[str, Any]) -> httpx2.Response:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import time
+from collections import Counter
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +20,17 @@ from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream,
 from tests.live.figures import unheard
 from tests.live.many import Asker, Got, read_one, run
 from tests.live.pace import in_ms, paced_upstream, percentile, read_paced
-from tests.live.steps import KEY, about, begin, log_name, new_key, poll, settings
+from tests.live.steps import KEY, about, asked, begin, log_name, new_key, poll, settings
+
+
+def request_of(port: int, path: str, body: dict[str, str]) -> bytes:
+    """Write a whole request."""
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +86,27 @@ def test_reader_over_the_limit_is_503_and_the_others_go_on(small: ChatWait, upst
         upstream.open("go")
         assert [reader.result(15).text for reader in readers] == ["ab"] * 12
         assert len(upstream.completions) == 1
+
+
+@pytest.mark.parametrize("mode", ["streaming", "wait"])
+def test_many_who_ask_in_the_same_moment_are_no_more_than_the_readers_that_may_be(
+    upstream: ScriptedUpstream, mode: str
+) -> None:
+    body = about(upstream, Script(steps=[Token("a"), Gate("go"), Token("b"), Finish(), Done()]))
+    with ChatWait(**settings(upstream, MAX_ACTIVE_STREAMS=100, MAX_READERS=3)) as chatwait:
+        data = request_of(chatwait.port, f"/chat/{mode}", body)
+        asking = [socket.create_connection(("127.0.0.1", chatwait.port), timeout=20) for _ in range(60)]
+        for connection in asking:
+            connection.sendall(data)
+        poll(lambda: len(chatwait.log_of("request_received", method="POST")) == 60, seconds=10, what="all requests")
+        upstream.wait_reached("go", count=3)
+        attached = len(chatwait.log_of("reader_attached"))
+        upstream.open("go")
+        answers = [connection.recv(12) for connection in asking]
+        for connection in asking:
+            connection.close()
+    assert (attached, Counter(answers)) == (3, {b"HTTP/1.1 200": 3, b"HTTP/1.1 503": 57})
+    assert len(asked(upstream, body)) == 3
 
 
 def test_who_attaches_by_a_key_has_room_beside_generations_and_readers(

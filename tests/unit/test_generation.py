@@ -440,6 +440,38 @@ def test_whole_answer_followed_by_comments_is_done_when_it_was_silent_for_too_lo
     assert terminal.content["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("more", [Part(), finish(), Part(usage={"completion_tokens": 1, "prompt_tokens": 1})])
+def test_whole_answer_followed_by_the_same_again_and_again_is_done_when_it_was_silent(gate: Gate, more: Part) -> None:
+    usage = Part(usage={"completion_tokens": 1, "prompt_tokens": 1})
+    lives: list[float] = []
+    made = Run(FakeUpstream([*texts("a"), finish(), usage, lambda: lives.append(now()), *[[more]] * 3, gate]))
+
+    def now() -> float:
+        return made.generation.last_life
+
+    made.start()
+    gate.wait_reached()
+    assert now() == lives[0], "what says nothing new is no life of what is whole"
+    check_at(made, 30.1)
+    gate.open()
+    assert made.join().event == "done"
+
+
+@pytest.mark.parametrize("more", [Part("b"), Part(usage={"completion_tokens": 1, "prompt_tokens": 1})])
+def test_whole_answer_that_says_something_new_lives(gate: Gate, more: Part) -> None:
+    lives: list[float] = []
+    made = Run(FakeUpstream([*texts("a"), finish(), lambda: lives.append(now()), [more], gate]))
+
+    def now() -> float:
+        return made.generation.last_life
+
+    made.start()
+    gate.wait_reached()
+    assert now() > lives[0]
+    gate.open()
+    made.join()
+
+
 def test_whole_answer_that_goes_on_without_text_for_longer_than_allowed_is_done(gate: Gate) -> None:
     made = Run(FakeUpstream([*texts("a"), finish(), gate]))
     made.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
@@ -302,8 +303,12 @@ def test_stream_marks_the_reader_as_sending_exactly_while_a_frame_is_out() -> No
         while not reader._asleep:  # type: ignore[attr-defined]
             threading.Event().wait(0.001)
         assert not reader.sending
+        reader.frame_at -= 100.0
+        before = time.monotonic()
         finish(log)
         assert waiting.result(PATIENCE_SECONDS).startswith(b"event: done")
+    assert reader.sending, "the last frame may get stuck like any other"
+    assert reader.frame_at >= before
     loop.close()
 
 
@@ -456,7 +461,28 @@ def test_readers_at_their_limit_admit_no_more() -> None:
     assert refused.value.retry_after_seconds
 
 
+def test_readers_keep_a_place_for_as_long_as_it_is_held() -> None:
+    readers = Readers(limit=2, heartbeat_seconds=10.0)
+    places = [readers.admit() for _ in range(2)]
+    with pytest.raises(errors.Overloaded):
+        readers.admit()
+    places.pop()
+    readers.add(FakeReader(0.0))  # type: ignore[arg-type]
+    with pytest.raises(errors.Overloaded):
+        readers.admit()
+    places.pop()
+    assert readers.admit() is not None
+
+
 # Waiting for the end
+
+
+def test_wait_for_no_time_returns_at_once() -> None:
+    log = log_of("a", end=False)
+    readers = Readers(limit=10, heartbeat_seconds=10.0)  # which nobody checks: nothing would wake who sleeps
+
+    assert sse.wait(log, readers, seconds=0.0, gone=lambda: False) is None
+    assert (log.readers, readers.count) == (0, 0)
 
 
 def test_wait_returns_the_end_of_a_finished_log_at_once() -> None:

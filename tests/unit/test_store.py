@@ -835,13 +835,17 @@ def test_store_counts_a_question_until_it_is_answered(store: Any, clock: Time) -
     ended, _ = store.create(ORIGIN, prompt_bytes=300_000)
     assert ended.finish(end_with())
     ended.release_prompt()
-    for _ in range(2):
-        store.create(ORIGIN, prompt_bytes=300_000)
+    live = begin(store)
+    live.append("x" * 400_000)
+    waiting, _ = store.create(ORIGIN, prompt_bytes=300_000)
     assert is_kept(store, kept)
-    store.create(ORIGIN, prompt_bytes=300_000)
+    store.create(ORIGIN, prompt_bytes=200_000)
     assert not is_kept(store, kept), "a question takes the place of finished answers"
     with pytest.raises(errors.Overloaded):
-        store.create(ORIGIN, prompt_bytes=300_000)
+        store.create(ORIGIN, prompt_bytes=200_000)
+    assert live.append("x" * 100_000), "what is answered does not break off for questions that wait"
+    waiting.release_prompt()
+    store.create(ORIGIN, prompt_bytes=200_000)
     assert store.used_bytes <= BUDGET_BYTES
     for live in list(store._live.values()):
         live.finish(end_with())

@@ -301,6 +301,30 @@ def test_two_first_questions_at_once_both_learn_what_is_refused(clients: Clients
     assert [parts[0].text for parts in answers] == ["Hi", "Hi"]
 
 
+def test_other_errors_are_not_asked_again_for_what_another_question_learns(clients: Clients) -> None:
+    upstream, server = clients()
+    both_asked = threading.Barrier(2)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        if body["temperature"]:
+            both_asked.wait(20)
+            learned.result(20)
+            return httpx.Response(503)
+        if "stream_options" in body:
+            both_asked.wait(20)
+            return refusal("Unknown: stream_options")
+        return streamed()
+
+    server.route.mock(side_effect=answer)
+    with ThreadPoolExecutor(2) as threads:
+        learned = threads.submit(parts_of, upstream, Question(MESSAGES, "m", 1, 0.0))
+        failed = threads.submit(parts_of, upstream, Question(MESSAGES, "m", 1, 0.5))
+        with pytest.raises(errors.UpstreamUnavailable):
+            failed.result(30)
+    assert len(server.requests) == 3
+
+
 # What comes back
 
 
