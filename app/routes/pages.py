@@ -69,10 +69,10 @@ def register(app: Flask, store: Store) -> None:
         response.headers["Cache-Control"] = "no-cache"
         return response
 
-    @app.get("/assets/<version>/<name>")
-    def show_asset(version: str, **_: str) -> Response:
+    @app.get("/assets/<tree>/<name>")
+    def show_asset(**path: str) -> Response:
         """A file that a page loads: of this tree, or of another version's that this one can get hold of."""
-        asset = tree.assets.get(request.path) or others.of(version).get(request.path)
+        asset = tree.assets.get(request.path) or others.of(path["tree"]).get(request.path)
         if asset is None:
             raise errors.NotFound
         response = _file(asset)

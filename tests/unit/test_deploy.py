@@ -86,14 +86,14 @@ def test_worker_has_room_for_the_connections_that_its_limits_allow(streams: int,
 
 
 def test_proxies_have_room_for_as_many_connections_as_the_service() -> None:
-    """Each takes two in nginx: the client's and ours."""
+    """Each takes two in nginx, the client's and ours, and there may be two instances."""
     told = number(r"worker_connections (\d+)/", SHARED.replace("sed -e 's/worker_connections  *[0-9]*/", ""))
-    assert told > 2 * DEFAULTS.connections
+    assert told > 2 * 2 * DEFAULTS.connections
     assert services()["nginx"]["ulimits"]["nofile"] >= 2 * told
     (guide, descriptors) = re.search(r"worker_connections (\d+);.*worker_rlimit_nofile (\d+);", GUIDE).groups()  # type: ignore[union-attr]
     assert (int(guide), int(descriptors)) == (told, 2 * told)
     assert f"2 × that sum ({DEFAULTS.connections:,})" in GUIDE
-    assert number(r"maxconn (\d+)", HAPROXY) > DEFAULTS.connections
+    assert number(r"maxconn (\d+)", HAPROXY) > 2 * DEFAULTS.connections
 
 
 def test_guide_lists_the_options_that_the_files_have() -> None:
@@ -262,7 +262,7 @@ def test_shared_compose_makes_an_nginx_configuration_that_nginx_takes(tmp_path: 
         timeout=60,
     )
     assert told.returncode == 0, told.stderr
-    assert "worker_connections 8192;" in (tmp_path / "main.conf").read_text(encoding="utf-8")
+    assert "worker_connections 16384;" in (tmp_path / "main.conf").read_text(encoding="utf-8")
 
 
 def test_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
