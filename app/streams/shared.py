@@ -178,8 +178,9 @@ class SharedLog(MemoryLog):
                     self._unsent.append(data)
                 else:
                     self._unsent += [chunk.encode() for chunk in chunks]
-        if self._shows_ahead:
-            self._show(len(self._ends))
+            piece = self._raise_head(len(self._ends)) if self._shows_ahead else None
+        if piece is not None:
+            self._tell(piece)
         if not self.is_cut_off:
             self._shared.changed(self)
         return True
@@ -188,16 +189,23 @@ class SharedLog(MemoryLog):
         return self._last is not None or self.terminal is not None or self.is_foreign
 
     def _decided(self, terminal: Terminal) -> None:
-        self._last = terminal
-        if self._shows_ahead:
+        with self._lock:
+            if self.is_foreign:
+                return  # it has been taken over while its end was written
+            self._last = terminal
+            is_shown = self._shows_ahead
+        if is_shown:
             self._close(terminal)
         if not self.is_cut_off:
             self._shared.changed(self)
 
     def _close(self, terminal: Terminal) -> None:
-        if self.terminal is None:
-            super()._close(terminal)
-            self.ended.set()
+        with self._lock:
+            if self.terminal is not None:
+                return
+            self.terminal = terminal
+        super()._close(terminal)
+        self.ended.set()
 
     def book(self, write: Callable[[str], None]) -> None:
         if self.is_foreign:
@@ -225,16 +233,18 @@ class SharedLog(MemoryLog):
         self._booking = None
         self._shared.unbooked.discard(self)
 
-    def _show(self, head: int) -> None:
-        """Let readers have what is there up to a sequence number."""
-        with self._lock:
-            shown = self.head
-            if head <= shown:
-                return
-            start = self._ends[shown - 1] if shown else 0
-            text = self._text[start : self._ends[head - 1]].decode()
-            self.head = head
-        self._tell(Piece(head, head - shown, text))
+    def _raise_head(self, head: int) -> Piece | None:
+        """Let readers have what is there up to a sequence number; return what they are to be told of.
+
+        Called with the lock held, in which it was found that they may have it.
+        """
+        shown = self.head
+        if head <= shown:
+            return None
+        start = self._ends[shown - 1] if shown else 0
+        text = self._text[start : self._ends[head - 1]].decode()
+        self.head = head
+        return Piece(head, head - shown, text)
 
     # Ours: what becomes of it
 
@@ -283,7 +293,7 @@ class SharedLog(MemoryLog):
                 self.book_as(BOOKED)
                 self._close(last)
                 self._shared.end_stored(self)
-            self._is_resumable()
+            self._is_resumable(has_end=True)
         else:
             self._not_written(answer)
 
@@ -294,6 +304,7 @@ class SharedLog(MemoryLog):
         elif kind == b"missing":
             self.is_lost = True
             self._resend(0)
+            self._shared.missed()
         elif kind == b"fenced":
             if not self.is_foreign and not self.is_cut_off:
                 self._shared.fenced(self, answer[1])
@@ -324,27 +335,39 @@ class SharedLog(MemoryLog):
         if head > len(self._ends):
             self.not_committable()  # nobody else writes it
             return
-        self._stored = head
-        self._shows_ahead = self.is_cut_off  # it answers again: readers wait until what they have is stored
-        self._show(head)
-        if self._last is None:
-            self._is_resumable()
+        with self._lock:
+            self._stored = head
+            self._shows_ahead = self.is_cut_off  # it answers again: readers wait until what they have is stored
+            piece = self._raise_head(head)
+        if piece is not None:
+            self._tell(piece)
+        self._is_resumable()
 
-    def _is_resumable(self) -> None:
-        """Everything that readers have is stored."""
-        if self.is_unresumable and self._stored >= self.head and not self.is_cut_off:
+    def _is_resumable(self, *, has_end: bool = False) -> None:
+        """Tell readers, if everything that they have is stored: an end that is known they may have at any moment."""
+        with self._lock:
+            if not self.is_unresumable or self._stored < self.head or self.is_cut_off:
+                return
+            if self._last is not None and not has_end:
+                return
             self.is_unresumable = False
-            self._nudge()
+        self._nudge()
 
     def go_on_unstored(self) -> None:
         """Show what is there though the engine is away; readers are told first."""
-        self._shows_ahead = True
-        if not self.is_unresumable:
-            self.is_unresumable = True
+        with self._lock:
+            if self.is_foreign or (self.terminal is not None and not self.is_cut_off):
+                return  # it has become another's, or ended, since it was looked at
+            is_told = self.is_unresumable
+            self._shows_ahead = self.is_unresumable = True
+            piece = self._raise_head(len(self._ends))
+            last = self._last
+        if not is_told:
             self._nudge()
-        self._show(len(self._ends))
-        if self._last is not None:
-            self._close(self._last)
+        if piece is not None:
+            self._tell(piece)
+        if last is not None:
+            self._close(last)
 
     def cut_off(self) -> None:
         """Go on to its end for its own readers alone."""
@@ -358,19 +381,25 @@ class SharedLog(MemoryLog):
 
     # Another's
 
-    def give_up(self) -> None:
-        """Become a copy: another worker has taken it over. What was not shown is taken from there, if it got there."""
+    def give_up(self, head: int) -> bool:
+        """Become a copy: another worker has taken it over. What was not shown is taken from there, if it got there.
+
+        False when it cannot: its readers have more than the engine's head, or its end, or are about to.
+        """
         with self._lock:
+            if self.head > head or self.terminal is not None or (self.is_unresumable and self._last is not None):
+                return False
             self._ending = True
             self.fence = 0
             self._last = None
             del self._text[self._ends[self.head - 1] if self.head else 0 :]
             del self._ends[self.head :]
             self._unsent = None
+            self.owner = ""  # nobody's sign of life: it is looked up
+            self.is_unresumable = self._shows_ahead = False
         self._book_nothing()
-        self.owner = ""  # nobody's sign of life: it is looked up
-        self.is_unresumable = self._shows_ahead = False
         self._nudge()
+        return True
 
     def adopt(self, fence: int, owner: str) -> None:
         """Become ours: its producer is gone."""
@@ -581,6 +610,10 @@ class SharedStore(MemoryStore):
         log.end_read = True  # whoever has not read it can do so at any worker
         self._recent.append((time.monotonic(), log.stream_id))
 
+    def missed(self) -> None:
+        """Hear that the engine has lost a log of ours, and probably our sign of life: nobody may find one alone."""
+        self._renew()
+
     def cancel_asked(self, stream_id: str) -> None:
         """Have one of ours ended with the next tick: to end one may take a while, and others wait for who says so."""
         self._cancels.add(stream_id)
@@ -631,13 +664,12 @@ class SharedStore(MemoryStore):
     def fenced(self, log: SharedLog, head: int) -> None:
         """Hear that a log of ours has been taken over: we were taken for dead."""
         name = log_name(log.stream_id)
-        if log.head > head or log.terminal is not None:
+        if not log.give_up(head):
             event("stream_cut_off", stream=name, correlation_id=log.origin.correlation_id)
             log.cut_off()
             log.book_as("response_cut_off")  # who has taken it over books it
             return
         event("stream_fenced", stream=name, correlation_id=log.origin.correlation_id)
-        log.give_up()
         with self._lock:
             self._live.pop(log.stream_id, None)
             self._copies[log.stream_id] = log

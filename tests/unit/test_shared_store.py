@@ -1112,3 +1112,64 @@ def test_stop_that_takes_a_while_keeps_no_other_log_waiting(database: Database) 
             wait_until(lambda: other.head == 1, "the other's chunk", 5.0)
         finally:
             ends.set()
+
+
+def test_readers_are_told_of_what_is_not_stored_when_the_engine_answers_in_that_moment(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread finds that the engine is late, another takes its answer."""
+    with workers(database.url, 1) as (one,):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        one.pause()
+        log.append("b")
+        monkeypatch.setattr(SharedLog, "_nudge", lambda self: monkeypatch.undo() or self._has_stored(1))
+
+        log.go_on_unstored()
+
+        assert (log.head, log.stored, log.is_unresumable) == (2, 1, True)
+        one.go_on()
+        wait_until(lambda: not log.is_unresumable, "it is stored")
+        assert log.stored == 2
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_log_that_is_given_up_shows_no_more_of_its_own_in_that_moment(
+    database: Database, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """One thread hears that it has been taken over, another finds that the engine is late."""
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        copy = two.store.find(log.stream_id)
+        one.pause()
+        database.client.delete(one.store._life_key(one.store.worker))
+        assert copy.settle(PATIENCE_SECONDS)
+        log.append("b")
+        if ends:
+            log.finish(end_with())
+        monkeypatch.setattr(shared, "event", lambda *_, **more: log.go_on_unstored())
+
+        one.store.fenced(log, 1)
+
+        assert (log.is_foreign, log.head, log.is_unresumable) == (True, 1, False)
+        one.go_on()
+        assert log.settle(PATIENCE_SECONDS)
+        assert log.terminal.content == copy.terminal.content
+
+
+def test_log_that_is_written_anew_is_never_there_without_its_workers_sign_of_life(database: Database) -> None:
+    """Others would take it for a dead worker's."""
+    with workers(database.url, 1) as (one,):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        one.store._next_round = float("inf")
+        one.store.flush()
+        database.client.flushdb()
+        log.append("b")
+        wait_until(lambda: log.head == 2, "it is written anew")
+        one.store.flush()
+        assert database.client.exists(one.store._life_key(one.store.worker))
