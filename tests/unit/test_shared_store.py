@@ -314,7 +314,7 @@ def test_resumes_are_counted_at_every_worker_when_the_end_is_booked(database: Da
         for copy in copies:
             with copy.reader(0), copy.reader(0):
                 pass
-        for worker in (two, three):
+        for worker in (one, two, three):
             worker.store.flush()
         assert log.finish(end_with())
         lines = booked(log)
