@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from app import errors
 from app.streams import shared
-from app.streams.memory import LOG_OVERHEAD_BYTES
+from app.streams.memory import LOG_OVERHEAD_BYTES, MemoryReader
 from app.streams.records import Damaged, read_end
 from app.streams.shared import SharedLog
 from app.streams.store import Binding, Terminal, Totals, log_name, new_stream_id
@@ -43,6 +44,14 @@ def filled(worker: Worker, *chunks: str) -> SharedLog:
     log.append(*chunks)
     wait_until(lambda: log.head == len(chunks), "the chunks")
     return log
+
+
+def wait_of(reader: MemoryReader) -> None:
+    """Wait as a reader does, but not for ever."""
+    waiting = threading.Thread(target=reader.wait, daemon=True)
+    waiting.start()
+    waiting.join(PATIENCE_SECONDS)
+    assert not waiting.is_alive(), "it is woken"
 
 
 @contextlib.contextmanager
@@ -200,6 +209,7 @@ ENTRIES: list[tuple[str, dict[str, str | bytes]]] = [
     ("2-0", {"e": "[]"}),
     ("2-0", {"e": end_text(event="done\nevent: token\ndata: forged")}),
     ("2-0", {"e": end_text(event="token")}),
+    ("2-0", {"e": end_text(event="complete")}),
     ("2-0", {"e": end_text(sequence=1)}),
     ("2-0", {"e": end_text(tokens=7)}),
     ("2-0", {"e": end_text(status="failed")}),
@@ -223,7 +233,7 @@ def test_entry_that_is_none_is_410_for_its_readers_alone(
         copy = two.store.find(log.stream_id)
         with copy.reader(1) as reader:
             database.client.xadd(one.store.keys(log.stream_id)[1], entry, at)
-            reader.wait()
+            wait_of(reader)
             assert reader.is_released, "and comes back"
         assert (copy.terminal, copy.text()) == (None, "a")
         for _ in range(2):
@@ -232,6 +242,22 @@ def test_entry_that_is_none_is_410_for_its_readers_alone(
         assert two.store.used_bytes <= LOG_OVERHEAD_BYTES * 2 + 3 * 4096, "and nothing is kept of it"
     assert [said["stream"] for said in events.of("stream_damaged")] == [log_name(log.stream_id)]
     assert not [line for line in events.records if line.levelname == "ERROR" and line.exc_info]
+
+
+def test_copy_that_fails_at_what_is_read_stops_no_other(pair: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with it: its readers come back, and the others read on."""
+    one, two = pair
+
+    def fail(*_: Any) -> None:
+        raise IndexError
+
+    with nobody_else_is_harmed(one, two):
+        log = filled(one, "a")
+        copy = two.store.find(log.stream_id)
+        monkeypatch.setattr(SharedLog, "take", _only_for(copy, SharedLog.take, fail))
+        log.append("b")
+        wait_until(lambda: copy.is_dropped, "it is given up", 5.0)
+        assert two.store.find(log.stream_id, reach=2).text() == "ab"
 
 
 def test_end_that_newer_versions_add_to_is_read() -> None:
@@ -256,6 +282,10 @@ FIELDS: list[tuple[str, str | bytes | None]] = [
     ("fence", "0"),
     ("fence", "1e3"),
     ("fence", str(2**60)),
+    ("fence", str(2**53)),
+    ("head", str(2**60)),
+    ("head", str(2**53)),
+    ("head", None),
     ("key", "k"),
 ]
 
@@ -302,7 +332,7 @@ def test_entries_that_become_another_kind_while_they_are_followed_stop_no_other(
         copy = two.store.find(log.stream_id)
         with copy.reader(1) as reader:
             other_entries(database, one.store.keys(log.stream_id))
-            reader.wait()
+            wait_of(reader)
             assert reader.is_released
         with pytest.raises(errors.StreamExpired):
             two.store.find(log.stream_id)
