@@ -270,7 +270,7 @@ def test_workers_that_share_an_engine_never_contradict_each_other(engine: Engine
     run_state_machine_as_test(
         Here,
         settings=settings(
-            max_examples=16, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 
