@@ -104,10 +104,12 @@ def test_reader_keeps_its_place_among_too_many_connections(small: ChatWait, upst
     with KeptAlive(HOST, small.port) as kept, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(post, f"{small.base_url}/chat/wait", second, timeout=30)
         stream_id = begin(small.base_url, first)
+        name = log_name(stream_id)
+        small.wait_for_log("reader_left", stream=name)  # or there is room again as soon as it is noticed
         kept.send(raw(f"GET /chat/streaming/{stream_id} HTTP/1.1"))
-        small.wait_for_log("reader_attached", stream=log_name(stream_id), after=0)
+        poll(lambda: len(small.log_of("reader_attached", stream=name)) == 2, seconds=10, what="the reader")
         upstream.wait_reached("two")
-        with many(small.port, SMALL_MOST + 50, HALF_HEAD) as crowd:
+        with many(small.port, SMALL_MOST + 50) as crowd:  # which stay for longer than this takes, however slow it is
             poll(lambda: has_ended(crowd[40]), seconds=10, what="the oldest to make room")
             upstream.open("one")
             reply = kept.read_reply()

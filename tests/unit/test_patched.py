@@ -10,17 +10,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [
-    *("patched_cases.py", "test_arrivals.py", "test_transport_receive.py", "test_transport_others.py"),
-    *("test_sockets.py", "test_sse_direct.py", "test_upstream_refusals.py"),
+    ["patched_cases.py", "test_arrivals.py", "test_transport_receive.py", "test_sockets.py", "test_sse_direct.py"],
+    ["test_transport_others.py"],
+    ["test_upstream_refusals.py"],
 ]
 RUN = "from gevent import monkey; monkey.patch_all(); import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
 
 
-def test_hot_path_holds_where_gevent_has_patched_everything() -> None:
+@pytest.mark.parametrize("names", FILES, ids=["here", "others", "refusals"])
+def test_hot_path_holds_where_gevent_has_patched_everything(names: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    files = [f"tests/unit/{name}" for name in FILES]
+    files = [f"tests/unit/{name}" for name in names]
     command = [sys.executable, "-c", RUN, "-n", "0", "-q", "--tb=short", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
