@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from app import errors
@@ -18,6 +18,12 @@ DISCARD_BYTES = 16 * 1_048_576
 DISCARD_SECONDS = 1.0
 DISCARD_QUIET_SECONDS = 0.25
 PIECE_BYTES = 16_384
+SMALL_BYTES = 65_536
+"""A body of up to so much has room of its own beside larger ones."""
+
+STALLED_SECONDS = 1.0
+"""A body of which no piece has come for so long makes room for others."""
+
 FREE_CHUNKS = 2048
 MEAN_CHUNK_BYTES = 512
 CHUNKS_AT_A_TIME = 256
@@ -26,14 +32,33 @@ READ = "chatwait.body_read"
 CHUNKS = "chatwait.chunks"
 
 
+class _Coming:
+    """A body that is being received. Units: bytes, monotonic seconds."""
+
+    __slots__ = ("arrived", "connection", "declared", "held", "is_displaced", "piece_at")
+
+    def __init__(self, connection: socket.socket | None, declared: int) -> None:
+        self.connection = connection
+        self.declared = declared
+        self.arrived = 0
+        self.held = 0
+        self.piece_at = time.monotonic()
+        self.is_displaced = False
+
+
 class Bodies:
-    """Reads the bodies of requests within `budget_bytes` for all of them, and ends those that take too long."""
+    """Reads the bodies of requests within `budget_bytes` for all of them, and ends those that take too long.
+
+    Small ones have an eighth of that beside it. Where there is no room, the body makes some that has stalled for
+    longest; who comes is refused where none has.
+    """
 
     def __init__(self, *, budget_bytes: int, connections: Connections, seconds: float = BODY_SECONDS) -> None:
         self._budget_bytes = budget_bytes
         self._connections = connections
         self._seconds = seconds
         self._due: dict[socket.socket, float] = {}
+        self._coming: dict[_Coming, None] = {}
         self._held_bytes = 0
 
     @contextmanager
@@ -41,29 +66,89 @@ class Bodies:
         """Give the whole body, which counts as it arrives and for as long as it is looked at.
 
         Raises: BodyTooLarge, as soon as it is announced or seen; Overloaded, when others' bodies leave no room;
-        RequestTimeout, InvalidJson (it broke off, or is encoded), InvalidRequest (its chunks).
+        RequestTimeout (also when it stalls and others need its room), InvalidJson (it broke off, or is encoded),
+        InvalidRequest (its chunks).
         """
         declared = int(environ.get("CONTENT_LENGTH") or 0)
         if declared > at_most:
             raise _too_large(at_most)
         pieces: list[bytes] = []
         size = 0
+        coming = _Coming(environ.get("gunicorn.socket"), declared)
+        self._coming[coming] = None
         try:
-            for piece in self._pieces(environ, at_most=at_most, seconds=self._seconds):
-                if size + len(piece) > at_most:
-                    raise _too_large(at_most)
-                if self._held_bytes + len(piece) > self._budget_bytes:
-                    raise errors.Overloaded("Too many requests are being received.", retry_after_seconds=2)
-                size += len(piece)
-                self._held_bytes += len(piece)
-                pieces.append(piece)
+            with self._counted(environ, coming, lambda: size):
+                for piece in self._pieces(environ, at_most=at_most, seconds=self._seconds, coming=coming):
+                    if size + len(piece) > at_most:
+                        raise _too_large(at_most)
+                    size += len(piece)
+                    self._hold(coming, max(coming.held, size))
+                    pieces.append(piece)
             if size < declared:
                 raise errors.InvalidJson("The body ended before its announced length.")
+            self._coming.pop(coming, None)
             body = b"".join(pieces)
             pieces.clear()
             yield body
         finally:
-            self._held_bytes -= size
+            self._coming.pop(coming, None)
+            self._held_bytes -= coming.held
+
+    @contextmanager
+    def _counted(self, environ: dict[str, Any], coming: _Coming, size: Callable[[], int]) -> Iterator[None]:
+        """Count what the server receives of a body at once: up to a piece of it waits there for the rest of it."""
+        unreader = _unreader(environ)
+        if unreader is None:
+            yield
+            return
+        receive = unreader.chunk
+
+        def arrived(data: bytes) -> None:
+            coming.arrived += len(data)
+            if coming.arrived // PIECE_BYTES > (coming.arrived - len(data)) // PIECE_BYTES:
+                coming.piece_at = time.monotonic()
+            # Of chunks their lines arrive as well, and are not kept; what waits is less than two pieces.
+            self._hold(coming, max(coming.held, min(coming.arrived, size() + 2 * PIECE_BYTES)))
+
+        def chunk(size_hint: int | None = None) -> bytes:
+            data: bytes = receive(size_hint)
+            arrived(data)
+            return data
+
+        arrived(unreader.buf.getvalue()[: coming.declared or None])  # what came with the head
+        unreader.chunk = chunk
+        try:
+            yield
+        finally:
+            del unreader.chunk
+
+    def _hold(self, coming: _Coming, held: int) -> None:
+        """Count what is held of a body. Raises: Overloaded, RequestTimeout (it has made room)."""
+        if coming.is_displaced:
+            raise _displaced()
+        more = held - coming.held
+        is_small = max(coming.declared, held) <= SMALL_BYTES
+        most = self._budget_bytes + (self._budget_bytes // 8 if is_small else 0)
+        while more > 0 and self._held_bytes + more > most:
+            if not self._displace(coming):
+                raise errors.Overloaded("Too many requests are being received.", retry_after_seconds=2)
+        coming.held = held
+        self._held_bytes += more
+
+    def _displace(self, comes: _Coming) -> bool:
+        """End the body that has stalled for longest; False when there is none but the one that comes."""
+        since = time.monotonic() - STALLED_SECONDS
+        stalled = [late for late in self._coming if late.held and late.piece_at <= since and late is not comes]
+        if not stalled:
+            return False
+        late = min(stalled, key=lambda one: one.piece_at)
+        late.is_displaced = True
+        self._held_bytes -= late.held
+        late.held = 0
+        del self._coming[late]
+        if late.connection is not None:
+            _end_reading(late.connection)
+        return True
 
     def discard(self, environ: dict[str, Any]) -> bool:
         """Read the rest of a body that nobody wants; False when it does not come at once, and the connection must end.
@@ -87,7 +172,9 @@ class Bodies:
                 connection.settimeout(None)
         return bool(environ[READ] == "whole")
 
-    def _pieces(self, environ: dict[str, Any], *, at_most: int, seconds: float) -> Iterator[bytes]:
+    def _pieces(
+        self, environ: dict[str, Any], *, at_most: int, seconds: float, coming: _Coming | None = None
+    ) -> Iterator[bytes]:
         source = environ["wsgi.input"]
         environ[READ] = "unreadable"
         if environ.get("HTTP_TRANSFER_ENCODING", "chunked").strip().lower() != "chunked":
@@ -96,15 +183,22 @@ class Bodies:
             chunks.begin(at_most)
         left = at_most
         with self._timed(environ, seconds) as overdue:
+
+            def check() -> None:
+                if coming is not None and coming.is_displaced:
+                    raise _displaced()
+                if overdue():
+                    raise _late(seconds)
+
             while left >= 0:
                 try:
                     piece = source.read(PIECE_BYTES)
+                except errors.ChatError:  # there is no room for it
+                    raise
                 except Exception as error:  # noqa: BLE001 - the server's parser has exceptions of its own
-                    if overdue():  # the shutdown that ends a read that is overdue breaks it too
-                        raise _late(seconds) from None
+                    check()  # the shutdown that ends a read breaks it too
                     raise _unreadable(error) from None
-                if overdue():
-                    raise _late(seconds)
+                check()
                 if not piece and chunks is not None and chunks.is_over:
                     environ[READ] = "part"
                     raise _too_large(at_most)
@@ -135,10 +229,20 @@ class Bodies:
         """End the reading of what is overdue: whoever waits for more of it gets nothing."""
         for connection, deadline in list(self._due.items()):
             if now >= deadline:
-                try:
-                    connection.shutdown(socket.SHUT_RD)
-                except OSError:
-                    pass  # gone meanwhile
+                _end_reading(connection)
+
+
+def _end_reading(connection: socket.socket) -> None:
+    """Have whoever waits for more of a connection get nothing."""
+    with suppress(OSError):  # gone meanwhile
+        connection.shutdown(socket.SHUT_RD)
+
+
+def _unreader(environ: dict[str, Any]) -> Any:
+    """Give what receives for a request's body; None where the server is another."""
+    reader = getattr(environ["wsgi.input"], "reader", None)
+    found = getattr(reader, "unreader", None) or getattr(getattr(reader, "req", None), "unreader", None)
+    return found if hasattr(found, "chunk") and hasattr(found, "buf") else None
 
 
 class _Crumbs(Exception):
@@ -147,6 +251,10 @@ class _Crumbs(Exception):
 
 def _too_large(at_most: int) -> errors.BodyTooLarge:
     return errors.BodyTooLarge(f"It is larger than {at_most} bytes, the most this server takes.")
+
+
+def _displaced() -> errors.RequestTimeout:
+    return errors.RequestTimeout("It had stopped coming, and others needed its room.")
 
 
 def _late(seconds: float) -> errors.RequestTimeout:

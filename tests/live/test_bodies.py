@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -110,13 +112,15 @@ def small(shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
 
 
 @contextmanager
-def unfinished(port: int, *sizes: int) -> Iterator[list[socket.socket]]:
-    """Hold bodies of MOST bytes of which so many have been sent."""
+def unfinished(chatwait: ChatWait, *sizes: int) -> Iterator[list[socket.socket]]:
+    """Hold bodies of MOST bytes of which so many have been sent; on leaving, the service has seen them leave."""
+    before = chatwait.resources()["sockets"]
     with ExitStack() as stack:
-        socks = [stack.enter_context(connect(port)) for _ in sizes]
+        socks = [stack.enter_context(connect(chatwait.port)) for _ in sizes]
         for sock, size in zip(socks, sizes, strict=True):
             sock.sendall(raw(WAIT, JSON, f"Content-Length: {MOST}", body=b" " * size))
         yield socks
+    poll(lambda: chatwait.resources()["sockets"] <= before + 2, seconds=10, what="the connections to be gone")
 
 
 def ask(chatwait: ChatWait, size: int) -> Reply:
@@ -127,24 +131,73 @@ def ask(chatwait: ChatWait, size: int) -> Reply:
     )
 
 
-def test_bodies_that_wait_for_their_rest_are_refused_when_they_hold_a_quarter_of_the_memory(small: ChatWait) -> None:
-    with unfinished(small.port, MOST - 1, MOST - 1):
+def is_full_beside(small: ChatWait, size: int, *sizes: int) -> bool:
+    """Tell whether a body of this size is refused while others are on their way; False also where the machine was so
+    slow that these passed for stalled."""
+    with unfinished(small, *sizes):
+        reply = ask(small, size)
+        if reply.status == 200:
+            return False
+        assert_refused(reply, 503, "overloaded")
+        assert int(reply.headers["retry-after"]) >= 1
+        return ask(small, ROOM - 2 * MOST - 20_000).status == 200  # what still fits is taken
 
-        def is_full() -> bool:
-            reply = ask(small, MOST)
-            if reply.status == 200:
-                return False
-            assert_refused(reply, 503, "overloaded")
-            assert int(reply.headers["retry-after"]) >= 1
-            return True
 
-        poll(is_full, seconds=10, what="two bodies to fill the room for them")
-        assert ask(small, ROOM - 2 * MOST - 20_000).status == 200, "what still fits is taken"
+def test_bodies_are_refused_while_others_on_their_way_hold_a_quarter_of_the_memory(small: ChatWait) -> None:
+    poll(lambda: is_full_beside(small, MOST, MOST - 1, MOST - 1), seconds=10, what="two bodies to fill the room")
     poll(lambda: ask(small, MOST).status == 200, seconds=10, what="the room of those that left")
 
 
+def test_bytes_count_before_they_make_a_piece(small: ChatWait) -> None:
+    """Else thousands of connections could hold 16 KiB each beside all that is counted."""
+
+    def is_full() -> bool:
+        with unfinished(small, *[16_000] * 80):
+            return ask(small, MOST).status == 503
+
+    poll(is_full, seconds=5, what="many small parts to fill the room")
+
+
+def test_bodies_that_have_stalled_make_room_for_who_comes(small: ChatWait) -> None:
+    def first_to_end() -> bytes:
+        with unfinished(small, MOST - 1, MOST - 1) as socks:
+            poll(lambda: ask(small, MOST).status == 200, seconds=10, what="room for who comes")
+            ended, _, _ = select.select(socks, [], [], 10)
+            assert len(ended) == 1, "one of them was enough"
+            told = b""
+            while piece := ended[0].recv(65_536):
+                told += piece
+            return told
+
+    told = first_to_end()
+    if told.startswith(b"HTTP/1.1 503 "):  # on a slow machine who asked came before it
+        told = first_to_end()
+    assert told.startswith(b"HTTP/1.1 408 "), told
+    error = json.loads(told.partition(b"\r\n\r\n")[2])
+    assert (error["error_code"], error["retryable"]) == ("request_timeout", True)
+    assert "others needed" in error["detail"]
+
+
+def test_ordinary_question_needs_nobodys_room(small: ChatWait) -> None:
+    """Nor does anybody lose his for it."""
+
+    def is_answered_at_once() -> bool:
+        with unfinished(small, MOST - 1, MOST - 1, ROOM - 2 * MOST) as socks:
+            if ask(small, 100_000).status == 200:  # so slow a machine that they passed for stalled
+                return False
+            for size in (60, 30_000, 60_000):
+                assert ask(small, size).status == 200
+            for sock in socks:
+                sock.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    sock.recv(1)
+            return True
+
+    poll(is_answered_at_once, seconds=10, what="a room that is full")
+
+
 def test_bodies_that_are_only_announced_hold_nothing(small: ChatWait) -> None:
-    with unfinished(small.port, *[0] * 60):
+    with unfinished(small, *[0] * 60):
         assert ask(small, MOST).status == 200
 
 
