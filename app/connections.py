@@ -53,8 +53,10 @@ class Connections:
         """There are as many as may be: what has been answered is to be closed."""
         return self.count >= self._most
 
-    def watch(self, worker: Any) -> None:
-        """Wrap a gunicorn worker's handling of connections and of requests, before it accepts any."""
+    def watch(self, worker: Any, *, most: int | None = None) -> None:
+        """Wrap a gunicorn worker's handling of connections and of requests, before it accepts any. `most` is how many
+        there may be, where that is less than what the limits need."""
+        self._most = self._most if most is None else most
         handle, handle_request = worker.handle, worker.handle_request
 
         def connected(listener: Any, client: socket.socket, address: Any) -> None:
@@ -95,6 +97,13 @@ class Connections:
         """Note that a connection is a reader's: it is bounded as such, and makes room for nobody."""
         if look := self._answered.get(client):
             look.is_reader = True
+
+    def has_read(self, client: socket.socket) -> None:
+        """Note that a connection is a reader's no more: what is left of its answer is as any other's."""
+        if look := self._answered.pop(client, None):
+            look.is_reader = False
+            look.taken_at = time.monotonic()
+            self._answered[client] = look  # the youngest of those
 
     def linger(self, client: socket.socket) -> None:
         """Have a connection closed with care: the client is still sending what nobody reads."""

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flask import Response, g, request
 
@@ -24,7 +25,8 @@ LARGEST_SEQUENCE = 2**53
 
 _CURSOR = re.compile(r"([A-Za-z0-9_-]+)\.(0|[1-9][0-9]{0,15})")
 SHORT_BYTES = 32_768
-"""An answer of more text is written in pieces, and its connection counts as a reader until it has them all."""
+"""A longer answer, as it is written, is written in pieces, and its connection counts as a reader until it has them all.
+The kernel takes a shorter one at once, whoever reads it."""
 
 _TEXT = "\0text\0"
 """Where the text belongs in an answer: no other part of one has a NUL."""
@@ -99,19 +101,30 @@ def _frames(runtime: Runtime, log: StreamLog, begin: int) -> Iterator[bytes]:
 
     def begun() -> Iterator[bytes]:
         event("reader_attached", stream=name, correlation_id=correlation_id, mode="streaming", after=begin)
-        if client is not None:
-            runtime.connections.reads(client)
-        yield from sse.frames(
-            log,
-            begin,
-            runtime.readers,
-            left=left,
-            drop=lambda: _drop(client),
-            departed=lambda: client is not None and not is_connected(client),
-            connection=direct_writer(environ),
-        )
+        with _reading(runtime, client):
+            yield from sse.frames(
+                log,
+                begin,
+                runtime.readers,
+                left=left,
+                drop=lambda: _drop(client),
+                departed=lambda: client is not None and not is_connected(client),
+                connection=direct_writer(environ),
+            )
 
     return to_its_end(runtime, environ, begun())
+
+
+@contextmanager
+def _reading(runtime: Runtime, client: socket.socket | None) -> Iterator[None]:
+    """Have a connection be a reader's for as long as it is counted as one, and no longer."""
+    if client is not None:
+        runtime.connections.reads(client)
+    try:
+        yield
+    finally:
+        if client is not None:
+            runtime.connections.has_read(client)
 
 
 def _drop(client: socket.socket | None) -> None:
@@ -158,17 +171,16 @@ def _wait(runtime: Runtime, log: StreamLog, *, seconds: float | None) -> Termina
         return True
 
     event("reader_attached", stream=name, correlation_id=correlation_id, mode="wait", after=0)
-    if client is not None:
-        runtime.connections.reads(client)
     g.pop("place", None)  # it is counted from here on
     try:
-        return sse.wait(
-            log,
-            runtime.readers,
-            seconds=seconds,
-            gone=lambda: client is not None and is_dead(client),
-            departed=departed,
-        )
+        with _reading(runtime, client):
+            return sse.wait(
+                log,
+                runtime.readers,
+                seconds=seconds,
+                gone=lambda: client is not None and is_dead(client),
+                departed=departed,
+            )
     finally:
         leave()
 
@@ -197,8 +209,10 @@ def _ended(runtime: Runtime, log: StreamLog, terminal: Terminal, *, is_admitted:
         return json.dumps({**error, "partial": {"content": text, "tokens": end["tokens"]}})
 
     piece = log.reader(0).read(SHORT_BYTES)
-    if piece is None or (piece.sequence == log.head and len(piece.text) <= SHORT_BYTES):
-        response.set_data(body("" if piece is None else piece.text))
+    is_all = piece is None or (piece.sequence == log.head and len(piece.text) <= SHORT_BYTES)
+    whole = body("" if piece is None else piece.text) if is_all else ""
+    if is_all and len(whole) <= SHORT_BYTES:  # it is ASCII
+        response.set_data(whole)
     else:
         if not is_admitted:
             g.place = runtime.readers.admit()
@@ -210,8 +224,11 @@ def _ended(runtime: Runtime, log: StreamLog, terminal: Terminal, *, is_admitted:
 
 
 def _whole(runtime: Runtime, log: StreamLog, before: str, after: str) -> Iterator[bytes]:
-    client: socket.socket | None = request.environ.get("gunicorn.socket")
-    if client is not None:
-        runtime.connections.reads(client)
-    pieces = sse.whole(log, before, after, runtime.readers, drop=lambda: _drop(client))
-    return to_its_end(runtime, request.environ, pieces)
+    environ = request.environ
+    client: socket.socket | None = environ.get("gunicorn.socket")
+
+    def begun() -> Iterator[bytes]:
+        with _reading(runtime, client):
+            yield from sse.whole(log, before, after, runtime.readers, drop=lambda: _drop(client))
+
+    return to_its_end(runtime, environ, begun())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -17,6 +19,7 @@ from werkzeug.test import TestResponse
 
 from app import clock, create_app, errors
 from app.config import Settings
+from app.routes import reading
 from app.runtime import Runtime
 from app.streams.store import new_stream_id
 from tests.harness.events import Event, EventParser
@@ -275,6 +278,50 @@ def test_wait_with_a_preference_of_one_second_holds_on_for_it(make: Make, gate: 
 
     assert response.status_code == 202
     assert response.headers["Preference-Applied"] == "wait=1"
+
+
+@pytest.mark.parametrize("mode", ["streaming", "wait", "long wait"])
+def test_connection_is_a_readers_exactly_while_it_counts_as_one(
+    make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Afterwards it makes room for others, and has 30 s for what it does not read, as any other."""
+    monkeypatch.setattr(reading, "is_connected", lambda _: True)
+    monkeypatch.setattr(reading, "is_dead", lambda _: False)
+    app = make(FakeUpstream([*texts("a"), gate, *whole("\x01" * 32_000 if mode == "long wait" else "b")]))
+    runtime = runtime_of(app)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        runtime.connections.is_answered(ours)
+
+        def is_reader() -> bool:
+            look = runtime.connections._answered.get(ours)
+            return look is not None and look.is_reader
+
+        def go_on() -> None:
+            wait_until(is_reader, "it is no reader")
+            gate.open()
+
+        path = "/chat/streaming" if mode == "streaming" else "/chat/wait"
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(go_on)
+            response = app.test_client().post(path, json=ASKED, environ_overrides={"gunicorn.socket": ours})
+            told = [is_reader() for _ in response.iter_encoded()]
+
+        assert set(told) == {mode != "wait"}
+        assert (runtime.readers.count, is_reader()) == (0, False)
+
+
+def test_answer_that_escapes_make_long_is_written_in_pieces_and_counts_as_a_reader(make: Make) -> None:
+    app = make(FakeUpstream(whole("\x01" * 10_000)), max_readers=1)
+    runtime = runtime_of(app)
+    response = app.test_client().post("/chat/wait", json=ASKED)
+
+    assert "Content-Length" not in response.headers
+    pieces = response.iter_encoded()
+    first = next(pieces)
+    assert runtime.readers.count == 1
+    assert json.loads(first + b"".join(pieces))["content"] == "\x01" * 10_000
+    assert runtime.readers.count == 0
 
 
 @pytest.mark.parametrize("prefer", ["wait=-1", "wait=x", "await=0", "wait", "wait=1.5", "wait=99999999"])

@@ -85,6 +85,23 @@ def test_answer_that_nobody_reads_makes_room_where_all_have_asked_and_a_reader_n
     assert shut == [other, newest], "where all are readers, who comes last goes"
 
 
+def test_reader_that_has_read_makes_room_after_those_that_came_before(shut: list[object]) -> None:
+    worker = Worker(2)
+    reader, other = fill(worker.ours, "reader", "other")
+    for client in (reader, other):
+        worker.ours.is_answered(client)
+    worker.ours.reads(reader)
+    worker.ours.has_read(reader)
+    worker.during = lambda: None
+
+    worker.handle(None, SimpleNamespaceKey(name="new"), None)
+    assert shut == [other]
+    worker.ours.is_answered(other)
+    worker.ours.reads(other)
+    worker.handle(None, SimpleNamespaceKey(name="newest"), None)
+    assert shut == [other, reader]
+
+
 def test_request_that_was_answered_ends_its_connection_only_where_there_are_as_many_as_may_be(
     shut: list[object],
 ) -> None:
@@ -152,6 +169,29 @@ def test_peer_that_acknowledges_nothing_or_takes_nothing_is_gone(
         now += 1.0
         ours.check(now)
     assert bool(shut) is is_gone
+
+
+def test_reader_that_has_read_has_half_a_minute_for_what_it_takes_nothing_of(
+    monkeypatch: pytest.MonkeyPatch, shut: list[object]
+) -> None:
+    ours, now = Connections(most=9), 0.0
+    monkeypatch.setattr(connections.time, "monotonic", lambda: now)
+    monkeypatch.setattr(connections, "progress", lambda client: Progress(9, 0.2, 0))
+    (client,) = fill(ours, "client")
+    ours.is_answered(client)
+    ours.reads(client)
+    while now < 100:
+        now += 1.0
+        ours.check(now)
+    ours.has_read(client)
+    while now < 100 + GONE_SECONDS - 1:
+        now += 1.0
+        ours.check(now)
+    assert shut == []
+    while now < 100 + GONE_SECONDS + 3:
+        now += 1.0
+        ours.check(now)
+    assert shut[:1] == [client]
 
 
 def test_peer_that_was_idle_for_long_has_its_time_for_what_is_sent_then(
