@@ -89,6 +89,16 @@ DESCRIPTORS = worker_connections + 3 * settings.max_active_streams + 500
 SEND_BUFFER_BYTES = 65_536
 
 
+def most_connections():
+    """Tell how many connections of clients a worker may have: what its limits need, or, where that is less, what its
+    descriptors allow. Without one left it could not even accept who comes, to see who makes room."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY or allowed >= DESCRIPTORS:
+        return settings.connections
+    # At least a quarter: for each client's there are three of its generation.
+    return max(allowed // 4, allowed - (DESCRIPTORS - settings.connections))
+
+
 def post_fork(server, worker):
     """Have what nobody catches in the worker told as lines, from its first moment on."""
     from app.logs import catch_uncaught
@@ -101,13 +111,8 @@ def on_starting(server):
     from app.logs import catch_uncaught  # loaded already: it formats gunicorn's own lines
 
     catch_uncaught()
-    if server.cfg.worker_connections < worker_connections:
-        print(
-            f"ChatWait cannot start:\nworker_connections: gunicorn was told {server.cfg.worker_connections}, and "
-            f"MAX_READERS and MAX_ACTIVE_STREAMS need {worker_connections}: whoever comes last would not be answered. "
-            "Take it out of gunicorn's command line and GUNICORN_CMD_ARGS, and set MAX_READERS.",
-            file=sys.stderr,
-        )
+    if told := _told_otherwise(server.cfg):
+        print("ChatWait cannot start:\n" + "\n".join(told), file=sys.stderr)
         sys.exit(2)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
@@ -115,7 +120,13 @@ def on_starting(server):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         if limit < DESCRIPTORS:
             server.log.warning(
-                "%d descriptors are allowed; MAX_READERS and MAX_ACTIVE_STREAMS may need %d.", limit, DESCRIPTORS
+                "%d descriptors are allowed, and MAX_READERS and MAX_ACTIVE_STREAMS may need %d. A worker has room for %d "
+                "connections instead of %d; beyond that, those that ask nothing are shut. Allow more (ulimit -n, LimitNOFILE= "
+                "of systemd, --ulimit nofile= of Docker), or lower MAX_READERS and MAX_ACTIVE_STREAMS.",
+                limit,
+                DESCRIPTORS,
+                most_connections(),
+                settings.connections,
             )
     if settings.listens_publicly:
         server.log.warning("This server has no sign-in and listens on %s: put authentication in front.", settings.host)
@@ -130,6 +141,30 @@ def on_starting(server):
         os.environ["CHATWAIT_LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}"
         os.environ[local_model.KEY] = key
         server.local_model = local_model.start_supervisor(port, log_level=settings.log_level, key=key)
+
+
+def _told_otherwise(cfg):
+    """List what gunicorn was told beside this file and cannot be: the settings have not judged it."""
+    told = []
+    if cfg.worker_connections < worker_connections:
+        told.append(
+            f"worker_connections: gunicorn was told {cfg.worker_connections}, and MAX_READERS and MAX_ACTIVE_STREAMS need "
+            f"{worker_connections}: whoever comes last would not be answered. Take it out of gunicorn's command line and "
+            "GUNICORN_CMD_ARGS, and set MAX_READERS."
+        )
+    found = {name: cfg.settings[name].get() for name in ("workers", "worker_class", "bind")}
+    for name, ours, why, instead in (
+        ("workers", workers, "streams would be sought in the wrong process", "set WORKERS"),
+        ("worker_class", worker_class, "streams need its worker for gevent", "leave it as it is"),
+        ("bind", [bind], "who may ask is judged by HOST and ALLOWED_HOSTS", "set HOST and PORT"),
+    ):
+        if found[name] != ours:
+            (theirs, right) = (", ".join(map(str, it)) if isinstance(it, list) else it for it in (found[name], ours))
+            told.append(
+                f"{name}: gunicorn was told {theirs}, and the settings say {right}: {why}. Take it out of gunicorn's "
+                f"command line and GUNICORN_CMD_ARGS, and {instead}."
+            )
+    return told
 
 
 def when_ready(server):
@@ -163,7 +198,7 @@ def post_worker_init(worker):
     gc.freeze()
     _make_room_for_descriptors()
     runtime = worker.wsgi.extensions["chatwait"]
-    runtime.connections.watch(worker)
+    runtime.connections.watch(worker, most=most_connections())
 
     def finished():
         import gevent

@@ -178,7 +178,10 @@ def _describe(error: BaseException | None) -> dict[str, Any]:
     while cause is not None and len(chain) < 5:
         chain.append(type(cause).__name__)
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return {"types": chain, "places": places}
+    described: dict[str, Any] = {"types": chain, "places": places}
+    if isinstance(error, OSError) and (name := errno.errorcode.get(error.errno or 0)):
+        described["errno"] = name
+    return described
 
 
 def _gunicorn_line(record: logging.LogRecord) -> bool:
@@ -257,7 +260,13 @@ def _uncaught(where: str, error: BaseException | None) -> None:
     kind = (type(error), error, error.__traceback__) if error is not None else None
     # At the very end of a process there may be no logging left, and stderr stays clear even then.
     with contextlib.suppress(Exception):
-        _log.error(f"an exception that nobody caught, in a {where}", exc_info=kind)
+        _log.error(f"an exception that nobody caught, in a {where}{_advice(error)}", exc_info=kind)
+
+
+def _advice(error: BaseException | None) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return ": no descriptor is left; allow more (ulimit -n), or lower MAX_READERS and MAX_ACTIVE_STREAMS"
+    return ""
 
 
 def event(name: str, *, level: int = logging.INFO, failure: BaseException | None = None, **fields: Any) -> None:

@@ -143,6 +143,8 @@ def test_service_without_descriptors_says_so_in_lines_and_goes_on(chatwait: Chat
                 )
             )
             assert line["level"] == "ERROR"
+            assert line["exception"]["errno"] == "EMFILE"
+            assert "ulimit -n" in line["message"]
     finally:
         resource.prlimit(worker, resource.RLIMIT_NOFILE, allowed)
     poll(lambda: answers(chatwait), seconds=10, what="it accepts again")

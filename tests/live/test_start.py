@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ from tests.harness import server
 from tests.harness.reader import get, read_answer
 from tests.harness.server import ChatWait, failed_start
 from tests.harness.upstream import ScriptedUpstream
+from tests.live.rawhttp import connect
 from tests.live.steps import KEY, settings
 
 SECRET = "redis://:secret-password@store.example:6379/0"
@@ -30,6 +32,9 @@ BAD = {
         {"GUNICORN_CMD_ARGS": "--worker-connections 3499", "MAX_READERS": 2000},
         ["worker_connections", "3499", "MAX_READERS", "MAX_ACTIVE_STREAMS", "3500"],
     ),
+    "workers": ({"GUNICORN_CMD_ARGS": "--workers 2"}, ["workers", "told 2", "WORKERS"]),
+    "worker_class": ({"GUNICORN_CMD_ARGS": "--worker-class gthread"}, ["worker_class", "gthread", "gevent"]),
+    "bind": ({"GUNICORN_CMD_ARGS": "--bind 0.0.0.0:8765"}, ["bind", "0.0.0.0:8765", "HOST", "ALLOWED_HOSTS"]),
     "OPENAI_API_KEY": ({"OPENAI_API_KEY": "two secret words"}, ["OPENAI_API_KEY"]),
     "OPENAI_BASE_URL": ({"OPENAI_BASE_URL": "http://user:secret@upstream.example"}, ["OPENAI_BASE_URL"]),
 }
@@ -94,6 +99,20 @@ def test_start_without_c_finds_its_configuration_and_raises_what_it_may_open(
     finally:
         chatwait.end()
     chatwait.check()
+
+
+def test_start_with_fewer_descriptors_than_the_limits_need_warns_and_serves_beside_any_number_of_connections(
+    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "COMMAND", ["prlimit", "--nofile=300:300", *server.COMMAND])
+    with ChatWait(**settings(upstream, MAX_READERS=100, MAX_ACTIVE_STREAMS=100)) as chatwait, ExitStack() as stack:
+        warning = chatwait.wait_for_log(lambda line: line["level"] == "WARNING")["message"]
+        for word in ("300", "MAX_READERS", "ulimit -n", "room for 75 connections instead of 410"):
+            assert word in warning
+        for _ in range(330):
+            stack.enter_context(connect(chatwait.port))
+        for _ in range(3):
+            assert get(f"{chatwait.base_url}/health").status == 200
 
 
 @pytest.mark.requirement("core assumption 3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import runpy
 import signal
 from pathlib import Path
@@ -40,6 +41,26 @@ def test_requests_are_not_logged_by_gunicorn_nor_prepared_for_its_log(
     for handler in logger.access_log.handlers:
         handler.flush()
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("allowed", "most"),
+    [
+        (resource.RLIM_INFINITY, 3400),
+        (100_000, 3400),
+        (7000, 3400),
+        (6999, 3399),
+        (5000, 1400),
+        (1024, 256),
+        (256, 64),
+    ],
+)
+def test_worker_has_room_for_no_more_connections_than_its_descriptors_allow(
+    configuration: dict[str, Any], monkeypatch: pytest.MonkeyPatch, allowed: int, most: int
+) -> None:
+    """2,000 readers and 200 beside them, 1,000 generations and 200: 3,400; and 3,600 descriptors for the rest."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (allowed, allowed))
+    assert configuration["most_connections"]() == most
 
 
 def test_worker_sets_aside_what_its_start_left_behind(
