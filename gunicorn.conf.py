@@ -100,10 +100,15 @@ def most_connections():
 
 
 def post_fork(server, worker):
-    """Have what nobody catches in the worker told as lines, from its first moment on."""
+    """Have what nobody catches in the worker told as lines, from its first moment on.
+
+    And have it end if it is stopped before it has handlers of its own: its master's would only lose the signal.
+    """
     from app.logs import catch_uncaught
 
     catch_uncaught()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda *_: os._exit(0))
 
 
 def on_starting(server):
@@ -120,9 +125,9 @@ def on_starting(server):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         if limit < DESCRIPTORS:
             server.log.warning(
-                "%d descriptors are allowed, and MAX_READERS and MAX_ACTIVE_STREAMS may need %d. A worker has room for %d "
-                "connections instead of %d; beyond that, those that ask nothing are shut. Allow more (ulimit -n, LimitNOFILE= "
-                "of systemd, --ulimit nofile= of Docker), or lower MAX_READERS and MAX_ACTIVE_STREAMS.",
+                "%d descriptors are allowed, and MAX_READERS and MAX_ACTIVE_STREAMS may need %d. A worker has room for "
+                "%d connections instead of %d; beyond that, those that ask nothing are shut. Allow more (ulimit -n, "
+                "LimitNOFILE= of systemd, --ulimit nofile= of Docker), or lower MAX_READERS and MAX_ACTIVE_STREAMS.",
                 limit,
                 DESCRIPTORS,
                 most_connections(),
@@ -148,9 +153,9 @@ def _told_otherwise(cfg):
     told = []
     if cfg.worker_connections < worker_connections:
         told.append(
-            f"worker_connections: gunicorn was told {cfg.worker_connections}, and MAX_READERS and MAX_ACTIVE_STREAMS need "
-            f"{worker_connections}: whoever comes last would not be answered. Take it out of gunicorn's command line and "
-            "GUNICORN_CMD_ARGS, and set MAX_READERS."
+            f"worker_connections: gunicorn was told {cfg.worker_connections}, and MAX_READERS and MAX_ACTIVE_STREAMS "
+            f"need {worker_connections}: whoever comes last would not be answered. Take it out of gunicorn's command "
+            "line and GUNICORN_CMD_ARGS, and set MAX_READERS."
         )
     found = {name: cfg.settings[name].get() for name in ("workers", "worker_class", "bind")}
     for name, ours, why, instead in (

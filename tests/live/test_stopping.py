@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import psutil
 import pytest
 
 from tests.harness.reader import Answer, Dropped, KeptAlive, get, open_stream, post, read_answer
-from tests.harness.server import ChatWait
+from tests.harness.server import COMMAND, ROOT, ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Stall, Token
 from tests.live.steps import about, begin, cursor, log_name, new_key, poll, read_on, settings
 
@@ -20,6 +22,22 @@ SOON = 8.0
 """A stop with nothing to wait for; a machine at work needs a part of it. Units: seconds."""
 
 Start = Callable[..., ChatWait]
+
+
+def test_stop_in_the_first_moments_of_a_worker_ends_it_at_once(upstream: ScriptedUpstream) -> None:
+    """It has no handlers of its own yet; its master's would lose the signal, and wait for it in vain."""
+    chatwait = ChatWait(**settings(upstream, DRAIN_SECONDS=20))
+    with subprocess.Popen(COMMAND, cwd=ROOT, env=chatwait._environment(), stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert any(b"Booting worker" in line for line in process.stdout)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SOON) == 0
+            assert b"SIGKILL" not in process.stdout.read()
+        finally:
+            for one in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
+                one.kill()
+            chatwait.end()
 
 
 @pytest.fixture
