@@ -99,7 +99,7 @@ def damage(what: str, read: Callable[[], T]) -> T:
 
 def read_number(value: object, what: str, *, least: int = 0) -> int:
     """Raises: Damaged."""
-    if not isinstance(value, bytes) or not re.fullmatch(rb"[0-9]{1,16}", value):
+    if not isinstance(value, bytes) or not re.fullmatch(rb"0|[1-9][0-9]{0,15}", value):
         raise Damaged(what)
     number = int(value)
     if not least <= number < LARGEST:

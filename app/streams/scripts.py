@@ -30,8 +30,13 @@ end
 
 -- A count as it was written; nil for anything else.
 local function whole(text)
-  local number = text and string.find(text, '^%d+$') and tonumber(text)
+  local number = text and (text == '0' or string.find(text, '^[1-9]%d*$')) and tonumber(text)
   return number and number < 2^53 and number or nil
+end
+
+-- A fence, which somebody's writer holds; false for anything else, which protects nothing.
+local function held(text)
+  return (whole(text) or 0) > 0
 end
 
 -- Leaves something at a key that nobody would miss: what is damaged there is deleted.
@@ -65,6 +70,7 @@ local function commit(hash, entries, fence, first, chunk, last)
   local have = redis.call('HMGET', hash, 'fence', 'end', 'head', 'bytes', 'cancel')
   local head, bytes = whole(have[3]), whole(have[4])
   if not have[1] then return {{'missing'}} end
+  if not held(have[1]) then return {{'damaged'}} end
   if have[1] ~= fence then return {{'fenced', head or 0}} end
   if have[2] then return {{'ended'}} end
   if not head or not bytes then return {{'damaged'}} end
@@ -106,6 +112,7 @@ local function finish()
   local have = redis.call('HMGET', KEYS[1], 'fence', 'end', 'head', 'attached')
   local head, attached = whole(have[3]), whole(have[4]) or 0
   if not have[1] then return {{'missing'}} end
+  if not held(have[1]) then return {{'damaged'}} end
   if have[1] ~= ARGV[1] then return {{'fenced', head or 0}} end
   if have[2] then return {{'ended', attached}} end
   if not head then return {{'damaged'}} end
@@ -131,7 +138,7 @@ RESTORE = f"""{_GUARDED}
 -- idempotency key. ARGV: fence, ms to live, "id fingerprint", then the hash's fields and values. Answers 1, or 0 when
 -- it is another's.
 local fence = guarded(redis.call, 'HGET', KEYS[1], 'fence')
-if type(fence) == 'string' and fence ~= ARGV[1] then return 0 end
+if type(fence) == 'string' and held(fence) and fence ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('HSET', KEYS[1], unpack(ARGV, 4))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
@@ -169,7 +176,7 @@ ADOPT = f"""{_GUARDED}
 local function adopt()
   local have = redis.call('HMGET', KEYS[1], 'owner', 'fence', 'end', 'head')
   if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] or have[3] or redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
-  if not whole(have[2]) or not whole(have[4]) then return -1 end
+  if not held(have[2]) or not whole(have[4]) then return -1 end
   redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'fence', string.format('%d', tonumber(ARGV[2]) + 1))
   return tonumber(have[4])
 end

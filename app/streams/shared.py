@@ -10,6 +10,7 @@ Whose a log is, its fence says: 0 here means another worker's.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import secrets
@@ -414,7 +415,8 @@ class SharedLog(MemoryLog):
     def take(self, entries: list[Any]) -> None:
         """Take entries of the engine's, what is known already among them.
 
-        Shape: [[id, [name, value]], ...]. Raises: Overloaded; Damaged when one is none of a log's, or is missing.
+        Shape: [[id, [name, value]], ...]. Raises: Overloaded; Damaged when one is none of a log's, or is missing, or
+        when the end tells of another text.
         """
         chunks: list[str] = []
         terminal: Terminal | None = None
@@ -424,7 +426,10 @@ class SharedLog(MemoryLog):
             head = self.head
             try:
                 for entry_id, (name, value) in entries:
-                    sequence = int(entry_id.partition(b"-")[0])
+                    place, _, part = entry_id.partition(b"-")
+                    if part != b"0":
+                        raise Damaged("the place of an entry")
+                    sequence = int(place)
                     if sequence <= head:
                         continue
                     if sequence != head + 1 or terminal is not None:
@@ -436,6 +441,8 @@ class SharedLog(MemoryLog):
                         terminal = records.read_end(value, sequence)
                     else:
                         raise Damaged("the name of an entry")
+                if terminal is not None:
+                    self._judge(terminal, "".join(chunks))
             except (ValueError, TypeError) as error:
                 raise Damaged("an entry") from error
             text = "".join(chunks)
@@ -447,6 +454,20 @@ class SharedLog(MemoryLog):
         if terminal is not None:
             self._ending = True
             self._close(terminal)
+
+    def _judge(self, end: Terminal, rest: str) -> None:
+        """Compare an end with the text that it tells of: what is here, and the rest. Raises: Damaged."""
+        data = self._text + rest.encode()
+        told = (end.content["characters"], end.content["sha256"])
+        if told != (len(data.decode()), hashlib.sha256(data).hexdigest()):
+            raise Damaged("the text that its end tells of")
+
+    def take_page(self, entries: list[Any], after: int) -> None:
+        """Take what the engine has after a sequence number. Raises: Overloaded; Damaged also when it leads no further,
+        so that who reads on until there is no more comes to an end."""
+        self.take(entries)
+        if entries and self.head <= after and self.is_copied():
+            raise Damaged("the places of its entries")
 
     def attach(self, reader: MemoryReader) -> None:
         super().attach(reader)
@@ -807,10 +828,11 @@ class SharedStore(MemoryStore):
             self._bytes += log.cost
             self._copies[stream_id] = log
         try:
-            log.take(page)
-            while len(page) >= PAGE_ENTRIES:
-                (page,) = self._answers(self._page(entries_key, log.head))
-                log.take(page)
+            log.take_page(page, 0)
+            while len(page) >= PAGE_ENTRIES and log.is_copied():
+                after = log.head
+                (page,) = self._answers(self._page(entries_key, after))
+                log.take_page(page, after)
         except BaseException:
             if log.is_foreign:
                 self.drop(log)
@@ -860,11 +882,12 @@ class SharedStore(MemoryStore):
         until = time.monotonic() + self._lease_seconds
         pause = CATCH_UP_SECONDS
         while log.head < reach and log.is_copied():
+            after = log.head
             told, page = self._answers(
-                ("HGET", self.keys(log.stream_id)[0], "head"), self._page(self.keys(log.stream_id)[1], log.head)
+                ("HGET", self.keys(log.stream_id)[0], "head"), self._page(self.keys(log.stream_id)[1], after)
             )
             if page:
-                log.take(page)
+                log.take_page(page, after)
                 continue
             if told is None and not self._may_be_behind():
                 return
@@ -1128,10 +1151,11 @@ class SharedStore(MemoryStore):
             return
         else:
             while log.head < reach and log.is_copied():
-                (page,) = self._answers(self._page(self.keys(log.stream_id)[1], log.head))
+                after = log.head
+                (page,) = self._answers(self._page(self.keys(log.stream_id)[1], after))
                 if not page:
                     break
-                log.take(page)
+                log.take_page(page, after)
             if not log.is_copied():
                 return
             log.adopt(records.read_number(fence, "fence", least=1), self.worker)

@@ -398,3 +398,118 @@ def test_damaged_streams_of_a_dead_worker_keep_no_other_from_its_end(database: D
                 lambda c=copy, r=reader: r.is_released or c.terminal is not None, "it is not waited for for ever"
             )
         wait_until(lambda: heir.store.ready() and not heir.store._adopting, "it goes on")
+
+
+# What would be read for ever, or leave somebody waiting for ever
+
+
+def sub_entries(database: Database, keys: tuple[str, str], after: int, count: int = 1) -> None:
+    """Add entries whose places are none of a log's: between two of them."""
+    for part in range(1, count + 1):
+        database.client.xadd(keys[1], {"t": "x"}, f"{after}-{part}")
+
+
+def within(seconds: float, call: Callable[[], object]) -> None:
+    """Call, and see it end. Raises: AssertionError."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it goes on for ever"
+
+
+def test_entry_between_two_places_keeps_nobody_who_adopts_catches_up_loads_or_follows(
+    database: Database, pair: list[Worker]
+) -> None:
+    one, two = pair
+
+    def refused(stream_id: str, reach: int) -> None:
+        with pytest.raises(errors.StreamExpired):
+            two.store.find(stream_id, reach=reach)
+
+    with nobody_else_is_harmed(one, two):
+        logs = [filled(one, "a") for _ in range(3)]
+        adopted, awaited, followed = (two.store.find(log.stream_id) for log in logs)
+        for copy in (adopted, awaited):
+            two.store._tail.unfollow(two.store.keys(copy.stream_id)[1], copy)  # the others meet it first
+        with followed.reader(1) as reader:
+            for log in logs:
+                sub_entries(database, one.store.keys(log.stream_id), 1, shared.PAGE_ENTRIES + 1)
+            wait_until(lambda: reader.is_released, "it comes back", 5.0)
+        within(5.0, lambda: two.store._try_to_adopt(adopted, [two.store.worker.encode(), b"2", None, b"50"]))
+        within(5.0, lambda: refused(awaited.stream_id, 9))
+        within(5.0, lambda: refused(awaited.stream_id, 0))
+        assert (adopted.is_dropped, awaited.is_dropped) == (True, True)
+
+
+def test_page_that_leads_no_further_is_damaged(pair: list[Worker]) -> None:
+    one, two = pair
+    copy = two.store.find(filled(one, "a").stream_id)
+    copy.take_page([], 1)
+    copy.take_page([[b"1-0", [b"t", b"a"]]], 0)
+    with pytest.raises(Damaged):
+        copy.take_page([[b"1-0", [b"t", b"a"]]], 1)
+
+
+FENCES = ["x", "", "-1", "0", "01", " 7", "nan", "1e308", "0x10", str(2**53 + 1), "9" * 20, b"\xff\x00"]
+
+
+def test_fence_that_is_none_keeps_no_producer_from_its_log(
+    database: Database, pair: list[Worker], events: Events
+) -> None:
+    """Met by a chunk, and by an end that comes alone."""
+    one, two = pair
+    with nobody_else_is_harmed(one, two):
+        logs = [filled(one, "a") for _ in range(2 * len(FENCES))]
+        copies = [two.store.find(log.stream_id) for log in logs]
+        for fence, log in zip(FENCES * 2, logs, strict=True):
+            database.client.hset(one.store.keys(log.stream_id)[0], "fence", fence)
+        for log in logs[: len(FENCES)]:
+            log.append("b")
+        for log in logs:
+            assert log.finish(end_with())
+        for log, copy in zip(logs, copies, strict=True):
+            assert log.settle(PATIENCE_SECONDS), "its producer goes on with it"
+            assert copy.settle(PATIENCE_SECONDS), "and so do who read it elsewhere"
+            assert (copy.text(), copy.terminal.content) == (log.text(), log.terminal.content)
+    assert events.of("stream_fenced") == events.of("stream_cut_off") == []
+    assert {said["stream"] for said in events.of("stream_damaged")} == {log_name(log.stream_id) for log in logs}
+
+
+def test_text_that_its_end_denies_is_nobodys_answer(database: Database, pair: list[Worker], events: Events) -> None:
+    """A chunk or an end of somebody else's is met by who follows and by who comes, until its producer wrote it anew."""
+    one, two = pair
+    with nobody_else_is_harmed(one, two):
+        forged_chunk, forged_end = filled(one, "a"), filled(one, "a")
+        copies = [two.store.find(log.stream_id) for log in (forged_chunk, forged_end)]
+        with contextlib.ExitStack() as reading:
+            readers = [reading.enter_context(copy.reader(1)) for copy in copies]
+            database.client.xadd(one.store.keys(forged_chunk.stream_id)[1], {"t": "EVIL"}, "2-0")
+            database.client.xadd(one.store.keys(forged_end.stream_id)[1], {"e": end_text()}, "2-0")
+            wait_until(lambda: copies[0].head == 2 and readers[1].is_released, "they are met", 5.0)
+            with pytest.raises(errors.StreamExpired):
+                two.store.find(forged_end.stream_id)
+            for log in (forged_chunk, forged_end):
+                log.append("b")
+                assert log.finish(end_with())
+                assert log.settle(PATIENCE_SECONDS)
+            wait_until(lambda: readers[0].is_released, "it comes back, and is not told that this is all", 5.0)
+        assert [copy.terminal for copy in copies] == [None, None]
+        for log in (forged_chunk, forged_end):
+            again = two.store.find(log.stream_id)
+            assert (again.text(), again.terminal.content) == ("ab", log.terminal.content)
+    assert {said["what"] for said in events.of("stream_damaged")} <= {"the text that its end tells of", "its record"}
+
+
+@pytest.mark.parametrize("place", ["9999999999999-5", f"{2**64 - 1}-{2**64 - 1}"])
+def test_message_of_a_later_time_makes_no_worker_deaf(database: Database, pair: list[Worker], place: str) -> None:
+    one, two = pair
+    with nobody_else_is_harmed(one, two):
+        wake = one.store._wake_key(one.store.worker)
+        log = filled(one, "a")
+        copy = two.store.find(log.stream_id)
+        database.client.xadd(wake, {"a": "b"}, place)
+        wait_until(lambda: not database.client.xlen(wake), "it is heard, and taken away", 5.0)
+        database.client.delete(wake)
+        # What comes from here on has a smaller place than what was heard.
+        two.store._note_reading([copy])
+        wait_until(lambda: log._read_elsewhere_at, "somebody reads it", 5.0)
