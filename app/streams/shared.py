@@ -96,6 +96,7 @@ class SharedLog(MemoryLog):
         "is_unresumable",
         "missed_since",
         "owner",
+        "spoiled_since",
         "their_fence",
     )
 
@@ -118,6 +119,8 @@ class SharedLog(MemoryLog):
         """It is kept no more, and goes on no more."""
         self.missed_since: float | None = None
         """Since when a copy's own place in the engine has been found empty."""
+        self.spoiled_since: float | None = None
+        """Since when a copy whose owner lives has had no record that leads to its end."""
         self.ended = threading.Event()
         self._shared = store
         self._stored = 0
@@ -318,6 +321,7 @@ class SharedLog(MemoryLog):
         self._shared.damaged(self.stream_id, "its record")
         self._repairs += 1
         if self._repairs > MOST_REPAIRS:
+            self._shared.given_up(self)
             self.cut_off()
             self.book_as(BOOKED)
             return
@@ -658,6 +662,11 @@ class SharedStore(MemoryStore):
         if not is_known:
             event("stream_damaged", level=logging.ERROR, stream=log_name(stream_id), what=what)
 
+    def given_up(self, log: SharedLog) -> None:
+        """Hear that a log of ours is written no more. Without a fence it is nobody's: those elsewhere are told. Had
+        another taken it over, that one writes it anew."""
+        self._committer.post([("HDEL", self.keys(log.stream_id)[0], "fence")], _nothing)
+
     @contextlib.contextmanager
     def _gone_if_damaged(self, stream_id: str) -> Iterator[None]:
         """Raises: StreamExpired for Damaged."""
@@ -953,7 +962,9 @@ class SharedStore(MemoryStore):
             self._drop_idle(real)
         if real >= self._next_note:
             self._next_note = real + self._read_note_seconds
-            self._note_reading([log for log in list(self._copies.values()) if log.unread_since is None])
+            read = [log for log in list(self._copies.values()) if log.unread_since is None]
+            self._note_reading(read)
+            self._look_at_records(read)
         if real >= self._next_publishing:
             self._next_publishing = real + PUBLISH_SECONDS
             for name in self._published:
@@ -1004,6 +1015,26 @@ class SharedStore(MemoryStore):
         if commands:
             self._committer.post(commands, _nothing)
 
+    def _look_at_records(self, logs: list[SharedLog]) -> None:
+        """Send readers away whose stream has had no record that leads to its end for a while, though its owner lives.
+
+        It has given the stream up, for it looks at its own whenever it hears that somebody reads it.
+        """
+
+        def heard(answers: list[Answer]) -> None:
+            now = time.monotonic()
+            for log, told in zip(logs, answers, strict=True):
+                if _leads_to_its_end(told) or log.missed_since or not self._has_long_reached_the_engine():
+                    log.spoiled_since = None
+                    continue
+                log.spoiled_since = log.spoiled_since or now
+                if now - log.spoiled_since > 2 * self._lease_seconds and log.is_copied():
+                    self._broken(log, Damaged("its record"))
+
+        if logs:
+            commands = [("HMGET", self.keys(log.stream_id)[0], "owner", "fence", "end") for log in logs]
+            self._committer.post(commands, heard)
+
     def _woken(self, entries: list[Any]) -> None:
         """Hear what other workers want of ours."""
         for _, fields in entries:
@@ -1015,6 +1046,7 @@ class SharedStore(MemoryStore):
                         log = self._live.get(stream_id)
                         if isinstance(log, SharedLog):
                             log.read_elsewhere()
+                            self._committer.changed(log)  # its record may be damaged, and it silent
 
     def _nudge_tail(self) -> None:
         self._committer.post([self._waking(self.worker, "follow", "")], _nothing)
@@ -1165,6 +1197,19 @@ class SharedStore(MemoryStore):
             self._live[log.stream_id] = log
             self._tail.unfollow(self.keys(log.stream_id)[1], log)
         self._lost(log, errors.ProducerLost())
+
+
+def _leads_to_its_end(told: Answer) -> bool:
+    """Judge a hash's owner, fence and end as a copy that has not ended finds them."""
+    if isinstance(told, Refusal):
+        return not told.is_of_a_record
+    owner, fence, end = told
+    try:
+        records.read_owner(owner)
+        records.read_number(fence, "fence", least=1)
+    except Damaged:
+        return False
+    return end is None
 
 
 def _nothing(_: list[Answer]) -> None:

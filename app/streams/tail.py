@@ -7,6 +7,7 @@ has changed while the read blocks.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,12 @@ BUSY_SHARE = 4
 
 MOST_ENTRIES = 500
 LONGEST_PAUSE_SECONDS = 1.0
+
+_TIME = re.compile(rb"([0-9]{1,13})-[0-9]{1,9}")
+"""An entry's id that the engine has chosen. Units: milliseconds since 1970."""
+
+AHEAD_MS = 60_000
+"""A message so far ahead of the engine's own time is none of its: read on from there, none would be heard."""
 
 
 class Followed(Protocol):
@@ -58,7 +65,8 @@ class Tail:
         self._broken = broken
         self._nudge = nudge
         self._followed: dict[str, Followed] = {}
-        self._heard: list[bytes] = []
+        self._last = b"0-0"
+        self._engine_ms = 0
         self._is_stale = self._is_nudged = False
         self._read_keys: dict[bytes, Followed] = {}
         self._stopped = False
@@ -100,6 +108,7 @@ class Tail:
                 rest = max(SPACING_SECONDS, BUSY_SHARE * (time.monotonic() - took)) if answer is not None else 0.0
                 pause = 0.05
             except EngineAway:
+                self._last = b"0-0"  # another engine's clock may be behind; to hear of something twice does no harm
                 rest, pause = pause, min(2 * pause, LONGEST_PAUSE_SECONDS)
             except Exception:
                 logging.getLogger(__name__).exception("what others wrote could not be read")
@@ -116,22 +125,19 @@ class Tail:
         followed = self._read_keys
         command = ("XREAD", "COUNT", MOST_ENTRIES, "BLOCK", int(BLOCK_SECONDS * 1000), "STREAMS")
         places = [b"%d-0" % log.head for log in followed.values()]
-        # Messages that were heard are taken away. A place to read on from, which somebody's clock has made, could lie
-        # ahead of all that come. To hear of something twice does no harm.
-        taking = [("XDEL", self._wake, *self._heard)] if self._heard else []
-        answers = self._connection.ask(
-            [*taking, (*command, self._wake, *followed, "0-0", *places)],
+        answer, now = self._connection.ask(
+            [(*command, self._wake, *followed, self._last, *places), ("TIME",)],
             timeout_seconds=BLOCK_SECONDS + ANSWER_SECONDS,
         )
-        self._heard = []
-        for told in answers:
-            if isinstance(told, Refusal):
-                if told.is_of_a_record:
-                    self._drop_damaged(followed)
-                    return None, followed
-                self._connection.close()
-                raise EngineAway(told.code)
-        return answers[-1], followed
+        if isinstance(answer, Refusal):
+            if answer.is_of_a_record:
+                self._drop_damaged(followed)
+                return None, followed
+            self._connection.close()
+            raise EngineAway(answer.code)
+        if not isinstance(now, Refusal):
+            self._engine_ms = int(now[0]) * 1000
+        return answer, followed
 
     def _drop_damaged(self, followed: dict[bytes, Followed]) -> None:
         """Find the keys that hold something else, for one of which the whole read is refused."""
@@ -142,7 +148,12 @@ class Tail:
             if key in followed:
                 self._broken(followed[key], Damaged("entries"))
             else:
-                self._connection.ask([("DEL", key)])  # the stops among our messages are kept elsewhere too
+                self._renew_wake()
+
+    def _renew_wake(self) -> None:
+        """Begin our own messages anew; the stops among them are kept elsewhere too."""
+        self._connection.ask([("DEL", self._wake)])
+        self._last = b"0-0"
 
     def _take(self, answer: list[Any], followed: dict[bytes, Followed]) -> None:
         for key, entries in answer:
@@ -159,5 +170,10 @@ class Tail:
                 self._broken(log, error)
 
     def _hear(self, entries: list[Any]) -> None:
-        self._heard = [entry_id for entry_id, _ in entries]
+        last: bytes = entries[-1][0]
+        place = _TIME.fullmatch(last)
+        if place is None or int(place[1]) > self._engine_ms + AHEAD_MS:
+            self._renew_wake()  # no later message could have a place behind it
+        else:
+            self._last = last
         self._woken(entries)

@@ -508,8 +508,29 @@ def test_message_of_a_later_time_makes_no_worker_deaf(database: Database, pair: 
         log = filled(one, "a")
         copy = two.store.find(log.stream_id)
         database.client.xadd(wake, {"a": "b"}, place)
-        wait_until(lambda: not database.client.xlen(wake), "it is heard, and taken away", 5.0)
+        wait_until(lambda: not database.client.xlen(wake), "it is heard, and the key begun anew", 5.0)
         database.client.delete(wake)
         # What comes from here on has a smaller place than what was heard.
         two.store._note_reading([copy])
         wait_until(lambda: log._read_elsewhere_at, "somebody reads it", 5.0)
+
+
+def test_copy_of_a_log_that_its_living_owner_gave_up_sends_its_readers_away(database: Database) -> None:
+    with workers(database.url, 2, lease_seconds=0.3) as (one, two), nobody_else_is_harmed(one, two):
+        two.store._read_note_seconds = 0.05
+        two.store._next_note = 0.0
+        log, silent = filled(one, "a"), filled(one, "a")
+        with two.store.find(log.stream_id).reader(1) as reader, two.store.find(silent.stream_id).reader(1) as other:
+            database.client.delete(one.store.keys(silent.stream_id)[0])
+            for number in range(shared.MOST_REPAIRS + 1):
+                spoil_bytes(database, one.store.keys(log.stream_id))
+                one.store.changed(log)
+                wait_until(
+                    lambda number=number: log._repairs > number and (log.is_cut_off or log.stored == 1), "noticed", 5.0
+                )
+            assert log.is_cut_off
+            wait_until(lambda: reader.is_released, "they come back", 5.0)
+            with pytest.raises(errors.StreamExpired):
+                two.store.find(log.stream_id)
+            assert not other.is_released, "what is silent is written anew when it hears that somebody reads it"
+            assert database.client.exists(one.store.keys(silent.stream_id)[0])
