@@ -227,7 +227,7 @@ def test_draft_is_kept_for_each_conversation_and_survives_a_reload(chat: ChatPag
 @pytest.mark.parametrize(
     ("reason", "told", "goes_on"),
     [
-        ("length", "Cut off: the answer reached the length limit. Continue goes on from here.", True),
+        ("length", "Cut off at the length limit. Continue goes on from here.", True),
         ("content_filter", "Ended by the provider's", False),
     ],
 )

@@ -68,12 +68,12 @@ EXPECTED: dict[str, tuple[str, list[str], tuple[str, str, str] | None]] = {
     "reconnecting, busy": ("The server is busy. Reconnecting…", ["Try now"], None),
     "complete": ("Complete.", ["Copy", "Details"], None),
     "complete, cut": (
-        "Cut off: the answer reached the length limit. Continue goes on from here.",
+        "Cut off at the length limit. Continue goes on from here.",
         ["Continue", "Copy", "Details"],
         None,
     ),
     "complete, cut at once": (
-        "Cut off: the answer reached the length limit. Ask again, or ask for less.",
+        "Cut off at the length limit. Ask again, or ask for less.",
         ["Ask again", "Details"],
         None,
     ),

@@ -5,6 +5,7 @@ Must never import the service's code: it judges it.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections import Counter
@@ -231,4 +232,5 @@ def run(
             found.failures.append(f"{event.label}: {event.info.format()}")
         elif isinstance(event, events.FatalError):
             raise event.exception
+    gc.collect()  # nobody closes the sessions of its threads, and the service keeps their connections
     return found

@@ -54,7 +54,7 @@ const TODO = {
 /** Ends that the model's server gives as such, by their finish_reason. */
 const CUT_SHORT = {
   length: {
-    status: (answer) => `Cut off: the answer reached the length limit. ${furtherOf(answer)}`,
+    status: (answer) => `Cut off at the length limit. ${furtherOf(answer)}`,
     said: (answer, words) => `The answer was cut off at the length limit: ${words} so far. ${furtherOf(answer)}`,
   },
   content_filter: {
