@@ -261,8 +261,8 @@ def _flatten(messages: Any, path: str = "") -> dict[str, list[str]]:
     return dict(list(found.items())[:DEEPEST_FIELDS])
 
 
-def answer(log: StreamLog, terminal: Terminal, correlation_id: str, *, text: str | None = None) -> dict[str, Any]:
-    """Fold a finished log into the wait-mode answer, `text` in place of its own. Shape: `Answer` in
+def answer(log: StreamLog, terminal: Terminal, correlation_id: str, *, text: str) -> dict[str, Any]:
+    """Fold a finished log into the wait-mode answer, with `text` as its content. Shape: `Answer` in
     contracts/openapi.yaml."""
     end = terminal.content
     folded = {
@@ -270,7 +270,7 @@ def answer(log: StreamLog, terminal: Terminal, correlation_id: str, *, text: str
         "correlation_id": correlation_id,
         "status": end["status"],
         "model": end["model"],
-        "content": log.text() if text is None else text,
+        "content": text,
         "finish_reason": end["finish_reason"],
         "tokens": end["tokens"],
         "usage": end["usage"],

@@ -455,7 +455,7 @@ def test_answer_folds_a_log_in_the_order_of_the_contract() -> None:
     }
     terminal = Terminal("cancelled", content)
 
-    folded = schemas.answer(log, terminal, "c-2")
+    folded = schemas.answer(log, terminal, "c-2", text=log.text())
 
     assert list(folded) == [
         "stream_id",
