@@ -40,6 +40,7 @@ IS_FULL = "() => { try { localStorage.setItem('more', 'x'.repeat(100)); return f
 THROWS = """Object.defineProperty(window, "localStorage", {
   get() { throw new DOMException("denied", "SecurityError"); },
 });"""
+NO_ARCHIVE = "indexedDB.open = () => { throw new DOMException('denied', 'SecurityError'); };"
 OLD = [{"role": "user", "content": "Old question?"}, {"role": "assistant", "content": "Old answer."}]
 
 
@@ -92,6 +93,7 @@ def wait_notice(chat: ChatPage, text: str) -> None:
 def test_storage_that_becomes_full_in_mid_answer_is_said_and_the_answer_goes_on(
     chat: ChatPage, upstream: ScriptedUpstream
 ) -> None:
+    chat.page.add_init_script(NO_ARCHIVE)  # with it, there would be room
     learned(chat.open())
     exchange(chat, upstream, "Before")
     before = chat.conversation()["id"]

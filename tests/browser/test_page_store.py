@@ -169,7 +169,7 @@ def test_store_that_is_full_keeps_all_in_memory_and_stores_it_when_there_is_room
           kept, same: before === storage.getItem("chatwait.conversation.a"),
           given: [store.load("a").messages[1].sequence, store.load("c").messages[0].content.length],
           ids: store.list().map(({ id }) => id).sort(), draft: store.draft("a").length,
-          problems: store.problems(), exported: JSON.parse(store.exportAll()).conversations.length,
+          problems: store.problems(), exported: JSON.parse(await store.exportAll()).conversations.length,
         };
         store.remove("big");
         const roomy = [stored(storage, "a").messages[1].sequence, storage.getItem("chatwait.conversation.c")];
@@ -221,7 +221,7 @@ def test_store_that_is_blocked_goes_on_in_memory_and_says_so(modules: Modules, s
         const added = store.importAll('[{{"role":"user","content":"old"}}]');
         const during = [store.load("a").messages[1].content, store.list().map(({{ title }}) => title), store.draft("")];
         const problems = store.problems();
-        const exported = JSON.parse(store.exportAll()).conversations.length;
+        const exported = JSON.parse(await store.exportAll()).conversations.length;
         store.remove("a");
         const after = [store.load("a"), store.list().length];
         return {{ before, kept, renamed, added, during, problems, exported, after }};

@@ -80,7 +80,7 @@ def test_store_exported_and_imported_in_another_browser_is_the_same(modules: Mod
         const from = fake();
         open(from).save(talk("a", answers));
         open(from).save(talk("b", [question("q1")], { title: "Täg", updated: 500, created: 100 }));
-        const text = open(from).exportAll();
+        const text = await open(from).exportAll();
         const to = fake();
         const told = open(to).importAll(text);
         const everything = (storage) => ["a", "b"].map((id) => open(storage).load(id));
@@ -109,7 +109,7 @@ def test_store_given_conversations_that_it_knows_adds_them_under_new_ids(modules
         const storage = fake();
         const store = open(storage);
         for (const id of ["a", "b"]) store.save(talk(id, [question("q1")]));
-        const text = store.exportAll();
+        const text = await store.exportAll();
         const before = storage.getItem("chatwait.conversation.a");
         store.remove("b");
         storage.done();

@@ -35,7 +35,7 @@ TRY_ALL = """
   store.draft("b");
   store.changed("chatwait.conversation.b");
   store.list();
-  told.push(JSON.parse(store.exportAll()).unreadable);
+  told.push(JSON.parse(await store.exportAll()).unreadable);
 """
 
 

@@ -9,12 +9,14 @@ import { activeOf, answerTo, ask } from "./context.js";
 import { createFollow } from "./follow.js";
 import { createList } from "./list.js";
 import { isOver } from "./machine.js";
+import { createArchive } from "./memories.js";
 import { createNotices } from "./notices.js";
 import { createStore } from "./store.js";
 import { createView, showMark } from "./view.js";
 import { BUSY, CONTINUE, COPIED, GIVEN_BACK, LOST, NOT_COPIED, countWords, importedOf, isCutShort, isSmallModel } from "./words.js";
 
 const MODELS_MS = 5_000; // between two tries to learn the models
+const TIDY_MS = 3_000; // after the last answer: nobody waits for it
 const TITLE_LENGTH = 60;
 const element = (id) => document.getElementById(id);
 const now = () => Date.now();
@@ -26,7 +28,7 @@ function random() {
 }
 
 const storage = reachableStorage();
-const store = createStore({ storage, now, random });
+const store = createStore({ storage, archive: createArchive(), now, random, onChange: refreshFrame });
 const api = createApi();
 const marks = new Map(); // what happened to conversations that are not looked at: "done" | "error"
 let shown = null; // the conversation
@@ -51,7 +53,10 @@ const composer = createComposer({
   now,
   onSend: send,
   onStop: () => answers.stop(shown.id),
-  onDraft: (draft) => store.saveDraft(shown?.id ?? "", draft),
+  onDraft(draft) {
+    store.saveDraft(shown?.id ?? "", draft);
+    guard();
+  },
   onSay: announcer.say,
 });
 const list = createList({
@@ -70,6 +75,7 @@ const list = createList({
   onImport(file) {
     try {
       composer.say(importedOf(store.importAll(file)));
+      store.tidy();
     } catch ({ message, detail, action }) {
       composer.say([message, detail, action].filter(Boolean).join(" "));
     }
@@ -87,6 +93,7 @@ addEventListener("pagehide", () => answers.suspend());
 addEventListener("pageshow", ({ persisted }) => persisted && answers.resume());
 document.addEventListener("visibilitychange", () => (document.hidden ? answers.keep() : seen()));
 setInterval(tick, 1_000);
+setTimeout(() => store.regain().catch(() => {}).then(() => store.tidy()), TIDY_MS);
 element("drawer").addEventListener("click", () => showList(element("drawer").ariaExpanded !== "true"));
 element("shade").addEventListener("click", () => showList(false));
 element("list").addEventListener("keydown", ({ key, defaultPrevented }) => {
@@ -98,8 +105,12 @@ element("list").addEventListener("keydown", ({ key, defaultPrevented }) => {
 
 function open(id) {
   if (id && id === shown?.id) return;
-  composer.flush(); // the last moment's draft is the other conversation's
   const found = id ? answers.conversation(id) : null;
+  if (id && !found && store.isAway(id)) {
+    store.fetch(id).then(() => id === location.hash.slice(1) && open(id));
+    return;
+  }
+  composer.flush(); // the last moment's draft is the other conversation's
   if (id && !found) history.replaceState(null, "", location.pathname);
   shown = found;
   marks.delete(id);
@@ -151,6 +162,7 @@ async function start(messages, message) {
     follow.pin();
     announcer.started(messages.at(-1));
     refreshFrame();
+    navigator.storage?.persist?.().catch(() => {}); // there is something to keep now
     return;
   }
   if (message) giveBack(conversation, message);
@@ -173,6 +185,7 @@ function change(conversation, answer) {
     follow.changed();
     if (isOver(answer)) announcer.ended(answer);
   }
+  if (isOver(answer)) setTimeout(() => store.tidy(), TIDY_MS);
   if (isOver(answer) && (conversation !== shown || document.hidden)) {
     const isGood = answer.state === "complete" || answer.state === "stopped";
     marks.set(conversation.id, isCutShort(answer) ? "cut" : isGood ? "done" : "error");
@@ -219,9 +232,19 @@ function refreshFrame() {
   if (entry && !entry.problem) shown.title = entry.title; // another tab may have renamed it
   list.show(entries.map((entry) => ({ ...entry, mark: mark(entry) })), shown?.id);
   notices.show(store.problems());
+  guard();
   element("title").textContent = shown?.title ?? "ChatWait";
   const all = new Set(marks.values());
   showMark(shown?.title, active ? "streaming" : all.has("error") ? "error" : all.size ? "done" : undefined);
+}
+
+/** Ask before the page is left while something is in its memory only. */
+function guard() {
+  (store.isHeld() ? addEventListener : removeEventListener)("beforeunload", askFirst);
+}
+
+function askFirst(event) {
+  event.preventDefault();
 }
 
 /** In a small window: the drawer. */

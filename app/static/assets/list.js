@@ -8,6 +8,7 @@ const MARKS = {
   error: "the answer failed",
   damaged: "cannot be read",
   newer: "made by a newer version of this page",
+  lost: "cannot be opened",
 };
 
 function make(tag, properties = {}, ...children) {

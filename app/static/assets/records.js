@@ -2,6 +2,7 @@
 // Pure. Must never let a foreign value reach the page unchecked, nor throw but to refuse a file in three parts.
 
 export const VERSION = 2;
+const STUB = 3; // a version of which older pages say that a newer page has the conversation
 const OPEN = new Set(["sending", "waiting", "streaming", "slow", "reconnecting"]);
 const SETTLED = new Set(["complete", "stopped", "failed"]); // an interrupted answer may yet go on
 const ROLES = new Set(["user", "assistant", "system"]);
@@ -54,7 +55,7 @@ const ANSWER = {
 };
 
 /**
- * Read what JSON.parse gave: `{conversation}`, or `{problem: "damaged" | "newer", title}`.
+ * Read what JSON.parse gave: `{conversation}`, `{problem: "damaged" | "newer", title}`, or of a stub `{mark, …}`.
  * Takes `{v: 2, …}`, the same without `v`, and an array of `{role, content}`. Ids that are missing are made from the
  * places, so that every tab makes the same. `isForeign` (an imported file): unknown fields go, ids must be plain, and
  * an answer that was on its way is interrupted: loading a file must never ask the service for anything.
@@ -63,6 +64,7 @@ export const readConversation = (value, id, isForeign = false) => {
   const from = Array.isArray(value) ? { messages: value } : value;
   if (!isObject(from)) return { problem: "damaged", title: "" };
   const title = text(from.title) ?? "";
+  if (from.v === STUB && typeof from.mark === "string") return { mark: from.mark, title, updated: time(from.updated) ?? 0 };
   if (typeof from.v === "number" && from.v > VERSION) return { problem: "newer", title };
   const isKnown = from.v === undefined || typeof from.v === "number";
   if (!isKnown || !Array.isArray(from.messages) || !from.messages.every(isMessage)) {
@@ -82,6 +84,12 @@ export const readConversation = (value, id, isForeign = false) => {
     },
   };
 };
+
+/** What stands for a conversation whose text is in the archive; `mark`: another one each time. */
+export const stubOf = ({ title, updated }, mark) => JSON.stringify({ v: STUB, mark, title, updated });
+
+/** Whether a stored text is a stub, told without reading it whole. */
+export const isStub = (raw) => raw.startsWith(`{"v":${STUB},"mark":`);
 
 const isMessage = (value) => isObject(value) && ROLES.has(value.role) && typeof value.content === "string";
 
@@ -270,3 +278,45 @@ export const readFile = (raw) => {
   if (values.length > MOST_CONVERSATIONS) throw refusal("large");
   return values;
 };
+
+const trouble = (code, message, detail, action) => [code, { code, message, detail, action }];
+
+/** What can be wrong with the page's memory, in three parts, by its code. */
+export const PROBLEMS = Object.fromEntries([
+  trouble(
+    "storage_full",
+    "This browser's storage for the page is full.",
+    "What is new is kept while this page stays open; everything that was stored before is safe.",
+    "Export your conversations, then delete some of them to make room.",
+  ),
+  trouble(
+    "storage_blocked",
+    "This browser does not let the page store anything.",
+    "Your conversations are kept while this page stays open.",
+    "Allow this site to store data, or export your conversations before you close the page.",
+  ),
+  trouble(
+    "conversation_damaged",
+    "A stored conversation cannot be read.",
+    "It was left as it is, and all others are safe.",
+    "Export to keep a copy of its text, then delete it from the list.",
+  ),
+  trouble(
+    "conversation_newer",
+    "A conversation was stored by a newer version of this page.",
+    "It was left as it is, and all others are safe.",
+    "Reload the page to get the newer version.",
+  ),
+  trouble(
+    "conversation_lost",
+    "A stored conversation cannot be opened.",
+    "This browser does not give out its text; all others are safe.",
+    "Load the page again; if that does not help, delete it from the list.",
+  ),
+  trouble(
+    "index_damaged",
+    "The stored list of conversations cannot be read.",
+    "The conversations are safe: the list is made from them.",
+    "Go on as before; the next message stores the list anew.",
+  ),
+]);

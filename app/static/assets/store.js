@@ -1,18 +1,20 @@
 // Keeps the conversations (a key each, an index) and drafts in a localStorage-like `storage`, in memory where that fails.
+// What is settled and older moves to the archive, with a stub in its place, so that there is always room.
 // Must never touch the DOM or the network, delete anything but by remove(), or write over what it cannot read.
 
-import { VERSION, entryOf, merge, portable, readConversation, readFile, refusal, updatedOf } from "./records.js";
+import { createCells } from "./memories.js";
+import { PROBLEMS, VERSION, entryOf, isActive, isStub, merge, readConversation, stubOf, updatedOf } from "./records.js";
+import { createTransfer } from "./transfer.js";
 
 const CONVERSATION = "chatwait.conversation.";
 const DRAFT = "chatwait.draft.";
 const INDEX = "chatwait.index";
-const SAFE_ID = /^[\w-]{1,64}$/;
+const ROOM = 1_000_000; // characters of the newest conversations, which stay; browsers give 2.5 to 5 million to a site
 /** On a conversation: the stored text that it was read from, or written as. JSON leaves it out, `{...}` keeps it. */
 const SEEN = Symbol("seen");
 
 const newId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-const isFull = ({ name }) => name === "QuotaExceededError" || name === "NS_ERROR_DOM_QUOTA_REACHED";
 
 const parse = (raw, id) => {
   try {
@@ -22,53 +24,23 @@ const parse = (raw, id) => {
   }
 };
 
-/** `storage`: localStorage, or null when it is blocked. `now()`: epoch ms. `random()`: a new URL-safe id. */
-export const createStore = ({ storage, now = Date.now, random = newId }) => {
+/**
+ * `storage`: localStorage, or null when it is blocked. `archive`: of memories.js, or null. `now()`: epoch ms.
+ * `random()`: a new URL-safe id. `onChange()`: what is wrong, or in the list, is not what it was a moment ago.
+ */
+export const createStore = ({ storage, archive = null, now = Date.now, random = newId, onChange = () => {} }) => {
   const unsaved = new Map(); // id -> text of conversations that storage did not take
   const drafts = new Map(); // id -> text, likewise
   const stored = new Set(); // ids that were there: a key that is missing now was removed by another tab
   const removed = new Set(); // ids removed here
   const entries = new Map(); // id -> entry, of what was read and has not changed since
   const sound = new Set(); // ids that were read once: from then on the index may speak for them
-  let isUnreadable = false; // the last access to read threw
-  let failure = null; // why the last write failed: "storage_full" | "storage_blocked"
-
-  /** undefined when storage cannot be asked. */
-  const read = (key) => {
-    try {
-      const raw = storage.getItem(key); // null throws as well: blocked
-      isUnreadable = false;
-      return raw;
-    } catch {
-      isUnreadable = true;
-      failure = "storage_blocked";
-      return undefined;
-    }
-  };
-
-  const write = (key, text) => {
-    try {
-      if (text === null) storage.removeItem(key);
-      else storage.setItem(key, text);
-      return true;
-    } catch (error) {
-      failure = isFull(error) ? "storage_full" : "storage_blocked";
-      return false;
-    }
-  };
-
-  const storedIds = () => {
-    const ids = [];
-    try {
-      for (let place = 0; place < storage.length; place += 1) {
-        const key = storage.key(place);
-        if (key?.startsWith(CONVERSATION)) ids.push(key.slice(CONVERSATION.length));
-      }
-    } catch {
-      isUnreadable = true;
-    }
-    return ids;
-  };
+  const fetched = new Map(); // id -> {mark, text} of the archive
+  const lost = new Set(); // ids of stubs whose text the archive did not give
+  let tidying = null; // a promise while conversations move
+  const cells = createCells(storage);
+  const { read, write } = cells;
+  const storedIds = () => cells.keys(CONVERSATION);
 
   /** `{lines: Map(id -> line), problem}`; problem: undefined | "missing" | "damaged" | "newer". */
   const readIndex = () => {
@@ -113,16 +85,26 @@ export const createStore = ({ storage, now = Date.now, random = newId }) => {
     if (sound.has(id) && line) return line;
     const raw = read(CONVERSATION + id);
     if (typeof raw !== "string") return undefined;
-    const { conversation, problem, title } = parse(raw, id);
-    if (conversation) sound.add(id);
-    const told = { id, title: title || line?.title || "", updated: line?.updated ?? 0, active: false, problem };
-    const entry = conversation ? entryOf(conversation) : told;
+    const { conversation, title, updated, mark, problem = mark && lost.has(id) ? "lost" : undefined } = parse(raw, id);
+    if (!problem) sound.add(id);
+    const known = { title: title || line?.title || "", updated: updated ?? line?.updated ?? 0 };
+    const entry = conversation ? entryOf(conversation) : { id, ...known, active: false, problem };
     stored.add(id);
     entries.set(id, entry);
     return entry;
   };
 
-  /** `[{id, title, updated, active, problem}]`, newest first; problem: undefined | "damaged" | "newer". */
+  /** Parse what is stored: of a stub what was fetched for it, else its `{mark, title, updated}`. */
+  const readStored = (raw, id) => {
+    const found = parse(raw, id);
+    const { mark, text } = fetched.get(id) ?? {};
+    if (!found.mark || mark !== found.mark) return found;
+    const { conversation } = parse(text, id);
+    conversation.title = found.title;
+    return { conversation };
+  };
+
+  /** `[{id, title, updated, active, problem}]`, newest first; problem: undefined | "damaged" | "newer" | "lost". */
   const list = () => {
     const { lines } = readIndex();
     const all = new Map(storedIds().map((id) => [id, entryFor(id, lines)]));
@@ -133,14 +115,15 @@ export const createStore = ({ storage, now = Date.now, random = newId }) => {
     return [...all.values()].filter(Boolean).sort((a, b) => b.updated - a.updated || (a.id < b.id ? -1 : 1));
   };
 
-  /** The conversation, or null when there is none that can be read. Never throws. */
+  /** The conversation, or null when there is none that can be read, or that is to be fetched first. Never throws. */
   const load = (id) => {
     const raw = read(CONVERSATION + id);
     const held = unsaved.get(id);
     if (raw === null && stored.has(id)) unsaved.delete(id);
     if (typeof raw !== "string") return unsaved.has(id) ? parse(unsaved.get(id), id).conversation : null;
     stored.add(id);
-    const { conversation, problem, title } = parse(raw, id);
+    const { conversation, problem, title } = readStored(raw, id);
+    if (!conversation && !problem) return held ? parse(held, id).conversation : null; // a stub
     if (problem) {
       entries.set(id, { id, title, updated: 0, active: false, problem });
       return held ? parse(held, id).conversation : null;
@@ -179,7 +162,8 @@ export const createStore = ({ storage, now = Date.now, random = newId }) => {
     let isWhole = true; // what is written is what the caller has
     let isTaken = raw !== undefined;
     if (typeof raw === "string" && raw !== conversation[SEEN]) {
-      const { conversation: theirs } = parse(raw, id);
+      const { conversation: theirs, mark } = readStored(raw, id);
+      if (mark && !lost.has(id)) fetch(id).then(again).then(onChange);
       const base = conversation[SEEN] && parse(conversation[SEEN], id).conversation;
       isTaken = Boolean(theirs);
       if (theirs) {
@@ -191,9 +175,11 @@ export const createStore = ({ storage, now = Date.now, random = newId }) => {
     const text = JSON.stringify(record);
     if (!isTaken || (text !== raw && !write(key, text))) {
       unsaved.set(id, text);
+      if (isTaken && cells.failure === "storage_full") tidy(0);
       return "memory";
     }
     unsaved.delete(id);
+    fetched.delete(id);
     stored.add(id);
     sound.add(id);
     if (isWhole && Object.isExtensible(conversation)) conversation[SEEN] = text;
@@ -204,25 +190,112 @@ export const createStore = ({ storage, now = Date.now, random = newId }) => {
   /** Give a conversation another title; false when it cannot be read. */
   const rename = (id, title) => {
     const conversation = load(id);
-    if (!conversation) return false;
-    conversation.title = title;
-    return save(conversation) !== "removed";
+    if (conversation) {
+      conversation.title = title;
+      return save(conversation) !== "removed";
+    }
+    const { mark, updated } = parse(read(CONVERSATION + id) ?? null, id);
+    if (!mark || !write(CONVERSATION + id, stubOf({ title, updated }, mark))) return false;
+    entries.delete(id);
+    index([entryFor(id, new Map())]);
+    return true;
   };
 
   /** Delete a conversation and its draft, for ever. What had no room before may have it now. */
   const remove = (id) => {
     removed.add(id);
-    unsaved.delete(id);
-    entries.delete(id);
+    for (const known of [unsaved, entries, fetched]) known.delete(id);
     write(CONVERSATION + id, null);
+    archive?.remove(id).catch(() => {}); // no archive: nothing there
     saveDraft(id, "");
     const { lines, problem } = readIndex();
     if (!problem && lines.delete(id)) writeIndex([...lines.values()]);
-    for (const other of [...unsaved.keys()]) {
-      const conversation = load(other);
+    again();
+  };
+
+  /** Write what storage did not take. */
+  const again = () => {
+    for (const id of [...unsaved.keys()]) {
+      const conversation = load(id);
       if (conversation) save(conversation);
     }
-    for (const [other, text] of [...drafts]) saveDraft(other, text);
+    for (const [id, text] of [...drafts]) saveDraft(id, text);
+  };
+
+  /** Whether the text of a conversation is in the archive, and to be fetched. */
+  const isAway = (id) => {
+    const raw = read(CONVERSATION + id);
+    return typeof raw === "string" && isStub(raw) && !lost.has(id) && !load(id);
+  };
+
+  /** Get a conversation's text from the archive; afterwards it can be loaded, or is listed with the problem "lost". */
+  const fetch = async (id) => {
+    const text = await archive?.get(id).catch(() => undefined);
+    const { mark } = parse(read(CONVERSATION + id) ?? null, id);
+    if (!mark) return;
+    const isWhole = typeof text === "string" && parse(text, id).conversation;
+    if (isWhole) fetched.set(id, { mark, text });
+    lost[isWhole ? "delete" : "add"](id);
+    for (const known of [sound, entries]) known.delete(id);
+  };
+
+  /**
+   * Move conversations in which nothing is on its way to the archive, oldest first, until the others have at most
+   * `room` characters. A page that has one of them open goes on with it: the stub gives way to what it writes.
+   */
+  const tidy = (room = ROOM) => {
+    if (!archive || cells.isBlocked) return undefined;
+    tidying ??= move(room)
+      .catch(() => {}) // no archive here: all is as it was
+      .finally(() => {
+        tidying = null;
+        onChange();
+      });
+    return tidying;
+  };
+
+  const move = async (room) => {
+    let left = room;
+    const due = [];
+    for (const { id, active, problem } of list()) {
+      const held = unsaved.get(id);
+      const text = held ?? read(CONVERSATION + id) ?? "";
+      left -= text.length;
+      if (left < 0 && !isStub(text) && !active && !problem) due.push(id);
+    }
+    for (const id of due.reverse()) {
+      const [raw, held, whole] = [read(CONVERSATION + id), unsaved.get(id), load(id)];
+      if (!whole || isActive(whole)) continue;
+      const text = JSON.stringify(whole);
+      await archive.put(id, text);
+      if (read(CONVERSATION + id) !== raw || unsaved.get(id) !== held) continue; // it went on meanwhile
+      const mark = random();
+      if (!write(CONVERSATION + id, stubOf(entryOf(whole), mark))) continue;
+      if (held !== undefined) fetched.set(id, { mark, text });
+      for (const known of [unsaved, entries]) known.delete(id);
+      stored.add(id);
+      if (room) continue;
+      again();
+      if (!isHeld()) return; // there is room enough
+    }
+  };
+
+  /** load(), of the archive too, and without keeping its text here. */
+  const borrow = async (id) => {
+    if (!isAway(id)) return load(id);
+    await fetch(id);
+    const conversation = load(id);
+    fetched.delete(id);
+    return conversation;
+  };
+
+  /** What only the archive has (storage was cleared, but for it) comes back to the list. */
+  const regain = async () => {
+    for (const id of await archive.ids()) {
+      if (read(CONVERSATION + id) !== null || removed.has(id)) continue;
+      const { conversation } = parse(await archive.get(id), id);
+      if (conversation) write(CONVERSATION + id, stubOf(entryOf(conversation), random()));
+    }
   };
 
   /** What was typed and not sent; `id` "" is the new conversation. */
@@ -234,48 +307,17 @@ export const createStore = ({ storage, now = Date.now, random = newId }) => {
     else drafts.set(id, text);
   };
 
-  /** Everything as JSON text; conversations that cannot be read go with it as they are, in `unreadable`. */
-  const exportAll = () => {
-    const conversations = [];
-    const unreadable = [];
-    for (const { id, problem } of list()) {
-      const conversation = load(id);
-      if (conversation) conversations.push(portable(conversation));
-      if (problem) unreadable.push({ id, text: read(CONVERSATION + id) });
-    }
-    const whole = { format: "chatwait", v: VERSION, exported: now(), conversations };
-    return JSON.stringify(unreadable.length ? { ...whole, unreadable } : whole, null, 1);
-  };
-
-  /** Add the conversations of a file: `{added, skipped}`. Throws an Error with `{message, detail, action}`. */
-  const importAll = (text) => {
-    const values = readFile(text);
-    const fresh = [];
-    let added = 0;
-    for (const value of values) {
-      const id = value?.id;
-      const isFree = typeof id === "string" && SAFE_ID.test(id) && !isKnown(id);
-      const { conversation } = readConversation(value, isFree ? id : random(), true);
-      if (!conversation?.messages.length) continue;
-      conversation.updated ||= now();
-      conversation.created ||= conversation.updated;
-      if (put(conversation) === "stored") fresh.push(entries.get(conversation.id));
-      added += 1;
-    }
-    if (values.length && !added) throw refusal("unreadable");
-    if (fresh.length) index(fresh);
-    return { added, skipped: values.length - added };
-  };
-
   const isKnown = (id) =>
     [removed, stored, unsaved].some((known) => known.has(id)) || typeof read(CONVERSATION + id) === "string";
+
+  /** Whether something is in memory only: it is gone with the page. */
+  const isHeld = () => unsaved.size > 0 || drafts.size > 0;
 
   /** What is wrong now, in three parts: `[{code, message, detail, action, id?}]`. */
   const problems = () => {
     const found = [];
     const entries = list();
-    const isHeld = unsaved.size > 0 || drafts.size > 0;
-    if (isUnreadable || (isHeld && failure)) found.push(PROBLEMS[isUnreadable ? "storage_blocked" : failure]);
+    if (cells.isBlocked || (isHeld() && cells.failure && !tidying)) found.push(PROBLEMS[cells.failure]);
     if (readIndex().problem === "damaged") found.push(PROBLEMS.index_damaged);
     for (const { id, problem } of entries) if (problem) found.push({ ...PROBLEMS[`conversation_${problem}`], id });
     return found;
@@ -291,40 +333,16 @@ export const createStore = ({ storage, now = Date.now, random = newId }) => {
     return id;
   };
 
-  return { list, load, save, rename, remove, draft, saveDraft, exportAll, importAll, problems, changed };
+  /** Keep conversations as save() does, but the index only once. */
+  const saveAll = (conversations) => {
+    const kept = conversations.filter((one) => put(one) === "stored");
+    if (kept.length) index(kept.map(({ id }) => entries.get(id)));
+  };
+
+  const textOf = (id) => read(CONVERSATION + id);
+  const { exportAll, importAll } = createTransfer({ list, borrow, saveAll, textOf, isKnown, now, random });
+  return {
+    list, load, save, rename, remove, isAway, fetch, tidy, regain, isHeld,
+    draft, saveDraft, exportAll, importAll, problems, changed,
+  };
 };
-
-const trouble = (code, message, detail, action) => [code, { code, message, detail, action }];
-
-const PROBLEMS = Object.fromEntries([
-  trouble(
-    "storage_full",
-    "This browser's storage for the page is full.",
-    "What is new is kept while this page stays open; everything that was stored before is safe.",
-    "Export your conversations, then delete some of them to make room.",
-  ),
-  trouble(
-    "storage_blocked",
-    "This browser does not let the page store anything.",
-    "Your conversations are kept while this page stays open.",
-    "Allow this site to store data, or export your conversations before you close the page.",
-  ),
-  trouble(
-    "conversation_damaged",
-    "A stored conversation cannot be read.",
-    "It was left as it is, and all others are safe.",
-    "Export to keep a copy of its text, then delete it from the list.",
-  ),
-  trouble(
-    "conversation_newer",
-    "A conversation was stored by a newer version of this page.",
-    "It was left as it is, and all others are safe.",
-    "Reload the page to get the newer version.",
-  ),
-  trouble(
-    "index_damaged",
-    "The stored list of conversations cannot be read.",
-    "The conversations are safe: the list is made from them.",
-    "Go on as before; the next message stores the list anew.",
-  ),
-]);
