@@ -8,6 +8,7 @@ from tests.browser.modules import Modules
 
 PRELUDE = """
 const { createStore } = await load("store");
+const { exportAll, importAll } = await load("transfer");
 
 /** A localStorage-like: counts what is done to it, throws as browsers do over `limit` bytes, or when `isBlocked`. */
 const fake = (values = {}) => {
@@ -57,7 +58,14 @@ const fake = (values = {}) => {
 };
 
 let made = 0;
-const open = (storage) => createStore({ storage, now: () => 1_700_000_000_000, random: () => `new-${(made += 1)}` });
+const now = () => 1_700_000_000_000;
+const random = () => `new-${(made += 1)}`;
+const withFiles = (store, archive = { borrow: async ({ id }) => store.load(id) }) => ({
+  ...store,
+  exportAll: () => exportAll({ store, archive, now }),
+  importAll: (text) => importAll(text, { store, now, random }),
+});
+const open = (storage) => withFiles(createStore({ storage, now, random }));
 const question = (id, more) => ({ id, role: "user", content: `Question ${id}?`, at: 1000, ...more });
 const answer = (id, more) => ({
   id, role: "assistant", content: "One two", at: 1000, state: "streaming", asks: "q1", key: "k0-Z".repeat(6),

@@ -20,16 +20,19 @@ pytestmark = [pytest.mark.browser, pytest.mark.requirement("page SC-006", "page 
 
 LENGTH = 400_000
 ARCHIVE = """
-const { createArchive } = await load("memories");
+const { createArchive, createTexts } = await load("archive");
 await new Promise((done, failed) => {
   const asked = indexedDB.deleteDatabase("chatwait");
   Object.assign(asked, { onsuccess: done, onerror: failed });
 });
-const archive = createArchive();
-const over = (storage, changes = []) => (
-  createStore({ storage, archive, now: () => 1_700_000_000_000, random: () => `new-${(made += 1)}`,
-    onChange: () => changes.push(1) })
-);
+const texts = createTexts();
+const over = (storage, changes = [], second = texts) => {
+  const asked = (name) => (id) => archive[name](id);
+  const store = createStore({ storage, now, random, onChange: () => changes.push(1),
+    archive: { fetch: asked("fetch"), makeRoom: asked("makeRoom"), remove: asked("remove") } });
+  const archive = createArchive({ store, texts: second });
+  return withFiles({ ...store, tidy: archive.tidy, regain: archive.regain }, archive);
+};
 const long = (id, at) => talk(id, [question(`q-${id}`, { at }),
   answer(`a-${id}`, { content: `${id} `.repeat(100_000), state: "complete", at, asks: `q-${id}` })], { updated: at });
 const raw = (storage, id) => storage.getItem(`chatwait.conversation.${id}`);
@@ -66,7 +69,7 @@ def test_store_moves_the_oldest_out_and_gives_all_of_it_back(modules: Modules) -
         const [reopened] = exported.conversations.filter(({ id }) => id === "old");
         return { away, same, whole, renamed, stillAway: other.isAway("mid"),
           exported: exported.conversations.map(({ id, messages }) => [id, messages[1].content.length]),
-          title: reopened.title, problems: other.problems(), archived: await archive.ids() };
+          title: reopened.title, problems: other.problems(), archived: await texts.ids() };
         """,
     )
     assert [one[:2] for one in told["away"]] == [[True, False], [False, True], [False, True]]
@@ -88,10 +91,10 @@ def test_store_renames_and_deletes_what_is_away_as_anything_else(modules: Module
         const renamed = [store.rename("old", "Other"), store.isAway("old")];
         const titles = over(storage).list().map(({ title }) => title);
         store.remove("mid");
-        await archive.ids(); // after what remove() asked
+        await texts.ids(); // after what remove() asked
         await store.fetch("old");
         const { title, messages } = store.load("old");
-        return { renamed, titles, title, length: messages[1].content.length, archived: (await archive.ids()).sort(),
+        return { renamed, titles, title, length: messages[1].content.length, archived: (await texts.ids()).sort(),
           keys: Object.keys(storage.all()).filter((key) => key.includes("conversation")).length };
         """,
     )
@@ -118,12 +121,12 @@ def test_store_whose_conversation_another_tab_moved_writes_on_and_loses_nothing(
         const kept = mine.save(shown);
         const early = raw(storage, "old").length < 200;
         for (let round = 0; round < 200 && raw(storage, "old").length < 200; round += 1) await new Promise(setTimeout);
-        const now = mine.save(shown);
-        return { kept, early, now, held: mine.isHeld(), ids: ids(stored(storage, "old")),
+        const later = mine.save(shown);
+        return { kept, early, later, held: mine.isHeld(), ids: ids(stored(storage, "old")),
           length: stored(storage, "old").messages[1].content.length };
         """,
     )
-    assert (told["kept"], told["early"], told["now"], told["held"]) == ("memory", True, "stored", False)
+    assert (told["kept"], told["early"], told["later"], told["held"]) == ("memory", True, "stored", False)
     assert told["ids"] == "q-old a-old q-other q-mine"
     assert told["length"] == 400_000
 
@@ -136,8 +139,8 @@ def test_store_leaves_what_goes_on_or_is_deleted_while_it_moves(modules: Modules
         three(storage);
         const other = open(storage);
         const store = over(storage);
-        const { put } = archive;
-        archive.put = async (id, text) => {
+        const { put } = texts;
+        texts.put = async (id, text) => {
           await put(id, text);
           if (id === "old") store.remove("old");
           if (id !== "mid") return;
@@ -147,7 +150,7 @@ def test_store_leaves_what_goes_on_or_is_deleted_while_it_moves(modules: Modules
         };
         await store.tidy(1);
         return { keys: ["old", "mid", "new"].map((id) => (raw(storage, id) ?? "").length > 200),
-          mid: ids(store.load("mid")), listed: store.list().map(({ id }) => id), archived: await archive.ids(),
+          mid: ids(store.load("mid")), listed: store.list().map(({ id }) => id), archived: await texts.ids(),
           isStub: raw(storage, "new").length };
         """,
     )
@@ -195,9 +198,8 @@ def test_store_without_an_archive_goes_on_as_it_is_and_says_that_it_is_full(modu
         """
         const storage = fake();
         const before = JSON.stringify(three(storage));
-        const store = over(storage);
         indexedDB.open = () => { throw new DOMException("denied", "SecurityError"); };
-        const none = createStore({ storage, archive: createArchive() });
+        const none = over(storage, [], createTexts());
         await none.tidy(1);
         storage.limit = 2_500_000;
         none.save(long("fresh", 4000));
@@ -217,8 +219,8 @@ def test_store_whose_archive_lost_a_text_says_so_and_leaves_the_rest_alone(modul
         three(storage);
         const store = over(storage);
         await store.tidy(1);
-        await archive.remove("old");
-        await archive.put("mid", "no conversation");
+        await texts.remove("old");
+        await texts.put("mid", "no conversation");
         await store.fetch("old");
         await store.fetch("mid");
         await store.fetch("new");

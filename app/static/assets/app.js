@@ -9,11 +9,12 @@ import { activeOf, answerTo, ask } from "./context.js";
 import { createFollow } from "./follow.js";
 import { createList } from "./list.js";
 import { isOver } from "./machine.js";
-import { createArchive } from "./memories.js";
 import { createNotices } from "./notices.js";
 import { createStore } from "./store.js";
 import { createView, showMark } from "./view.js";
-import { BUSY, CONTINUE, COPIED, GIVEN_BACK, LOST, NOT_COPIED, countWords, importedOf, isCutShort, isSmallModel } from "./words.js";
+import {
+  BUSY, CONTINUE, COPIED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, countWords, importedOf, isCutShort, isSmallModel,
+} from "./words.js";
 
 const MODELS_MS = 5_000; // between two tries to learn the models
 const TIDY_MS = 3_000; // after the last answer: nobody waits for it
@@ -28,11 +29,19 @@ function random() {
 }
 
 const storage = reachableStorage();
-const store = createStore({ storage, archive: createArchive(), now, random, onChange: refreshFrame });
+const store = createStore({
+  storage, now, random, onChange: refreshFrame,
+  archive: {
+    fetch: (id) => archive().then((one) => one.fetch(id), () => store.give(id)),
+    makeRoom: () => archive().then((one) => one.makeRoom(), () => {}),
+    remove: (id) => archive().then((one) => one.remove(id), () => {}),
+  },
+});
 const api = createApi();
 const marks = new Map(); // what happened to conversations that are not looked at: "done" | "error"
 let shown = null; // the conversation
 let models = null;
+let archiving = null; // a promise of the archive
 
 const answers = createAnswers({
   api, store, storage, now, random, locks: navigator.locks, limits: () => models?.limits,
@@ -71,11 +80,20 @@ const list = createList({
     answers.remove(id);
     removed(id);
   },
-  onExport: () => store.exportAll(),
-  onImport(file) {
+  async onExport() {
     try {
-      composer.say(importedOf(store.importAll(file)));
-      store.tidy();
+      const { exportAll } = await import("./transfer.js");
+      return await exportAll({ store, archive: await archive(), now });
+    } catch {
+      composer.say(NOT_LOADED);
+      return null;
+    }
+  },
+  async onImport(file) {
+    try {
+      const { importAll } = await import("./transfer.js").catch(() => { throw new Error(NOT_LOADED); });
+      composer.say(importedOf(importAll(file, { store, now, random })));
+      tidy();
     } catch ({ message, detail, action }) {
       composer.say([message, detail, action].filter(Boolean).join(" "));
     }
@@ -93,7 +111,7 @@ addEventListener("pagehide", () => answers.suspend());
 addEventListener("pageshow", ({ persisted }) => persisted && answers.resume());
 document.addEventListener("visibilitychange", () => (document.hidden ? answers.keep() : seen()));
 setInterval(tick, 1_000);
-setTimeout(() => store.regain().catch(() => {}).then(() => store.tidy()), TIDY_MS);
+setTimeout(settle, TIDY_MS);
 element("drawer").addEventListener("click", () => showList(element("drawer").ariaExpanded !== "true"));
 element("shade").addEventListener("click", () => showList(false));
 element("list").addEventListener("keydown", ({ key, defaultPrevented }) => {
@@ -185,7 +203,7 @@ function change(conversation, answer) {
     follow.changed();
     if (isOver(answer)) announcer.ended(answer);
   }
-  if (isOver(answer)) setTimeout(() => store.tidy(), TIDY_MS);
+  if (isOver(answer)) setTimeout(tidy, TIDY_MS);
   if (isOver(answer) && (conversation !== shown || document.hidden)) {
     const isGood = answer.state === "complete" || answer.state === "stopped";
     marks.set(conversation.id, isCutShort(answer) ? "cut" : isGood ? "done" : "error");
@@ -236,6 +254,25 @@ function refreshFrame() {
   element("title").textContent = shown?.title ?? "ChatWait";
   const all = new Set(marks.values());
   showMark(shown?.title, active ? "streaming" : all.has("error") ? "error" : all.size ? "done" : undefined);
+}
+
+/** The archive is loaded when the page is idle, or when it is wanted; where it cannot be, all stays where it is. */
+function archive() {
+  archiving ??= import("./archive.js").then(({ createArchive }) => createArchive({ store }));
+  archiving.catch(() => (archiving = null));
+  return archiving;
+}
+
+async function tidy() {
+  await archive().then((one) => one.tidy(), () => {});
+  refreshFrame();
+}
+
+/** The page is idle: what only the archive has comes back, what is old goes there, the rest of the page is loaded. */
+async function settle() {
+  await archive().then((one) => one.regain()).catch(() => {});
+  await tidy();
+  import("./transfer.js").catch(() => {});
 }
 
 /** Ask before the page is left while something is in its memory only. */

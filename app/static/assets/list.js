@@ -168,7 +168,9 @@ export function createList({ nav, onOpen, onNew, onRename, onDelete, onExport, o
   }
 
   async function download() {
-    const url = URL.createObjectURL(new Blob([await onExport()], { type: "application/json" }));
+    const text = await onExport();
+    if (text === null) return;
+    const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     const link = make("a", { href: url, download: `chatwait-${new Date().toISOString().slice(0, 10)}.json` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);

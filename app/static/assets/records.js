@@ -64,9 +64,10 @@ export const readConversation = (value, id, isForeign = false) => {
   const from = Array.isArray(value) ? { messages: value } : value;
   if (!isObject(from)) return { problem: "damaged", title: "" };
   const title = text(from.title) ?? "";
-  if (from.v === STUB && typeof from.mark === "string") return { mark: from.mark, title, updated: time(from.updated) ?? 0 };
-  if (typeof from.v === "number" && from.v > VERSION) return { problem: "newer", title };
-  const isKnown = from.v === undefined || typeof from.v === "number";
+  const { v, mark } = from;
+  if (v === STUB && typeof mark === "string") return { mark, title, updated: time(from.updated) ?? 0 };
+  if (typeof v === "number" && v > VERSION) return { problem: "newer", title };
+  const isKnown = v === undefined || typeof v === "number";
   if (!isKnown || !Array.isArray(from.messages) || !from.messages.every(isMessage)) {
     return { problem: "damaged", title };
   }

@@ -2,19 +2,18 @@
 // What is settled and older moves to the archive, with a stub in its place, so that there is always room.
 // Must never touch the DOM or the network, delete anything but by remove(), or write over what it cannot read.
 
-import { createCells } from "./memories.js";
 import { PROBLEMS, VERSION, entryOf, isActive, isStub, merge, readConversation, stubOf, updatedOf } from "./records.js";
-import { createTransfer } from "./transfer.js";
 
 const CONVERSATION = "chatwait.conversation.";
 const DRAFT = "chatwait.draft.";
 const INDEX = "chatwait.index";
-const ROOM = 1_000_000; // characters of the newest conversations, which stay; browsers give 2.5 to 5 million to a site
 /** On a conversation: the stored text that it was read from, or written as. JSON leaves it out, `{...}` keeps it. */
 const SEEN = Symbol("seen");
 
 const newId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+const isFull = ({ name }) => name === "QuotaExceededError" || name === "NS_ERROR_DOM_QUOTA_REACHED";
 
 const parse = (raw, id) => {
   try {
@@ -25,8 +24,8 @@ const parse = (raw, id) => {
 };
 
 /**
- * `storage`: localStorage, or null when it is blocked. `archive`: of memories.js, or null. `now()`: epoch ms.
- * `random()`: a new URL-safe id. `onChange()`: what is wrong, or in the list, is not what it was a moment ago.
+ * `storage`: localStorage, or null when it is blocked. `archive`: `fetch`, `makeRoom` and `remove` of archive.js, or
+ * null. `now()`: epoch ms. `random()`: a new URL-safe id. `onChange()`: what is wrong, or in the list, has changed.
  */
 export const createStore = ({ storage, archive = null, now = Date.now, random = newId, onChange = () => {} }) => {
   const unsaved = new Map(); // id -> text of conversations that storage did not take
@@ -36,11 +35,47 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
   const entries = new Map(); // id -> entry, of what was read and has not changed since
   const sound = new Set(); // ids that were read once: from then on the index may speak for them
   const fetched = new Map(); // id -> {mark, text} of the archive
-  const lost = new Set(); // ids of stubs whose text the archive did not give
-  let tidying = null; // a promise while conversations move
-  const cells = createCells(storage);
-  const { read, write } = cells;
-  const storedIds = () => cells.keys(CONVERSATION);
+  const lost = new Set(); // ids of stubs for which the archive had no text
+  let making = null; // a promise while room is made
+  let isUnreadable = false; // the last access to read threw
+  let failure = null; // why the last write failed: "storage_full" | "storage_blocked"
+
+  /** undefined when storage cannot be asked. */
+  const read = (key) => {
+    try {
+      const raw = storage.getItem(key); // null throws as well: blocked
+      isUnreadable = false;
+      return raw;
+    } catch {
+      isUnreadable = true;
+      failure = "storage_blocked";
+      return undefined;
+    }
+  };
+
+  const write = (key, text) => {
+    try {
+      if (text === null) storage.removeItem(key);
+      else storage.setItem(key, text);
+      return true;
+    } catch (error) {
+      failure = isFull(error) ? "storage_full" : "storage_blocked";
+      return false;
+    }
+  };
+
+  const storedIds = () => {
+    const ids = [];
+    try {
+      for (let place = 0; place < storage.length; place += 1) {
+        const key = storage.key(place);
+        if (key?.startsWith(CONVERSATION)) ids.push(key.slice(CONVERSATION.length));
+      }
+    } catch {
+      isUnreadable = true;
+    }
+    return ids;
+  };
 
   /** `{lines: Map(id -> line), problem}`; problem: undefined | "missing" | "damaged" | "newer". */
   const readIndex = () => {
@@ -163,7 +198,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     let isTaken = raw !== undefined;
     if (typeof raw === "string" && raw !== conversation[SEEN]) {
       const { conversation: theirs, mark } = readStored(raw, id);
-      if (mark && !lost.has(id)) fetch(id).then(again).then(onChange);
+      if (mark && !lost.has(id)) archive?.fetch(id).then(again).then(onChange);
       const base = conversation[SEEN] && parse(conversation[SEEN], id).conversation;
       isTaken = Boolean(theirs);
       if (theirs) {
@@ -175,7 +210,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     const text = JSON.stringify(record);
     if (!isTaken || (text !== raw && !write(key, text))) {
       unsaved.set(id, text);
-      if (isTaken && cells.failure === "storage_full") tidy(0);
+      if (isTaken && failure === "storage_full") makeRoom();
       return "memory";
     }
     unsaved.delete(id);
@@ -206,7 +241,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     removed.add(id);
     for (const known of [unsaved, entries, fetched]) known.delete(id);
     write(CONVERSATION + id, null);
-    archive?.remove(id).catch(() => {}); // no archive: nothing there
+    archive?.remove(id);
     saveDraft(id, "");
     const { lines, problem } = readIndex();
     if (!problem && lines.delete(id)) writeIndex([...lines.values()]);
@@ -228,9 +263,8 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     return typeof raw === "string" && isStub(raw) && !lost.has(id) && !load(id);
   };
 
-  /** Get a conversation's text from the archive; afterwards it can be loaded, or is listed with the problem "lost". */
-  const fetch = async (id) => {
-    const text = await archive?.get(id).catch(() => undefined);
+  /** Take the text that the archive has for a stub; undefined: it has none, and the list says so. */
+  const give = (id, text) => {
     const { mark } = parse(read(CONVERSATION + id) ?? null, id);
     if (!mark) return;
     const isWhole = typeof text === "string" && parse(text, id).conversation;
@@ -239,63 +273,25 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     for (const known of [sound, entries]) known.delete(id);
   };
 
-  /**
-   * Move conversations in which nothing is on its way to the archive, oldest first, until the others have at most
-   * `room` characters. A page that has one of them open goes on with it: the stub gives way to what it writes.
-   */
-  const tidy = (room = ROOM) => {
-    if (!archive || cells.isBlocked) return undefined;
-    tidying ??= move(room)
-      .catch(() => {}) // no archive here: all is as it was
-      .finally(() => {
-        tidying = null;
-        onChange();
-      });
-    return tidying;
+  /** What stands in storage, and what it did not take: by both a version is told. */
+  const versionOf = (id) => ({ raw: read(CONVERSATION + id), held: unsaved.get(id) });
+
+  /** Put a stub in the place of a conversation whose `text` is in the archive, if nothing has changed since. */
+  const shelve = (id, { raw, held }, text) => {
+    if (removed.has(id) || read(CONVERSATION + id) !== raw || unsaved.get(id) !== held) return;
+    const mark = random();
+    const { conversation } = parse(text, id);
+    if (!conversation || !write(CONVERSATION + id, stubOf(entryOf(conversation), mark))) return;
+    if (held !== undefined) fetched.set(id, { mark, text }); // it goes on, perhaps
+    for (const known of [unsaved, entries]) known.delete(id);
+    stored.add(id);
   };
 
-  const move = async (room) => {
-    let left = room;
-    const due = [];
-    for (const { id, active, problem } of list()) {
-      const held = unsaved.get(id);
-      const text = held ?? read(CONVERSATION + id) ?? "";
-      left -= text.length;
-      if (left < 0 && !isStub(text) && !active && !problem) due.push(id);
-    }
-    for (const id of due.reverse()) {
-      const [raw, held, whole] = [read(CONVERSATION + id), unsaved.get(id), load(id)];
-      if (!whole || isActive(whole)) continue;
-      const text = JSON.stringify(whole);
-      await archive.put(id, text);
-      if (read(CONVERSATION + id) !== raw || unsaved.get(id) !== held) continue; // it went on meanwhile
-      const mark = random();
-      if (!write(CONVERSATION + id, stubOf(entryOf(whole), mark))) continue;
-      if (held !== undefined) fetched.set(id, { mark, text });
-      for (const known of [unsaved, entries]) known.delete(id);
-      stored.add(id);
-      if (room) continue;
-      again();
-      if (!isHeld()) return; // there is room enough
-    }
-  };
-
-  /** load(), of the archive too, and without keeping its text here. */
-  const borrow = async (id) => {
-    if (!isAway(id)) return load(id);
-    await fetch(id);
-    const conversation = load(id);
-    fetched.delete(id);
-    return conversation;
-  };
-
-  /** What only the archive has (storage was cleared, but for it) comes back to the list. */
-  const regain = async () => {
-    for (const id of await archive.ids()) {
-      if (read(CONVERSATION + id) !== null || removed.has(id)) continue;
-      const { conversation } = parse(await archive.get(id), id);
-      if (conversation) write(CONVERSATION + id, stubOf(entryOf(conversation), random()));
-    }
+  const makeRoom = () => {
+    making ??= archive?.makeRoom().finally(() => {
+      making = null;
+      onChange();
+    });
   };
 
   /** What was typed and not sent; `id` "" is the new conversation. */
@@ -317,7 +313,8 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
   const problems = () => {
     const found = [];
     const entries = list();
-    if (cells.isBlocked || (isHeld() && cells.failure && !tidying)) found.push(PROBLEMS[cells.failure]);
+    const isSaid = isUnreadable || (isHeld() && failure && !making);
+    if (isSaid) found.push(PROBLEMS[isUnreadable ? "storage_blocked" : failure]);
     if (readIndex().problem === "damaged") found.push(PROBLEMS.index_damaged);
     for (const { id, problem } of entries) if (problem) found.push({ ...PROBLEMS[`conversation_${problem}`], id });
     return found;
@@ -339,10 +336,8 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     if (kept.length) index(kept.map(({ id }) => entries.get(id)));
   };
 
-  const textOf = (id) => read(CONVERSATION + id);
-  const { exportAll, importAll } = createTransfer({ list, borrow, saveAll, textOf, isKnown, now, random });
   return {
-    list, load, save, rename, remove, isAway, fetch, tidy, regain, isHeld,
-    draft, saveDraft, exportAll, importAll, problems, changed,
+    list, load, save, saveAll, rename, remove, isKnown, draft, saveDraft, problems, changed,
+    isAway, fetch: archive?.fetch, give, versionOf, shelve, again, isHeld,
   };
 };

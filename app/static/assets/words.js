@@ -70,6 +70,7 @@ export const NOT_COPIED = "This browser does not let the page copy. Select the t
 export const BUSY = "An answer is on its way. Your text stays here; send it when the answer is complete.";
 export const CONTINUE = "Continue exactly where you stopped.";
 export const LOST = "This conversation is not in this browser. Here is a new one.";
+export const NOT_LOADED = "This part of the page could not be loaded. Try again when the server can be reached.";
 export const GIVEN_BACK = "The message was not sent. It is back in the box.";
 export const EMPTY = {
   title: "What would you like to ask?",

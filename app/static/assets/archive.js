@@ -1,0 +1,128 @@
+// The browser's second memory, IndexedDB, and what moves there: it has room for what localStorage has not, but answers
+// later. Loaded when the page is idle, or when it is wanted. Must never have a text nowhere.
+
+import { isActive, isStub, readConversation } from "./records.js";
+
+const NAME = "chatwait";
+const TEXTS = "conversations";
+const PATIENCE_MS = 10_000; // a browser may never answer
+const ROOM = 1_000_000; // characters of the newest conversations, which stay; browsers give 2.5 to 5 million to a site
+
+/** `store`: of store.js. Where the browser has no such memory, or blocks it, all stays as it is. */
+export function createArchive({ store, texts = createTexts() }) {
+  let moving = null;
+  return {
+    /** Afterwards a conversation that is away can be loaded, or is listed with the problem "lost". */
+    async fetch(id) {
+      store.give(id, await texts.get(id).catch(() => undefined));
+    },
+    /** The conversation of a line of the list, wherever it is; null when nothing can be read. */
+    async borrow({ id, title }) {
+      if (!store.isAway(id)) return store.load(id);
+      try {
+        const { conversation } = readConversation(JSON.parse(await texts.get(id)), id);
+        return { ...conversation, title };
+      } catch {
+        return null;
+      }
+    },
+    remove: (id) => texts.remove(id).catch(() => {}), // none: nothing is there
+    /** Storage is full: move until all that waits in memory has its place. */
+    makeRoom: () => tidy(0),
+    tidy,
+    regain,
+  };
+
+  /**
+   * Move conversations in which nothing is on its way, oldest first, until the others have at most `room` characters.
+   * A page that has one of them open goes on with it: the stub gives way to what it writes.
+   */
+  function tidy(room = ROOM) {
+    moving ??= move(room)
+      .catch(() => {})
+      .finally(() => (moving = null));
+    return moving;
+  }
+
+  async function move(room) {
+    let left = room;
+    const due = [];
+    for (const { id, active, problem } of store.list()) {
+      const { raw, held = raw ?? "" } = store.versionOf(id);
+      left -= held.length;
+      if (left < 0 && !isStub(held) && !active && !problem) due.push(id);
+    }
+    for (const id of due.reverse()) {
+      const [version, whole] = [store.versionOf(id), store.load(id)];
+      if (!whole || isActive(whole)) continue;
+      const text = JSON.stringify(whole);
+      await texts.put(id, text);
+      store.shelve(id, version, text);
+      if (room) continue;
+      store.again();
+      if (!store.isHeld()) return;
+    }
+  }
+
+  /** What only the archive has (storage was cleared, but for it) comes back to the list. */
+  async function regain() {
+    for (const id of await texts.ids()) {
+      const version = store.versionOf(id);
+      if (version.raw === null) store.shelve(id, version, await texts.get(id));
+    }
+  }
+}
+
+/** Texts by key. Each call gives a promise; it rejects where there is no such memory, or it is blocked, or silent. */
+export function createTexts(patience = PATIENCE_MS) {
+  let opening = null;
+  return {
+    /** Resolved once the text is written for good. */
+    put: (id, text) => run("readwrite", (texts) => texts.put(text, id)),
+    /** The text, or undefined. */
+    get: (id) => run("readonly", (texts) => texts.get(id)),
+    remove: (id) => run("readwrite", (texts) => texts.delete(id)),
+    ids: () => run("readonly", (texts) => texts.getAllKeys()),
+  };
+
+  async function run(mode, ask) {
+    opening ??= open();
+    let database;
+    try {
+      database = await opening;
+    } catch (error) {
+      opening = null; // the next call tries again
+      throw error;
+    }
+    return within((done, failed) => {
+      const transaction = database.transaction(TEXTS, mode, { durability: "strict" });
+      const asked = ask(transaction.objectStore(TEXTS));
+      transaction.oncomplete = () => done(asked.result);
+      transaction.onabort = transaction.onerror = () => failed(transaction.error);
+    });
+  }
+
+  function open() {
+    return within((done, failed) => {
+      const asked = indexedDB.open(NAME, 1);
+      asked.onupgradeneeded = () => asked.result.createObjectStore(TEXTS);
+      asked.onerror = asked.onblocked = () => failed(asked.error);
+      asked.onsuccess = () => {
+        const database = asked.result;
+        database.onclose = () => (opening = null); // its user cleared it
+        database.onversionchange = () => {
+          database.close();
+          opening = null;
+        };
+        done(database);
+      };
+    });
+  }
+
+  function within(work) {
+    return new Promise((done, failed) => {
+      setTimeout(failed, patience, new Error("no answer"));
+      work(done, failed);
+    });
+  }
+}
