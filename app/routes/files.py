@@ -28,12 +28,14 @@ MOST_BYTES = 4_194_304
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\.(css|js|png|svg)")
 _PLACEHOLDER = b"{{assets}}"
+_COMMENT = re.compile(rb"^[ \t]*(?://.*|/\*\*(?:(?!\*/)[\s\S])*\*/)[ \t]*$", re.MULTILINE)
 _HEAD = re.compile(rb"([^\0/]{1,200})\0([0-9]{1,10})\0")
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A file as it is sent: plain, and packed by gzip where that is shorter."""
+    """A file as it is sent: plain, and packed by gzip where that is shorter. A script is sent without the comments that
+    have lines of their own, which were a fifth of what a first visit waits for; its lines keep their numbers."""
 
     content_type: str
     plain: bytes
@@ -41,8 +43,11 @@ class Asset:
 
     @classmethod
     def of(cls, name: str, content: bytes) -> Asset:
+        extension = name.rpartition(".")[2]
+        if extension == "js":
+            content = _COMMENT.sub(lambda comment: b"\n" * comment[0].count(b"\n"), content)
         packed = gzip.compress(content, mtime=0)
-        content_type = CONTENT_TYPES[name.rpartition(".")[2]]
+        content_type = CONTENT_TYPES[extension]
         return cls(content_type, content, packed if len(packed) < len(content) else None)
 
 

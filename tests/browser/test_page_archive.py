@@ -29,7 +29,7 @@ const texts = createTexts();
 const over = (storage, changes = [], second = texts) => {
   const asked = (name) => (id) => archive[name](id);
   const store = createStore({ storage, now, random, onChange: () => changes.push(1),
-    archive: { fetch: asked("fetch"), makeRoom: asked("makeRoom"), remove: asked("remove") } });
+    archive: { bring: asked("bring"), makeRoom: asked("makeRoom"), remove: asked("remove") } });
   const archive = createArchive({ store, texts: second });
   return withFiles({ ...store, tidy: archive.tidy, regain: archive.regain }, archive);
 };
@@ -61,7 +61,7 @@ def test_store_moves_the_oldest_out_and_gives_all_of_it_back(modules: Modules) -
         const away = ["old", "mid", "new"].map(how);
         const same = JSON.stringify(store.list()) === JSON.stringify(listed);
         const fresh = over(storage);
-        await fresh.fetch("old");
+        await fresh.bring("old");
         const whole = JSON.stringify(fresh.load("old")) === JSON.stringify(before[0]);
         const renamed = [fresh.rename("old", "Renamed"), fresh.load("old").title];
         const other = over(storage);
@@ -92,7 +92,7 @@ def test_store_renames_and_deletes_what_is_away_as_anything_else(modules: Module
         const titles = over(storage).list().map(({ title }) => title);
         store.remove("mid");
         await texts.ids(); // after what remove() asked
-        await store.fetch("old");
+        await store.bring("old");
         const { title, messages } = store.load("old");
         return { renamed, titles, title, length: messages[1].content.length, archived: (await texts.ids()).sort(),
           keys: Object.keys(storage.all()).filter((key) => key.includes("conversation")).length };
@@ -221,9 +221,9 @@ def test_store_whose_archive_lost_a_text_says_so_and_leaves_the_rest_alone(modul
         await store.tidy(1);
         await texts.remove("old");
         await texts.put("mid", "no conversation");
-        await store.fetch("old");
-        await store.fetch("mid");
-        await store.fetch("new");
+        await store.bring("old");
+        await store.bring("mid");
+        await store.bring("new");
         const said = store.problems().map(({ code, id, message, detail, action }) =>
           [code, id, Boolean(message && detail && action)]);
         const kept = store.save(talk("old", [question("mine")]));
@@ -248,7 +248,7 @@ def test_store_whose_storage_was_cleared_finds_again_what_the_archive_has(module
         const store = over(cleared);
         await store.regain();
         const listed = store.list().map(({ id, title }) => [id, title]);
-        await store.fetch("old");
+        await store.bring("old");
         return [listed, store.load("old").messages[1].content.length, store.problems()];
         """,
     )

@@ -17,7 +17,7 @@ from app.routes.pages import STATIC
 def tree(tmp_path: Path) -> Path:
     (tmp_path / "assets").mkdir()
     (tmp_path / "index.html").write_text('<script src="{{assets}}/a.js"></script>{{assets}}{{other}}')
-    (tmp_path / "assets" / "a.js").write_text("// a\n" * 100)
+    (tmp_path / "assets" / "a.js").write_text("a()\n" * 100)
     (tmp_path / "assets" / "b.css").write_text("b {}")
     return tmp_path
 
@@ -77,8 +77,26 @@ def test_file_is_packed_where_that_is_shorter_and_comes_out_the_same(tree: Path)
     long, short = read.assets[f"{read.prefix}/a.js"], read.assets[f"{read.prefix}/b.css"]
 
     assert long.packed is not None and len(long.packed) < len(long.plain)
-    assert gzip.decompress(long.packed) == long.plain == b"// a\n" * 100
+    assert gzip.decompress(long.packed) == long.plain == b"a()\n" * 100
     assert short.packed is None and short.plain == b"b {}"
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("// one\na(); // stays\n  // two\nb();", "\na(); // stays\n\nb();"),
+        ("/** one */\na();\n  /**\n   * two\n   */\nb();\n", "\na();\n\n\n\nb();\n"),
+        ("/** one */ a();\nb(); /** two */\n/* three */\n", "/** one */ a();\nb(); /** two */\n/* three */\n"),
+        ('const a = "// b";\nconst c = /[/]/;\n', 'const a = "// b";\nconst c = /[/]/;\n'),
+        ("/** one */\nlet b = 1;\n/** two\n * three */\n", "\nlet b = 1;\n\n\n"),
+        ("/** never closed\na();\n", "/** never closed\na();\n"),
+    ],
+)
+def test_script_is_sent_without_the_comments_that_have_their_own_lines(tree: Path, written: str, sent: str) -> None:
+    (tree / "assets" / "a.js").write_text(written)
+    read = files.read(tree)
+
+    assert read.assets[f"{read.prefix}/a.js"].plain.decode() == sent
 
 
 def test_tree_that_is_too_large_for_memory_is_refused(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +133,7 @@ def test_record_of_a_tree_gives_its_assets_under_its_own_hash_and_no_other(tree:
         zlib.compress(record + b"c.js\x001\0c"),
         zlib.compress(record[1:]),
     ]
-    wrong += [zlib.compress(record.replace(b"// a", b"// b", 1)), files.read(STATIC).record]
+    wrong += [zlib.compress(record.replace(b"a()", b"b()", 1)), files.read(STATIC).record]
     for packed in wrong:
         with pytest.raises(ValueError, match="record"):
             files.published(read.name, packed)

@@ -32,7 +32,7 @@ const storage = reachableStorage();
 const store = createStore({
   storage, now, random, onChange: refreshFrame,
   archive: {
-    fetch: (id) => archive().then((one) => one.fetch(id), () => store.give(id)),
+    bring: (id) => archive().then((one) => one.bring(id), () => store.give(id)),
     makeRoom: () => archive().then((one) => one.makeRoom(), () => {}),
     remove: (id) => archive().then((one) => one.remove(id), () => {}),
   },
@@ -125,7 +125,7 @@ function open(id) {
   if (id && id === shown?.id) return;
   const found = id ? answers.conversation(id) : null;
   if (id && !found && store.isAway(id)) {
-    store.fetch(id).then(() => id === location.hash.slice(1) && open(id));
+    store.bring(id).then(() => id === location.hash.slice(1) && open(id));
     return;
   }
   composer.flush(); // the last moment's draft is the other conversation's

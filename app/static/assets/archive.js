@@ -13,7 +13,7 @@ export function createArchive({ store, texts = createTexts() }) {
   let moving = null;
   return {
     /** Afterwards a conversation that is away can be loaded, or is listed with the problem "lost". */
-    async fetch(id) {
+    async bring(id) {
       store.give(id, await texts.get(id).catch(() => undefined));
     },
     /** The conversation of a line of the list, wherever it is; null when nothing can be read. */

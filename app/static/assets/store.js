@@ -24,7 +24,7 @@ const parse = (raw, id) => {
 };
 
 /**
- * `storage`: localStorage, or null when it is blocked. `archive`: `fetch`, `makeRoom` and `remove` of archive.js, or
+ * `storage`: localStorage, or null when it is blocked. `archive`: `bring`, `makeRoom` and `remove` of archive.js, or
  * null. `now()`: epoch ms. `random()`: a new URL-safe id. `onChange()`: what is wrong, or in the list, has changed.
  */
 export const createStore = ({ storage, archive = null, now = Date.now, random = newId, onChange = () => {} }) => {
@@ -198,7 +198,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     let isTaken = raw !== undefined;
     if (typeof raw === "string" && raw !== conversation[SEEN]) {
       const { conversation: theirs, mark } = readStored(raw, id);
-      if (mark && !lost.has(id)) archive?.fetch(id).then(again).then(onChange);
+      if (mark && !lost.has(id)) archive?.bring(id).then(again).then(onChange);
       const base = conversation[SEEN] && parse(conversation[SEEN], id).conversation;
       isTaken = Boolean(theirs);
       if (theirs) {
@@ -338,6 +338,6 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
 
   return {
     list, load, save, saveAll, rename, remove, isKnown, draft, saveDraft, problems, changed,
-    isAway, fetch: archive?.fetch, give, versionOf, shelve, again, isHeld,
+    isAway, bring: archive?.bring, give, versionOf, shelve, again, isHeld,
   };
 };
