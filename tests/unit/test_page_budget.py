@@ -32,6 +32,7 @@ DOM = {
     "markdown.js",
     "nodes.js",
     "notices.js",
+    "prose.js",
     "view.js",
 }
 """The modules that may touch the one or the other; all the others touch neither."""

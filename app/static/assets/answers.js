@@ -2,6 +2,7 @@
 // and telling the page (`on`) and the other tabs. Must never touch the page or know an address.
 
 import { activeOf, requestOf } from "./context.js";
+import { guarded } from "./guard.js";
 import { isOver } from "./machine.js";
 import { openStream } from "./stream.js";
 import { createTabs } from "./tabs.js";
@@ -13,7 +14,8 @@ const YIELD_MS = 1_500; // tabs that waited for the last answer see that there i
  * `on`: text(conversation, answer, text), change(conversation, answer), show(conversation) when its messages are
  * others than before, refused(conversation, answer), removed(id).
  */
-export function createAnswers({ api, store, locks, storage, now, random, limits, on }) {
+export function createAnswers({ api, locks, storage, now, random, limits, ...parts }) {
+  const [store, on] = [guarded(parts.store), guarded(parts.on)];
   const known = new Map(); // conversations of this tab by id
   const runs = new Map(); // by conversation: what is read here, or waited for
   const tabs = createTabs({ locks, storage, random, now, onMessage: hear });
@@ -271,7 +273,7 @@ export function createAnswers({ api, store, locks, storage, now, random, limits,
   function resume() {
     tabs.open();
     for (const id of known.keys()) refresh(id);
-    for (const { id, active } of store.list()) if (active) watch(id);
+    for (const { id, active } of store.list() ?? []) if (active) watch(id);
   }
 
   /** Take over what the store knows better, and tell the page. */

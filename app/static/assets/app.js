@@ -7,6 +7,7 @@ import { createApi } from "./api.js";
 import { createComposer } from "./composer.js";
 import { activeOf, answerTo, ask } from "./context.js";
 import { createFollow } from "./follow.js";
+import { guarded } from "./guard.js";
 import { createList } from "./list.js";
 import { isOver } from "./machine.js";
 import { createNotices } from "./notices.js";
@@ -47,16 +48,16 @@ const answers = createAnswers({
   api, store, storage, now, random, locks: navigator.locks, limits: () => models?.limits,
   on: { text, change, show, refused, removed },
 });
-const announcer = createAnnouncer({ polite: element("polite"), alert: element("alert"), now });
-const follow = createFollow({ scroller: element("scroller"), jump: element("jump") });
-const notices = createNotices({ root: element("notices"), onChange: follow.changed });
-const view = createView({
+const announcer = guarded(createAnnouncer({ polite: element("polite"), alert: element("alert"), now }));
+const follow = guarded(createFollow({ scroller: element("scroller"), jump: element("jump") }));
+const notices = guarded(createNotices({ root: element("notices"), onChange: follow.changed }));
+const view = guarded(createView({
   log: element("log"),
   now,
   onAction: act,
   onCopy: (isDone) => announcer.say(isDone ? COPIED : NOT_COPIED),
   onCommit: follow.changed,
-});
+}));
 const composer = createComposer({
   form: element("composer"),
   now,
@@ -68,7 +69,7 @@ const composer = createComposer({
   },
   onSay: announcer.say,
 });
-const list = createList({
+const list = guarded(createList({
   nav: element("list"),
   onOpen: (id) => (location.hash = id),
   onNew: () => (location.hash = ""),
@@ -99,9 +100,8 @@ const list = createList({
     }
     refreshFrame();
   },
-});
+}));
 
-open(location.hash.slice(1)); // what is kept is painted before anything is asked
 answers.resume();
 learnModels();
 addEventListener("hashchange", () => open(location.hash.slice(1)));
@@ -120,6 +120,7 @@ element("list").addEventListener("keydown", ({ key, defaultPrevented }) => {
     element("drawer").focus();
   }
 });
+open(location.hash.slice(1)); // what is kept is painted before anything is answered; nothing else hangs on it
 
 function open(id) {
   if (id && id === shown?.id) return;

@@ -39,7 +39,7 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     answer,
     delay: 0,
     byteAt: now, // when the last byte came; set by whoever reads
-    begin, connecting, opened, start, token, hole, ping, terminal, refused, lost, tick, wake, stop, stopAnswered,
+    begin, connecting, opened, start, token, hole, ping, terminal, refused, lost, broken, tick, wake, stop, stopAnswered,
   };
   answer.heartbeat ??= heartbeat;
   return machine;
@@ -123,6 +123,11 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
   function lost(at) {
     answer.busy = false;
     return again(at, 0);
+  }
+
+  /** The page itself failed at this answer: what there is of it is kept. */
+  function broken(at) {
+    return isOver(answer) ? [] : end("interrupted", at, { code: "page_fault", retryable: true });
   }
 
   function tick(at) {

@@ -1,19 +1,22 @@
 // One stream's client: opens the connection, reads its events, and comes back after every loss.
 // The way of a token: read → sse → machine → `onText` (answers.js hands it to the page). Must never touch the page.
 
+import { guarded } from "./guard.js";
 import { createMachine, isOver } from "./machine.js";
 import { createParser } from "./sse.js";
 
 const TICK_MS = 500;
 const TERMINALS = new Set(["done", "cancelled", "failed"]);
 const LONGEST_ERROR = 65_536;
+const LOST = Symbol("lost"); // what fetch or a reader threw; anything else that is thrown is the page's own
 
 /**
  * Read one answer to its end. `request()` is asked when a POST is due.
  * `onText(answer, text)` for every new piece, `onChange(answer, before)` when its state has changed, and
  * `onReset(answer)` when its text begins anew. Gives `{stop, wake, close}`; after `close` nothing is called any more.
  */
-export function openStream({ api, answer, request, now, heartbeat, onText, onChange, onReset }) {
+export function openStream({ api, answer, request, now, heartbeat, ...told }) {
+  const { onText, onChange, onReset } = guarded(told);
   const machine = createMachine(answer, { now: now(), heartbeat });
   let turn = 0; // of the connection that counts; what an older one still says is not heard
   let abort = null;
@@ -71,12 +74,14 @@ export function openStream({ api, answer, request, now, heartbeat, onText, onCha
     carryOut([]);
     try {
       const { signal } = abort;
-      const response = answer.streamId
-        ? await api.attach(answer.streamId, answer.sequence, signal)
-        : await api.start(request(), answer.key, signal);
+      const asked = answer.streamId
+        ? api.attach(answer.streamId, answer.sequence, signal)
+        : api.start(request(), answer.key, signal);
+      const response = await reached(asked);
       if (mine === turn) await take(response, mine);
-    } catch {
-      if (mine === turn) carryOut(machine.lost(now()));
+    } catch (error) {
+      if (error !== LOST) reportError(error);
+      if (mine === turn) carryOut(error === LOST ? machine.lost(now()) : machine.broken(now()));
     }
   }
 
@@ -101,11 +106,16 @@ export function openStream({ api, answer, request, now, heartbeat, onText, onCha
       else if (TERMINALS.has(event)) end = { event, data: JSON.parse(data) };
     });
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reached(reader.read());
       if (mine !== turn) return;
       if (done) break;
       machine.byteAt = now();
-      parser.feed(value);
+      try {
+        parser.feed(value);
+      } catch (error) {
+        reportError(error); // what came is no event stream as it should be
+        if (mine === turn) carryOut(machine.hole(now()));
+      }
       if (mine !== turn) return;
       if (end) {
         const isSound = await isWhole(answer.content, end.data);
@@ -136,6 +146,11 @@ export function openStream({ api, answer, request, now, heartbeat, onText, onCha
     if (turn >= 0 && !isOver(answer)) carryOut(machine.stopAnswered(status, now()));
   }
 }
+
+const reached = (asked) =>
+  asked.catch(() => {
+    throw LOST;
+  });
 
 /** Compare the text with what the terminal event tells of it; the hash only where the browser has one. */
 export async function isWhole(text, { characters, sha256 }) {

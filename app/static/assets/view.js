@@ -1,8 +1,9 @@
 // The messages of the shown conversation: their text as it comes, their states, actions and details.
 // Must never ask the network, never write a word of its own into [data-answer], never hold a token back.
 
+import { guarded } from "./guard.js";
 import { isOver } from "./machine.js";
-import { createMarkdown } from "./markdown.js";
+import { createProse } from "./prose.js";
 import { EMPTY, actionsOf, buttonOf, cutOf, detailsOf, failureOf, isCutShort, statusOf, titleOf } from "./words.js";
 
 const COPIED_MS = 2_000;
@@ -15,6 +16,7 @@ const COPIED_MS = 2_000;
 export function createView({ log, now = Date.now, onAction, onCopy = () => {}, onCommit = () => {} }) {
   const answers = new Map(); // id -> what is shown of it
   const waiting = new Set(); // with text for the next frame
+  const each = guarded({ paint, update }); // one that cannot be shown hides no other, nor its own text
   let frame = 0;
   log.addEventListener("copytext", (event) => copy(event.detail, event.target));
   document.addEventListener("visibilitychange", () => document.hidden && flush());
@@ -27,7 +29,7 @@ export function createView({ log, now = Date.now, onAction, onCopy = () => {}, o
     const messages = conversation?.messages ?? [];
     log.classList.toggle("empty", messages.length === 0);
     if (messages.length === 0) log.append(greeting());
-    for (const message of messages) paint(message);
+    for (const message of messages) each.paint(message);
   }
 
   /** Append one message; one that is shown already is painted anew in its place. */
@@ -131,7 +133,7 @@ export function createView({ log, now = Date.now, onAction, onCopy = () => {}, o
     const shown = { answer, article, text, status, actions, foot, box: null, details: null, buffer: "", isOpen: false };
     answers.set(answer.id, shown);
     renew(shown);
-    update(answer);
+    each.update(answer);
     actions.addEventListener("click", (event) => press(shown, event.target.closest("button")));
     return article;
   }
@@ -141,7 +143,7 @@ export function createView({ log, now = Date.now, onAction, onCopy = () => {}, o
     const { text, answer } = shown;
     waiting.delete(shown);
     text.replaceChildren();
-    shown.markdown = createMarkdown(text);
+    shown.markdown = createProse(text, () => shown.answer.content);
     if (answer.content) shown.markdown.set(answer.content);
     shown.buffer = "";
     shown.length = answer.content.length;

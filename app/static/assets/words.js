@@ -26,6 +26,10 @@ const OWN = {
     todo: "Ask again for a new one.",
     todoKept: "Continue from here, or ask again for a new one.",
   },
+  page_fault: {
+    happened: "This page met a fault of its own.",
+    todo: "Reload the page; Reconnect then picks the answer up where it broke off.",
+  },
   text_damaged: {
     happened: "The text that arrived is not the text that was sent.",
     why: "It was read twice.",
@@ -63,7 +67,7 @@ const CUT_SHORT = {
   },
 };
 const furtherOf = ({ content }) => (content ? "Continue goes on from here." : "Ask again, or ask for less.");
-const RECONNECTING = new Set(["connection_lost", "overloaded_long", "text_damaged", "refused"]);
+const RECONNECTING = new Set(["connection_lost", "overloaded_long", "page_fault", "text_damaged", "refused"]);
 
 export const COPIED = "Copied.";
 export const NOT_COPIED = "This browser does not let the page copy. Select the text and copy it by hand.";
