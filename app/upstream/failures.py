@@ -71,6 +71,8 @@ def from_sdk(error: openai.OpenAIError) -> errors.UpstreamError:
 def from_report(report: object) -> errors.UpstreamError:
     """Map an error that came inside a stream: whatever its code says, nothing may be tried again by us."""
     text = _text(report)
+    if _TOO_LONG.search(text):
+        return errors.PromptRefusedAsTooLong()
     if _POLICY.search(text):
         return errors.ContentFiltered()
     return errors.UpstreamError("The model's server reported an error in the middle of its answer.")

@@ -74,6 +74,29 @@ def test_page_on_a_link_that_went_silent_says_so_and_reads_on(
 
 
 @pytest.mark.long
+@pytest.mark.requirement("page edge 6", "page SC-007")
+def test_page_on_a_link_that_went_silent_tells_since_when_before_it_reconnects(
+    run_service: RunService, open_chat: OpenChat, upstream: ScriptedUpstream
+) -> None:
+    upstream.always(gated(TOKENS))
+    open_gates(upstream, 0, 2)
+    service = run_service(HEARTBEAT_SECONDS=3)
+    with ChaosProxy("127.0.0.1", service.port, marker=b"/chat/streaming") as proxy:
+        chat = open_chat(proxy.base_url).open()
+        chat.expect_fault(LOST)
+        chat.send("Count to four.")
+        chat.wait_text(HALF)
+        proxy.blackhole_all(counted=True)
+        chat.wait_shown(r"No sign from the server for 5 s")
+        assert (chat.state() in ("streaming", "slow"), chat.text()) == (True, HALF)
+        chat.wait_state("reconnecting")
+        assert "No sign" not in chat.shown()
+        open_gates(upstream, 2, 5)
+        assert_whole(chat, upstream, TEXT, 4)
+        chat.page.close()
+
+
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.requirement("page edge 6", "page US3.1")
 def test_page_whose_kept_connections_are_all_dead_comes_back_before_it_gives_up(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.machine_steps import AGAIN, BEGUN, OVER, STREAMING, case, delays, last, play, start, token
+from tests.browser.machine_steps import AGAIN, BEGUN, OVER, STREAMING, case, delays, end, last, play, start, token
 from tests.browser.modules import Modules
 
 pytestmark = pytest.mark.browser
@@ -57,12 +57,12 @@ def test_machine_told_that_the_storage_is_away_tries_again_and_a_lost_producer_e
 ) -> None:
     away, lost = _error("store_unavailable", True), _error("producer_lost", True)
     totals = {"tokens": 1, "model": "m", "first_token_ms": None, "duration_ms": 5, "finish_reason": None}
-    end = ["terminal", "failed", {**totals, "error": lost}, True, 300]
+    failure = ["terminal", "failed", {**totals, "error": lost}, True, 300]
     new, back, failed = play(
         modules,
         case(["begin"], _refused(503, away, 2_000)),
         case(*LOST, _refused(503, away, 2_000)),
-        case(*STREAMING, end),
+        case(*STREAMING, failure),
     )
     for one in (new, back):
         assert (one["answer"]["state"], one["answer"]["busy"], delays(one["seen"])[-1]) == (
@@ -146,13 +146,17 @@ def test_machine_whose_stop_is_answered_comes_back_for_the_end_where_it_must(
 
 def test_machine_whose_stop_is_not_confirmed_is_stopped_all_the_same(modules: Modules) -> None:
     stopped = [*STREAMING, ["stop", 10]]
-    early, late, unsent, *unknown = play(
+    gone = [(404, _error("stream_unknown", False)), (410, _error("stream_expired", False))]
+    others = [(404, None), (410, None), (404, _error("not_found", False)), (401, None), (503, None)]
+    early, late, unsent, *rest = play(
         modules,
         case(*stopped, ["tick", 10_009]),
         case(*stopped, ["tick", 10_010]),
         case(["begin"], ["stop", 10], ["tick", 10_010]),
-        *[case(*stopped, ["stopAnswered", status, 20]) for status in (404, 410)],
+        *[case(*stopped, ["stopAnswered", status, 20, error]) for status, error in gone],
+        *[case(*stopped, ["stopAnswered", status, 20, error], ["tick", 2_010]) for status, error in others],
     )
+    unknown, unsure = rest[: len(gone)], rest[len(gone) :]
     assert not early["answer"].get("endedAt")
     for one in (late, unsent):
         assert one["seen"][-1][:2] == [OVER, "stopped"]
@@ -161,6 +165,58 @@ def test_machine_whose_stop_is_not_confirmed_is_stopped_all_the_same(modules: Mo
         assert one["seen"][-1][:2] == [OVER, "stopped"]
         assert "note" not in one["answer"]
         assert not one["answer"]["stopping"]
+    for one in unsure:  # whoever said it does not know of the answer; it is asked again
+        assert one["seen"][-2][:2] == [[], "streaming"]
+        assert one["seen"][-1][:2] == [["stop"], "streaming"]
+        assert one["answer"]["stopping"]
+
+
+def test_machine_that_is_to_sign_in_tries_on_and_never_gives_up(modules: Modules) -> None:
+    asked = [["signedOut", 1_000 * at] for at in range(1, 8)]
+    played, lost, heard, unsent = play(
+        modules,
+        case(*STREAMING, *asked, ["tick", 126_000], ["signedOut", 127_000], ["tick", 246_999]),
+        case(*STREAMING, *asked, ["lost", 8_000]),
+        case(*STREAMING, *asked, start(8_000)),
+        case(["begin"], ["signedOut", 10], ["stop", 20], ["tick", 10_020]),
+    )
+    assert delays(played["seen"])[1:] == [250, 500, 1_000, 2_000, 4_000, 8_000, 30_000, 30_000]
+    answers = [one["answer"] for one in (played, lost, heard)]
+    assert [one["state"] for one in answers] == ["reconnecting", "reconnecting", "slow"]
+    assert [one["signedOut"] for one in answers] == [True, False, False]
+    assert [one["content"] for one in answers] == ["<1>"] * 3
+    assert (unsent["answer"]["state"], unsent["answer"]["note"]) == ("stopped", "stop_unconfirmed")
+
+
+def test_machine_after_a_missed_heartbeat_tells_since_when_until_something_comes(modules: Modules) -> None:
+    silent = [*STREAMING, ["byte", 1_000]]
+    before, after, heard, byte, gone, unheard = play(
+        modules,
+        case(*silent, ["tick", 12_999]),
+        case(*silent, ["tick", 13_000]),
+        case(*silent, ["tick", 13_000], token(2, 13_001)),
+        case(*silent, ["tick", 13_000], ["byte", 13_100], ["tick", 13_200]),
+        case(*silent, ["tick", 13_000], ["tick", 26_001]),
+        case(*BEGUN, ["tick", 13_000]),
+    )
+    told = [one["answer"]["silentSince"] for one in (before, after, heard, byte, gone, unheard)]
+    assert told == [None, 1_000, None, None, None, None]
+    assert gone["answer"]["state"] == "reconnecting"
+
+
+def test_machine_that_failed_itself_keeps_what_there_is_and_offers_to_reconnect(modules: Modules) -> None:
+    (played,) = play(modules, case(*STREAMING, ["broken", 10], ["broken", 20]))
+    assert [one[:2] for one in played["seen"][-2:]] == [[OVER, "interrupted"], [[], "interrupted"]]
+    assert played["answer"]["error"] == {"code": "page_fault", "retryable": True}
+    assert played["answer"]["content"] == "<1>"
+
+
+def test_machine_stopped_before_a_failure_without_a_word_is_stopped(modules: Modules) -> None:
+    failed = end("failed", 30, error=_error("context_too_long", False))
+    waiting, writing = play(
+        modules, case(*BEGUN, start(0), ["stop", 10], failed), case(*STREAMING, ["stop", 10], failed)
+    )
+    assert [one["answer"]["state"] for one in (waiting, writing)] == ["stopped", "failed"]
 
 
 def test_machine_stopped_while_it_comes_back_asks_when_it_is_there(modules: Modules) -> None:

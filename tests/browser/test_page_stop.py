@@ -11,8 +11,8 @@ from playwright.sync_api import Error
 
 from tests.browser.chatpage import STOP_MS, ChatPage
 from tests.browser.dialogues import ask, exchange, learned, partly, turns
-from tests.browser.page_steps import LOST, gated
-from tests.harness.chaos import BlackholeAfter, ChaosProxy
+from tests.browser.page_steps import LOST, gated, status
+from tests.harness.chaos import Answer, BlackholeAfter, ChaosProxy
 from tests.harness.script import answer
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Paced, RequestRecord, Script, ScriptedUpstream, Stall, Token
@@ -139,6 +139,25 @@ def test_stop_that_the_server_never_hears_of_is_said_to_be_unconfirmed(
     upstream.always(answer(["Yes."]))
     exchange(proxied, upstream, "And now?")
     assert proxied.states() == ["stopped", "complete"]
+
+
+@pytest.mark.requirement("page FR-004", "page US3.1", "page FR-006")
+def test_stop_that_only_a_proxy_says_something_to_is_asked_again_until_the_service_confirms(
+    proxied: ChatPage, proxy: ChaosProxy, upstream: ScriptedUpstream
+) -> None:
+    """Its 404 means nothing: the model writes on, and is paid for it."""
+    proxied.expect_fault(status(404))
+    record = partly(proxied, upstream, TOKENS, 2)
+    asked = proxy.connections
+    proxy.plan(Answer(b"HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p>x"))
+    proxied.stop()
+    proxy.wait_until(lambda: proxy.connections == asked + 1, 10, "the first stop")
+    proxied.wait_shown("Stopping…")
+    upstream.open("2")
+    proxied.wait_text("".join(TOKENS[:3]))
+    assert record.peer_closed_at is None
+    assert_stopped(proxied, record, "".join(TOKENS[:3]), 3)
+    assert proxy.connections == asked + 2
 
 
 @pytest.mark.requirement("page FR-004", "page scope 2")

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.browser
 
 CONVERSATION = "chatwait.conversation."
 INDEX = "chatwait.index"
+REMOVED = "chatwait.removed"
 
 
 def test_store_given_a_conversation_keeps_text_and_cursor_in_one_record(modules: Modules) -> None:
@@ -279,9 +280,9 @@ def test_store_keeps_a_draft_for_each_conversation_and_forgets_an_empty_one(modu
         const listed = store.list().length;
         const before = Object.keys(storage.all()).sort();
         store.remove("a");
-        return [drafts, listed, before, Object.keys(storage.all())];
+        return [drafts, listed, before, Object.keys(storage.all()).sort()];
         """,
-    ) == [["new", "two 🙂", ""], 1, [CONVERSATION + "a", "chatwait.draft.a", INDEX], [INDEX]]
+    ) == [["new", "two 🙂", ""], 1, [CONVERSATION + "a", "chatwait.draft.a", INDEX], [INDEX, REMOVED]]
 
 
 def test_store_told_of_a_key_names_what_it_concerns_and_reads_it_anew(modules: Modules) -> None:

@@ -202,6 +202,51 @@ def test_store_given_a_conversation_that_another_tab_removed_writes_nothing(modu
     assert told == [["removed", "removed", "removed", False], True, [], [], None, []]
 
 
+def test_store_whose_keys_are_missing_writes_them_again_and_says_so(modules: Modules) -> None:
+    """What no person has deleted was cleared; a page that was not there when one did learns it from the storage."""
+    told = in_page(
+        modules,
+        TWO_TABS
+        + """
+        there.save(talk("b", [question("q1")]));
+        const other = here.load("b");
+        there.remove("a");
+        const deleted = [open(storage).save(mine), here.save(mine)];
+        for (const key of Object.keys(storage.all())) storage.removeItem(key);
+        const before = here.problems().map(({ code }) => code);
+        const event = here.changed(null);
+        const kept = [here.save(other), there.save(other), here.save(mine)];
+        const codes = here.problems().map(({ code }) => code);
+        const parts = here.problems().every(({ message, detail, action }) => message && detail && action);
+        const listed = here.list().map(({ id }) => id);
+        here.changed(null);
+        const [again] = here.problems();
+        return { deleted, before, event, kept, codes, parts, listed, ids: ids(stored(storage, "b")), again: again.id };
+        """,
+    )
+    assert told["deleted"] == ["removed", "removed"]
+    assert (told["before"], told["event"]) == ([], "index")
+    assert told["kept"] == ["stored", "stored", "stored"]  # with everything else the word of the deletion is gone too
+    assert (told["codes"], told["parts"]) == (["storage_cleared"], True)
+    assert (sorted(told["listed"]), told["ids"]) == (["a", "b"], "q1")
+    assert told["again"] == 2  # a second time is told anew, also where the first was put away
+
+
+def test_store_given_a_file_with_a_deleted_conversation_takes_it_as_a_new_one(modules: Modules) -> None:
+    told = in_page(
+        modules,
+        """
+        const storage = fake();
+        open(storage).save(talk("a", [question("q1"), answer("a1", { state: "complete" })]));
+        const file = open(storage).exportAll();
+        open(storage).remove("a");
+        const added = open(storage).importAll(file);
+        return [added, open(storage).list().map(({ id, title }) => [id === "a", title])];
+        """,
+    )
+    assert told == [{"added": 1, "skipped": 0}, [[False, "About a"]]]
+
+
 LOAD = """
 const store = (window.store ??= createStore({ storage: localStorage }));
 window.heard ??= (addEventListener("storage", ({ key }) => window.heard.push(store.changed(key))), []);
@@ -231,10 +276,10 @@ def test_store_of_two_pages_agrees_on_what_both_write(modules: Modules) -> None:
 
     there_('store.remove("a")')
     poll(lambda: here_('return localStorage.getItem("chatwait.conversation.a")') is None, seconds=10, what="removal")
-    assert here_("return [store.save(window.talk), store.list(), Object.keys(localStorage)]") == [
+    assert here_("return [store.save(window.talk), store.list(), Object.keys(localStorage).sort()]") == [
         "removed",
         [],
-        ["chatwait.index"],
+        ["chatwait.index", "chatwait.removed"],
     ]
 
 

@@ -168,6 +168,10 @@ def test_report_inside_a_stream_is_an_upstream_error_without_its_words(report: o
     assert "raw words" not in json.dumps(error.body("c"))
 
 
+def test_report_inside_a_stream_that_the_prompt_is_too_long_says_so() -> None:
+    assert type(failures.from_report(TOO_LONG)) is errors.PromptRefusedAsTooLong
+
+
 def test_report_of_a_policy_inside_a_stream_is_content_filtered() -> None:
     assert type(failures.from_report(POLICY)) is errors.ContentFiltered
 

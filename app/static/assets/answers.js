@@ -1,7 +1,7 @@
 // The life of every answer in this tab: whose turn it is to read it (tabs), reading it (stream), keeping it (store),
 // and telling the page (`on`) and the other tabs. Must never touch the page or know an address.
 
-import { activeOf, requestOf } from "./context.js";
+import { activeOf, isRefused, requestOf, shorten } from "./context.js";
 import { guarded } from "./guard.js";
 import { isOver } from "./machine.js";
 import { openStream } from "./stream.js";
@@ -131,7 +131,7 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
     answer.queued = false;
     run.slot = slot;
     if (!slot || run.cancel.signal.aborted) {
-      if (answer.streamId) api.stop(answer.streamId).catch(() => {}); // begun by a page that is gone
+      if (answer.streamId && !(await isStopped(answer))) answer.note = "stop_unconfirmed"; // begun by a page that is gone
       answer.state = "stopped"; // before its turn came
       answer.endedAt = now();
       changed(conversation, answer);
@@ -155,6 +155,8 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
       run.stream.stop();
     }
   }
+
+  const isStopped = ({ streamId }) => api.stop(streamId, AbortSignal.timeout(5_000)).then(({ ok }) => ok, () => false);
 
   /** The way of a token: to the page, to the other tabs, and once a second to the store. */
   function took(conversation, answer, text) {
@@ -183,16 +185,19 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
     if (answer.refused) on.refused(conversation, answer);
   }
 
-  /** The service counts better than this page guesses: ask again with half of the context. */
+  /** Too long for the service or the model: ask again with less of the context, while there is any. */
   function isTooLong(conversation, answer) {
-    const left = answer.error?.error_code === "context_too_long" ? requestOf(conversation, answer).context.length : 0;
-    if (!answer.refused || !left) return false;
-    answer.sent.skip += Math.max(2, 2 * Math.ceil(left / 4));
-    Object.assign(answer, { refused: false, state: "sending", error: null, endedAt: null });
+    if (answer.error?.error_code !== "context_too_long" || answer.content) return false;
+    if (!shorten(conversation, answer, random())) {
+      Object.assign(answer, { refused: true, error: { ...answer.error, code: "too_long_alone" } });
+      return false;
+    }
     const run = runs.get(conversation.id);
     run.slot?.();
+    run.isIdKept = false;
     on.show(conversation); // the mark of what is left out
-    read(conversation, answer);
+    if (save(conversation) !== "removed") read(conversation, answer);
+    tabs.send({ kind: "messages", id: conversation.id });
     return true;
   }
 
@@ -240,9 +245,9 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
     return kept;
   }
 
-  /** Write what is being read now: the page may not come back. */
-  function keep() {
-    for (const [id, run] of runs) if (run.stream && known.has(id)) save(known.get(id));
+  /** Write what is being read now: the page may not come back. Or all that is known: the storage was cleared. */
+  function keep(isAll = false) {
+    for (const [id, one] of known) if (isAll || runs.get(id)?.stream) save(one);
   }
 
   function remove(id) {
@@ -290,11 +295,6 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
     mine.title = stored.title;
     on.show(mine);
     return mine;
-  }
-
-  function isRefused({ messages }, { id, refused }) {
-    const answers = messages.filter(({ asks }) => asks === id);
-    return refused || (answers.length > 0 && answers.every((one) => one.refused));
   }
 
   /** What another tab says. */

@@ -3,9 +3,9 @@
 
 const STREAMS = "/v1/chat/streaming";
 
-/** Every call gives the promise of a Response; it rejects when there is no connection or `signal` aborts. */
+/** Every call gives the promise of a Response, of a redirect too; it rejects when there is no connection or `signal` aborts. */
 export function createApi(fetch = globalThis.fetch.bind(globalThis)) {
-  const ask = (path, options) => fetch(path, { cache: "no-store", redirect: "error", ...options });
+  const ask = (path, options) => fetch(path, { cache: "no-store", redirect: "manual", ...options });
   return {
     /** `{data: [{id}], default, limits}` */
     models: (signal) => ask("/v1/models", { signal }),

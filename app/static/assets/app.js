@@ -12,9 +12,11 @@ import { createList } from "./list.js";
 import { isOver } from "./machine.js";
 import { createNotices } from "./notices.js";
 import { createStore } from "./store.js";
+import { errorOf, isSignIn } from "./stream.js";
 import { createView, showMark } from "./view.js";
 import {
-  BUSY, CONTINUE, COPIED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, countWords, importedOf, isCutShort, isSmallModel,
+  BUSY, CONTINUE, COPIED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, SIGNED_OUT, TOO_LONG, countWords, importedOf,
+  isCutShort, isSmallModel,
 } from "./words.js";
 
 const MODELS_MS = 5_000; // between two tries to learn the models
@@ -43,6 +45,7 @@ const marks = new Map(); // what happened to conversations that are not looked a
 let shown = null; // the conversation
 let models = null;
 let archiving = null; // a promise of the archive
+let isOutside = false; // somebody on the way wants to know who asks
 
 const answers = createAnswers({
   api, store, storage, now, random, locks: navigator.locks, limits: () => models?.limits,
@@ -105,7 +108,11 @@ const list = guarded(createList({
 answers.resume();
 learnModels();
 addEventListener("hashchange", () => open(location.hash.slice(1)));
-addEventListener("storage", ({ key }) => store.changed(key) !== null && refreshFrame());
+addEventListener("storage", ({ key }) => {
+  if (store.changed(key) === null) return;
+  if (key === null) answers.keep(true); // cleared, and not by this page: what is open in it is kept
+  refreshFrame();
+});
 addEventListener("online", () => answers.wake());
 addEventListener("pagehide", () => answers.suspend());
 addEventListener("pageshow", ({ persisted }) => persisted && answers.resume());
@@ -159,6 +166,7 @@ function send(message) {
 function act(name, answerId) {
   const answer = shown.messages.find(({ id }) => id === answerId);
   if (name === "try") answers.wake(true);
+  else if (name === "signin") globalThis.open(location.pathname, "_blank", "noopener");
   else if (name === "reconnect") {
     answers.again(shown, answer).then((isOurs) => (isOurs ? announcer.started(answer) : composer.say(BUSY)));
   } else if (name === "continue") send(CONTINUE);
@@ -222,7 +230,7 @@ function show(conversation) {
 function refused(conversation, answer) {
   const question = conversation.messages.find(({ id }) => id === answer.asks);
   giveBack(conversation, question.content);
-  if (conversation === shown) composer.say(GIVEN_BACK);
+  if (conversation === shown) composer.say(answer.error?.code === "too_long_alone" ? TOO_LONG : GIVEN_BACK);
 }
 
 function giveBack({ id }, message) {
@@ -250,8 +258,8 @@ function refreshFrame() {
   const entry = entries.find(({ id }) => id === shown?.id);
   if (entry && !entry.problem) shown.title = entry.title; // another tab may have renamed it
   list.show(entries.map((entry) => ({ ...entry, mark: mark(entry) })), shown?.id);
-  notices.show(store.problems());
   guard();
+  notices.show(isOutside ? [SIGNED_OUT, ...store.problems()] : store.problems());
   element("title").textContent = shown?.title ?? "ChatWait";
   const all = new Set(marks.values());
   showMark(shown?.title, active ? "streaming" : all.has("error") ? "error" : all.size ? "done" : undefined);
@@ -299,13 +307,16 @@ function seen() {
 function tick() {
   view.tick(now());
   const active = shown && activeOf(shown);
-  if (active) announcer.answering(countWords(active.content));
+  if (active && !active.silentSince) announcer.answering(countWords(active.content));
 }
 
 async function learnModels() {
   try {
     const response = await api.models();
-    if (!response.ok) throw new Error("not now");
+    const wasOutside = isOutside;
+    isOutside = isSignIn(response, response.ok ? null : await errorOf(response));
+    if (isOutside !== wasOutside) refreshFrame();
+    if (isOutside || !response.ok) throw new Error("not now");
     models = await response.json();
   } catch {
     setTimeout(learnModels, MODELS_MS);

@@ -16,7 +16,10 @@ export function ask(conversation, text, { id, key, model, at, limits }) {
 
 /** Make the record of a new answer to a question that is asked now, or was asked before. */
 export function answerTo(conversation, question, { id, key, model, at, limits }) {
-  const skip = skipOf(turnsBefore(conversation, question.id), question.content, limits);
+  const turns = turnsBefore(conversation, question.id);
+  const isFit = ({ sent, refused }) => sent?.isCut && !refused && sent.model === model;
+  const { skip: fits = 0 } = conversation.messages.findLast(isFit)?.sent ?? {};
+  const skip = Math.max(skipOf(turns, question.content, limits), Math.min(fits, turns.length));
   return {
     id: id(), role: "assistant", content: "", at, state: "sending", asks: question.id, key: key(),
     sent: { model, skip }, streamId: null, sequence: 0, sentAt: at, reconnects: 0, error: null,
@@ -31,9 +34,28 @@ export function requestOf(conversation, answer) {
   return { message: question.content, context, ...model };
 }
 
+/**
+ * Service or model found the context too long, and count better than this page guesses: half of it is asked with
+ * anew, under another key, and the next question begins there too. Gives false when there was none.
+ */
+export function shorten(conversation, answer, key) {
+  const left = requestOf(conversation, answer).context.length;
+  if (!left) return false;
+  const skip = answer.sent.skip + Math.max(2, 2 * Math.ceil(left / 4));
+  Object.assign(answer, { key, sent: { ...answer.sent, skip, isCut: true }, streamId: null, sequence: 0 });
+  Object.assign(answer, { refused: false, state: "sending", error: null, endedAt: null, tokens: null });
+  return true;
+}
+
 /** The answer that is on its way in this conversation, or undefined. */
 export const activeOf = (conversation) =>
   conversation.messages.find((message) => message.role === "assistant" && !isOver(message));
+
+/** A message that was never taken: a question all of whose answers were refused, or such an answer. */
+export function isRefused({ messages }, { id, refused }) {
+  const answers = messages.filter(({ asks }) => asks === id);
+  return refused || (answers.length > 0 && answers.every((one) => one.refused));
+}
 
 /** Questions, and the last answer to each; a question that got no answer has an empty one, so that turns alternate. */
 function turnsBefore(conversation, questionId) {

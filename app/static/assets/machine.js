@@ -7,6 +7,8 @@ export const STALE_MS = 12_000; // bytes older than this are not trusted after a
 export const GIVE_UP_MS = 120_000;
 export const STOP_MS = 10_000; // for the server's confirmation of a stop
 const STOP_SILENT_MS = 2_000;
+const SIGN_IN_MS = 30_000; // between two tries while somebody signs in, after the first few
+const LATE_MS = 2_000; // a heartbeat may be
 const ASLEEP_MS = 90_000; // between two ticks: slower than any throttled timer
 const UNSEEN_MS = 1_000; // a page that was opened again says nothing of a loss that is mended by then
 const HEARTBEATS = 2.5;
@@ -39,9 +41,10 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     answer,
     delay: 0,
     byteAt: now, // when the last byte came; set by whoever reads
-    begin, connecting, opened, start, token, hole, ping, terminal, refused, lost, broken, tick, wake, stop, stopAnswered,
+    begin, connecting, opened, start, token, hole, ping, terminal, refused, lost, signedOut, broken, tick, wake, stop, stopAnswered,
   };
   answer.heartbeat ??= heartbeat;
+  answer.silentSince = null;
   return machine;
 
   function begin() {
@@ -78,7 +81,7 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     answer.sequence = data.sequence;
     answer.lastTokenAt = at;
     answer.firstAt ??= at;
-    if (answer.state !== "streaming" || lostAt) {
+    if (answer.state !== "streaming" || lostAt || answer.silentSince) {
       alive(at);
       answer.state = "streaming";
     }
@@ -101,6 +104,7 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     answer.finishReason = data.finish_reason;
     answer.reason = data.reason ?? null;
     if (event === "done") return end("complete", at);
+    if (event === "failed" && answer.stopping && !answer.content) return end("stopped", at); // nothing to ask again for
     if (event === "failed") return end("failed", at, data.error);
     if (data.reason === "client") return end("stopped", at);
     return end("interrupted", at, { code: "ended_by_server", reason: data.reason, retryable: true });
@@ -112,6 +116,7 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     if (status === 204) return damaged(at); // our cursor is the end's, which we have not seen
     const isMissing = status === 404 && answer.streamId; // of a proxy whose service is not there yet
     if (status < 400 || (error ? error.retryable && AGAIN.has(status) : AGAIN.has(status) || isMissing)) {
+      answer.signedOut = false;
       answer.busy = error?.error_code === "overloaded" || status === 429;
       return again(at, retryAfterMs);
     }
@@ -121,8 +126,16 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
 
   /** The connection failed, or ended without a terminal event. */
   function lost(at) {
-    answer.busy = false;
+    answer.busy = answer.signedOut = false;
     return again(at, 0);
+  }
+
+  /** Somebody on the way wants to know who asks. That may take a person a while, and the link is not lost. */
+  function signedOut(at) {
+    answer.busy = false;
+    answer.signedOut = true;
+    lostAt = at;
+    return again(at, tries < BACKOFF_MS.length ? 0 : SIGN_IN_MS);
   }
 
   /** The page itself failed at this answer: what there is of it is kept. */
@@ -147,6 +160,8 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
       answer.state = "reconnecting";
     }
     if (answer.state === "streaming" && at - answer.lastTokenAt >= SLOW_MS) answer.state = "slow";
+    const isSilent = up && heard && at - machine.byteAt >= 1_000 * answer.heartbeat + LATE_MS;
+    answer.silentSince = isSilent ? machine.byteAt : null;
     return [];
   }
 
@@ -178,10 +193,10 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     return answer.streamId ? askStop(at) : [];
   }
 
-  /** What the server said to the stop: its status, or 0 when it could not be asked. */
-  function stopAnswered(status, at) {
+  /** What was said to the stop: a status, or 0 when nobody could be asked, and the service's error body or null. */
+  function stopAnswered(status, at, error = null) {
     if (isOver(answer)) return [];
-    if (status === 404 || status === 410) return end("stopped", at);
+    if (GONE.has(error?.error_code)) return end("stopped", at);
     if (status !== 200 || (up && at - machine.byteAt < STOP_SILENT_MS)) return [];
     return [...(up ? ["drop"] : []), ...connect(at, 0)];
   }
@@ -195,8 +210,8 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     heard = true;
     tries = 0;
     lostAt = 0;
-    answer.busy = false;
-    answer.retryAt = null;
+    answer.busy = answer.signedOut = false;
+    answer.silentSince = answer.retryAt = null;
     if (!answer.sequence) answer.state = "waiting";
     else answer.state = at - answer.lastTokenAt >= SLOW_MS ? "slow" : "streaming";
     return [];
@@ -207,6 +222,7 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     if (heard) answer.reconnects += 1;
     heard = false;
     lostAt ||= at;
+    answer.silentSince = null;
     answer.state = "reconnecting";
     if (at - lostAt >= GIVE_UP_MS || retryAfterMs > GIVE_UP_MS) return giveUp(at);
     const step = BACKOFF_MS[Math.min(tries, BACKOFF_MS.length - 1)];
@@ -252,7 +268,7 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     answer.error = error;
     answer.endedAt = at;
     answer.stopping = false;
-    answer.retryAt = null;
+    answer.silentSince = answer.retryAt = null;
     answer.queued = false;
     return ["drop", "ended"];
   }

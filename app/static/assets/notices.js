@@ -21,7 +21,7 @@ export function createNotices({ root, onChange }) {
   }
 }
 
-function box({ message, detail, action }, onClose) {
+function box({ message, detail, action, link }, onClose) {
   const made = document.createElement("div");
   made.className = "box";
   made.dataset.tone = "warning";
@@ -33,6 +33,11 @@ function box({ message, detail, action }, onClose) {
   });
   const close = Object.assign(document.createElement("button"), { type: "button", textContent: "Dismiss" });
   close.addEventListener("click", onClose);
-  made.append(...parts, close);
+  made.append(...parts);
+  if (link) {
+    const way = { href: location.pathname, target: "_blank", rel: "noopener", className: "action", textContent: link };
+    made.append(Object.assign(document.createElement("a"), way), " ");
+  }
+  made.append(close);
   return made;
 }

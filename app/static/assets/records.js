@@ -44,14 +44,14 @@ const pick = (value, table, isForeign) => {
 
 const ANSWER = {
   asks: text, key, streamId: matching(SAFE_ID), sequence: count, model: text, created: text,
-  sent: fields({ model: text, skip: count }),
+  sent: fields({ model: text, skip: count, isCut: flag }),
   sentAt: time, firstAt: time, lastTokenAt: time, endedAt: time, retryAt: time,
   tokens: count, firstTokenMs: time, durationMs: time, reconnects: count, finishReason: text, reason: text, note: text,
   error: fields({
     code: text, error_code: text, message: text, detail: text, action: text, reason: text, cause: text,
     correlation_id: text, origin: text, status: count, retryable: flag, retry_after_seconds: time,
   }),
-  queued: flag, stopping: flag, refused: flag,
+  queued: flag, stopping: flag, refused: flag, signedOut: flag, silentSince: time,
 };
 
 /**
@@ -295,6 +295,12 @@ export const PROBLEMS = Object.fromEntries([
     "This browser does not let the page store anything.",
     "Your conversations are kept while this page stays open.",
     "Allow this site to store data, or export your conversations before you close the page.",
+  ),
+  trouble(
+    "storage_cleared",
+    "What this page had stored was cleared, by this browser or in another tab.",
+    "What is open in this page is kept; what was not open may be gone.",
+    "Delete from the list what should be gone, or export what you want to keep.",
   ),
   trouble(
     "conversation_damaged",

@@ -7,6 +7,8 @@ import { PROBLEMS, VERSION, entryOf, isActive, isStub, merge, readConversation, 
 const CONVERSATION = "chatwait.conversation.";
 const DRAFT = "chatwait.draft.";
 const INDEX = "chatwait.index";
+const REMOVED = "chatwait.removed"; // the ids of what a person deleted: a key that is only missing was cleared
+const MOST_REMOVED = 200;
 /** On a conversation: the stored text that it was read from, or written as. JSON leaves it out, `{...}` keeps it. */
 const SEEN = Symbol("seen");
 
@@ -30,13 +32,14 @@ const parse = (raw, id) => {
 export const createStore = ({ storage, archive = null, now = Date.now, random = newId, onChange = () => {} }) => {
   const unsaved = new Map(); // id -> text of conversations that storage did not take
   const drafts = new Map(); // id -> text, likewise
-  const stored = new Set(); // ids that were there: a key that is missing now was removed by another tab
+  const stored = new Set(); // ids that were there: a key that is missing now was cleared
   const removed = new Set(); // ids removed here
   const entries = new Map(); // id -> entry, of what was read and has not changed since
   const sound = new Set(); // ids that were read once: from then on the index may speak for them
   const fetched = new Map(); // id -> {mark, text} of the archive
   const lost = new Set(); // ids of stubs for which the archive had no text
   let making = null; // a promise while room is made
+  let cleared = 0; // how often what was stored was found gone
   let isUnreadable = false; // the last access to read threw
   let failure = null; // why the last write failed: "storage_full" | "storage_blocked"
 
@@ -154,7 +157,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
   const load = (id) => {
     const raw = read(CONVERSATION + id);
     const held = unsaved.get(id);
-    if (raw === null && stored.has(id)) unsaved.delete(id);
+    if (raw === null && isRemoved(id)) unsaved.delete(id);
     if (typeof raw !== "string") return unsaved.has(id) ? parse(unsaved.get(id), id).conversation : null;
     stored.add(id);
     const { conversation, problem, title } = readStored(raw, id);
@@ -186,11 +189,12 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     const key = CONVERSATION + id;
     const raw = read(key);
     const wasStored = stored.has(id) || conversation[SEEN] !== undefined;
-    if (removed.has(id) || (raw === null && wasStored)) {
+    if (removed.has(id) || (raw === null && isRemoved(id))) {
       unsaved.delete(id);
       entries.delete(id);
       return "removed";
     }
+    if (raw === null && wasStored) cleared ||= 1;
     let record = { ...conversation, v: VERSION, updated: updatedOf(conversation) };
     record.created ??= now();
     record.title ??= "";
@@ -222,6 +226,10 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     return "stored";
   };
 
+  /** Whether a person deleted it, here or in another tab. */
+  const isRemoved = (id) => removed.has(id) || removals().includes(id);
+  const removals = () => (read(REMOVED) ?? "").split(" ").filter(Boolean);
+
   /** Give a conversation another title; false when it cannot be read. */
   const rename = (id, title) => {
     const conversation = load(id);
@@ -242,6 +250,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     for (const known of [unsaved, entries, fetched]) known.delete(id);
     write(CONVERSATION + id, null);
     archive?.remove(id);
+    write(REMOVED, [...removals().slice(1 - MOST_REMOVED), id].join(" "));
     saveDraft(id, "");
     const { lines, problem } = readIndex();
     if (!problem && lines.delete(id)) writeIndex([...lines.values()]);
@@ -278,7 +287,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
 
   /** Put a stub in the place of a conversation whose `text` is in the archive, if nothing has changed since. */
   const shelve = (id, { raw, held }, text) => {
-    if (removed.has(id) || read(CONVERSATION + id) !== raw || unsaved.get(id) !== held) return;
+    if (isRemoved(id) || read(CONVERSATION + id) !== raw || unsaved.get(id) !== held) return;
     const mark = random();
     const { conversation } = parse(text, id);
     if (!conversation || !write(CONVERSATION + id, stubOf(entryOf(conversation), mark))) return;
@@ -304,7 +313,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
   };
 
   const isKnown = (id) =>
-    [removed, stored, unsaved].some((known) => known.has(id)) || typeof read(CONVERSATION + id) === "string";
+    isRemoved(id) || stored.has(id) || unsaved.has(id) || typeof read(CONVERSATION + id) === "string";
 
   /** Whether something is in memory only: it is gone with the page. */
   const isHeld = () => unsaved.size > 0 || drafts.size > 0;
@@ -315,6 +324,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     const entries = list();
     const isSaid = isUnreadable || (isHeld() && failure && !making);
     if (isSaid) found.push(PROBLEMS[isUnreadable ? "storage_blocked" : failure]);
+    if (cleared) found.push({ ...PROBLEMS.storage_cleared, id: cleared });
     if (readIndex().problem === "damaged") found.push(PROBLEMS.index_damaged);
     for (const { id, problem } of entries) if (problem) found.push({ ...PROBLEMS[`conversation_${problem}`], id });
     return found;
@@ -322,7 +332,10 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
 
   /** What a `storage` event's key concerns: a conversation's id, "index", or null. */
   const changed = (key) => {
-    if (key === null) entries.clear(); // everything was cleared
+    if (key === null) {
+      if (entries.size) cleared += 1;
+      entries.clear();
+    }
     if (key === null || key === INDEX) return "index";
     if (!key.startsWith(CONVERSATION)) return null;
     const id = key.slice(CONVERSATION.length);

@@ -7,6 +7,7 @@ import { createParser } from "./sse.js";
 
 const TICK_MS = 500;
 const TERMINALS = new Set(["done", "cancelled", "failed"]);
+const SIGN_IN = new Set([401, 403, 511]);
 const LONGEST_ERROR = 65_536;
 const LOST = Symbol("lost"); // what fetch or a reader threw; anything else that is thrown is the page's own
 
@@ -52,8 +53,8 @@ export function openStream({ api, answer, request, now, heartbeat, ...told }) {
       machine.wasReset = false;
       onReset(answer);
     }
-    const { state, stopping, retryAt, busy, model } = answer;
-    const looks = `${state} ${stopping} ${retryAt} ${busy} ${model}`;
+    const { state, stopping, retryAt, busy, signedOut, silentSince, model } = answer;
+    const looks = `${state} ${stopping} ${retryAt} ${busy} ${signedOut} ${silentSince} ${model}`;
     if (looks !== shown) {
       shown = looks;
       onChange(answer);
@@ -89,11 +90,18 @@ export function openStream({ api, answer, request, now, heartbeat, ...told }) {
     const isStream = (response.headers.get("Content-Type") ?? "").startsWith("text/event-stream");
     if (response.status !== 200 || !isStream) {
       const error = await errorOf(response);
-      if (mine === turn) carryOut(machine.refused(response.status, error, retryAfter(response), now()));
+      const isOut = isSignIn(response, error) && (response.status !== 403 || (await isBarred()));
+      if (mine !== turn) return;
+      carryOut(isOut ? machine.signedOut(now()) : machine.refused(response.status, error, retryAfter(response), now()));
       return;
     }
     carryOut(machine.opened(response.headers.get("X-Stream-Id"), now()));
     await read(response.body.getReader(), mine);
+  }
+
+  /** A 403 to a message may be about its words (a firewall on the way), one to a question without words is not. */
+  async function isBarred() {
+    return Boolean(answer.streamId) || isSignIn(await reached(api.models(abort?.signal)), null);
   }
 
   async function read(reader, mine) {
@@ -138,12 +146,15 @@ export function openStream({ api, answer, request, now, heartbeat, ...told }) {
 
   async function askStop() {
     let status = 0;
+    let error = null;
     try {
-      status = (await api.stop(answer.streamId, AbortSignal.timeout(5_000))).status;
+      const response = await api.stop(answer.streamId, AbortSignal.timeout(5_000));
+      error = await errorOf(response);
+      if (!isSignIn(response, error)) status = response.status;
     } catch {
       // not reached; the next tick asks again
     }
-    if (turn >= 0 && !isOver(answer)) carryOut(machine.stopAnswered(status, now()));
+    if (turn >= 0 && !isOver(answer)) carryOut(machine.stopAnswered(status, now(), error));
   }
 }
 
@@ -165,8 +176,14 @@ export async function isWhole(text, { characters, sha256 }) {
   return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("") === sha256;
 }
 
+/** Whether somebody on the way wants to know who asks: a redirect, a refusal or a page that is not the service's. */
+export function isSignIn({ type, status, headers }, error) {
+  const isPage = status === 200 && (headers.get("Content-Type") ?? "").startsWith("text/html");
+  return type === "opaqueredirect" || isPage || (!error && SIGN_IN.has(status));
+}
+
 /** The service's error body, or null: what a proxy says is not for people. */
-async function errorOf(response) {
+export async function errorOf(response) {
   try {
     const text = await response.text();
     const body = text.length <= LONGEST_ERROR ? JSON.parse(text) : null;

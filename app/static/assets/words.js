@@ -26,6 +26,11 @@ const OWN = {
     todo: "Ask again for a new one.",
     todoKept: "Continue from here, or ask again for a new one.",
   },
+  too_long_alone: {
+    happened: "The message is too long.",
+    why: "Even without the conversation before it, it is more than the model can read.",
+    todo: "Shorten it, or send it in parts.",
+  },
   page_fault: {
     happened: "This page met a fault of its own.",
     todo: "Reload the page; Reconnect then picks the answer up where it broke off.",
@@ -76,6 +81,15 @@ export const CONTINUE = "Continue exactly where you stopped.";
 export const LOST = "This conversation is not in this browser. Here is a new one.";
 export const NOT_LOADED = "This part of the page could not be loaded. Try again when the server can be reached.";
 export const GIVEN_BACK = "The message was not sent. It is back in the box.";
+export const TOO_LONG = "The model cannot read so much at once. The message is back in the box: shorten it there.";
+/** As of store.problems(); with a way to the page, which whoever asks to sign in answers with theirs. */
+export const SIGNED_OUT = {
+  code: "signed_out",
+  message: "Sign in again.",
+  detail: "Whoever stands before the server wants to know who you are. What is in this browser is safe.",
+  action: "Sign in in a new tab, then come back: this page goes on by itself.",
+  link: "Sign in",
+};
 export const EMPTY = {
   title: "What would you like to ask?",
   text: "Answers appear while they are written. If the connection breaks, they come back where they stopped.",
@@ -105,6 +119,7 @@ export function spanOf(ms) {
 export function statusOf(answer, now) {
   if (answer.stopping && !isOver(answer)) return "Stopping…";
   if (answer.queued) return "Waiting: this browser already receives four answers. This one is next.";
+  if (answer.silentSince && !isOver(answer)) return `No sign from the server for${since(answer.silentSince, now)}`;
   switch (answer.state) {
     case "sending":
       return `Sending…${since(answer.sentAt, now)}`;
@@ -123,11 +138,16 @@ export function statusOf(answer, now) {
     case "interrupted":
       return "Interrupted.";
     default:
+      if (answer.error?.code === "too_long_alone") return "Not answered.";
       return answer.refused ? "Not sent." : "Failed.";
   }
 }
 
 function reconnecting(answer, now) {
+  if (answer.signedOut) {
+    const next = answer.streamId ? "The answer then goes on by itself." : "Your message is kept, and is then sent by itself.";
+    return `Sign in again. ${kept(answer, "")}${next}`;
+  }
   const happened = answer.busy ? "The server is busy." : "Connection lost.";
   const wait = Math.round(((answer.retryAt ?? 0) - now) / SECOND);
   const next = wait > 1 ? ` Next try in ${wait} s.` : "";
@@ -178,7 +198,8 @@ export function actionsOf(answer) {
   const goOn = answer.content ? ["continue"] : [];
   switch (answer.state) {
     case "reconnecting":
-      return answer.queued || answer.stopping ? copy : ["try", ...copy];
+      if (answer.queued || answer.stopping) return copy;
+      return [...(answer.signedOut ? ["signin"] : []), "try", ...copy];
     case "complete":
       if (!isCutShort(answer)) return copy;
       return answer.content ? [...(answer.finishReason === "length" ? goOn : []), ...copy] : ["again"];
@@ -234,6 +255,7 @@ const BUTTONS = {
   continue: "Continue",
   copy: "Copy",
   try: "Try now",
+  signin: "Sign in",
 };
 
 /** The name of an action's button. */
