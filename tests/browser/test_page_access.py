@@ -162,6 +162,10 @@ def test_page_has_nothing_that_axe_finds_after_other_ends_and_in_its_dialogues(
     choose(chat, choose_name, "Delete")
     chat.page.get_by_role("dialog").wait_for()
     check(chat, "dialog")
+    chat.page.keyboard.press("Escape")
+    chat.press("Keyboard shortcuts")
+    chat.page.get_by_role("dialog", name="Keyboard shortcuts").wait_for()
+    check(chat, "shortcuts")
 
 
 INTERRUPT = """

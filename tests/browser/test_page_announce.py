@@ -182,3 +182,111 @@ def test_answer_that_goes_on_after_a_failure_is_said_again(announcer: Announcer)
 def test_words_are_text_never_html(announcer: Announcer) -> None:
     announcer.call("announcer.error('<img src=x> & <b>bold</b>');")
     assert announcer.heard("alert") == ["<img src=x> & <b>bold</b>"]
+
+
+GONE = "Connection lost. 3 words are safe. Reconnecting…"
+BACK = "Connected again. The answer goes on."
+
+
+def look(announcer: Announcer, state: str, seconds: float = 0, **more: Any) -> bool:
+    """Let an answer be looked at each second for so long, and tell whether its progress may be told at the end."""
+    for _ in range(int(seconds)):
+        announcer.later(1)
+        announcer.parts.run("([state, more]) => announcer.look(answer('a', state, more))", [state, more])
+    return bool(announcer.parts.run("([state, more]) => announcer.look(answer('a', state, more))", [state, more]))
+
+
+def test_loss_that_is_mended_in_a_moment_is_not_worth_a_word(announcer: Announcer) -> None:
+    for _ in range(5):
+        assert look(announcer, "streaming", 3)
+        assert not look(announcer, "reconnecting", 1)
+    look(announcer, "streaming", 30)
+    assert announcer.heard("polite") == []
+
+
+def test_loss_and_return_are_said_once_each_and_no_progress_between_them(announcer: Announcer) -> None:
+    look(announcer, "streaming")
+    assert not look(announcer, "reconnecting", 60)
+    assert announcer.heard("polite") == [GONE]
+    assert not look(announcer, "streaming", 1)
+    assert look(announcer, "streaming", 2)
+    look(announcer, "slow", 30)
+    look(announcer, "streaming", 30)
+    assert announcer.heard("polite") == [GONE, BACK]
+    assert not look(announcer, "reconnecting", 3)  # another one, later
+    announcer.call("announcer.look(answer('a', 'complete'));")
+    announcer.call("announcer.look(answer('a', 'complete'));")
+    assert announcer.heard("polite") == [GONE, BACK, GONE, "The answer is complete: 3 words."]
+
+
+def test_link_that_flaps_does_not_chatter_and_what_is_said_last_is_so(announcer: Announcer) -> None:
+    look(announcer, "streaming")
+    for _ in range(8):
+        for state in ("reconnecting", "streaming"):
+            before = announcer.parts.run("heard.length")
+            look(announcer, state, 3)
+            if announcer.parts.run("heard.length") > before:
+                announcer.heard("polite")  # it is over before the clock goes on
+    said = announcer.heard("polite")
+    assert 2 <= len(said) <= 6  # in 48 s
+    assert said == [GONE, BACK] * (len(said) // 2)
+    look(announcer, "reconnecting", 21)
+    assert announcer.heard("polite")[len(said) :] == [GONE]
+
+
+def test_question_that_waits_says_so_once_and_is_sent_when_it_is(announcer: Announcer) -> None:
+    announcer.call("announcer.asked(answer('a', 'sending'));")
+    assert not look(announcer, "sending", 1)
+    assert not look(announcer, "sending", 20, queued=True)
+    (waiting,) = announcer.heard("polite")
+    assert waiting.startswith("Waiting")
+    look(announcer, "sending", 1)
+    look(announcer, "waiting", 5)
+    assert announcer.heard("polite") == [waiting, "Your message is sent. The answer is on its way."]
+    assert not look(announcer, "streaming", 5, stopping=True)  # no "still answering" after Stop
+
+
+def test_question_that_is_lost_on_its_way_is_said_to_be_sent_when_it_is(announcer: Announcer) -> None:
+    announcer.call("announcer.asked(answer('a', 'sending'));")
+    look(announcer, "reconnecting", 5, content="")
+    look(announcer, "waiting", 5, content="")
+    assert announcer.heard("polite") == [
+        "Connection lost. Reconnecting…",
+        "Your message is sent. The answer is on its way.",
+    ]
+
+
+def test_reconnect_that_was_pressed_is_answered_and_its_success_is_said(announcer: Announcer) -> None:
+    look(announcer, "reconnecting", 3)
+    announcer.call("announcer.look(answer('a', 'interrupted', argument));", BROKEN)
+    announcer.heard("polite")
+    announcer.call("announcer.resumed(answer('a', 'reconnecting'));")
+    look(announcer, "reconnecting", 5)
+    look(announcer, "streaming", 5)
+    announcer.heard("polite")
+    announcer.call("announcer.look(answer('a', 'interrupted', argument));", BROKEN)
+    assert announcer.heard("polite") == [GONE, "Trying to reconnect.", BACK]
+    assert len(announcer.heard("alert")) == 2
+
+
+def test_end_in_another_conversation_is_said_with_its_title_also_behind_an_alert(announcer: Announcer) -> None:
+    announcer.call("announcer.look(answer('a', 'streaming'), 'Rome'); announcer.say('Copied.');")
+    announcer.call("announcer.look(answer('a', 'complete'), 'Rome'); announcer.error('Broken.');")
+    announcer.call("announcer.look(answer('b', 'complete'), 'Old'); announcer.look(answer('a', 'complete'));")
+    assert announcer.heard("polite") == ["Copied.", "In “Rome”: The answer is complete: 3 words."]
+    assert announcer.heard("alert") == ["Broken."]
+
+
+def test_hidden_page_says_what_is_still_so_once_it_is_seen(announcer: Announcer) -> None:
+    hide = "Object.defineProperty(document, 'hidden', { configurable: true, get: () => argument });"
+    announcer.call(hide, argument=True)
+    look(announcer, "streaming")
+    look(announcer, "reconnecting", 5)
+    look(announcer, "streaming", 5)
+    announcer.call("announcer.answering(7); announcer.answering(8);")
+    announcer.call("announcer.look(answer('a', 'complete'));")
+    announcer.parts.page.wait_for_timeout(700)
+    assert announcer.parts.run("heard") == []
+    announcer.call(hide, argument=False)
+    announcer.parts.wait("() => heard.length", "the first words")
+    assert announcer.heard("polite") == ["The answer is complete: 3 words."]

@@ -1,36 +1,49 @@
 // What a screen reader says: few, whole sentences, one after the other in two live regions that are empty between them,
-// so that equal words are said again. It must never repeat the answer's text, nor talk more than every 10 s.
+// so that equal words are said again. It must never repeat the answer's text, nor talk more than every 10 s, nor say
+// how far an answer is while its link is lost.
 
-import { endOf, failureOf, wordsOf } from "./words.js";
+import { isOver } from "./machine.js";
+import { BACK, TRYING, endOf, failureOf, lossOf, statusOf, wordsOf } from "./words.js";
 
 const SHOWN_MS = 1500; // long enough for every reader to notice
 const EMPTY_MS = 100;
 const PROGRESS_MS = 10_000;
+const MOMENT_MS = 2_000; // a loss, or a return, that is over by then is not worth a word
+const LOSSES_MS = 20_000; // between two losses that are told: a link may flap
+const LINK = 0.5; // what is said of it waits for what is being said, and goes when it is no longer so
 
 function createRegion(element) {
-  const queue = []; // {text, progress}
+  let queue = []; // {text, rank}
   let showing = false;
 
   function next() {
-    const item = queue.shift();
-    showing = Boolean(item);
-    if (!item) return;
-    element.textContent = item.text;
+    showing = queue.length > 0;
+    if (!showing) return;
+    // Nobody hears a hidden page, or what is behind a dialog.
+    if (document.hidden || document.querySelector("dialog[open]")) return void setTimeout(next, SHOWN_MS / 3);
+    element.textContent = queue.shift().text;
     setTimeout(() => {
       element.textContent = "";
       setTimeout(next, EMPTY_MS);
     }, SHOWN_MS);
   }
 
+  /** Whether there was any of this rank or a lower one. */
+  function forget(rank) {
+    const { length } = queue;
+    queue = queue.filter((one) => one.rank > rank);
+    return queue.length < length;
+  }
+
   return {
-    /** progress: worth nothing once something newer is to be said. */
-    say(text, progress = false) {
-      for (let at = queue.length - 1; at >= 0; at--) if (queue[at].progress) queue.splice(at, 1);
-      if (progress && showing) return;
-      queue.push({ text, progress });
+    /** rank: 0 is worth nothing once something newer is to be said; all but 2 nothing behind an alert. */
+    say(text, rank = 1) {
+      forget(0);
+      if (!rank && showing) return;
+      queue.push({ text, rank });
       if (!showing) next();
     },
-    forget: () => queue.splice(0),
+    forget,
   };
 }
 
@@ -38,43 +51,86 @@ function createRegion(element) {
 export function createAnnouncer({ polite, alert, now = Date.now }) {
   const calm = createRegion(polite);
   const urgent = createRegion(alert);
-  const under = new Set(); // ids of the answers that were said to have started
-  const over = new Map(); // id -> the end that was said
+  const met = new Map(); // id -> what was said of an answer
   let quietUntil = 0;
+  let lossesFrom = 0;
+  return { asked, resumed, look, started, answering, ended, say: (text) => calm.say(text), error };
 
   function error(text) {
-    calm.forget();
+    calm.forget(1);
     urgent.say(text);
   }
 
-  return {
-    /** An answer is asked for. answer: its record, so that each is said once; again after an end (Reconnect). */
-    started({ id }) {
-      if (under.has(id)) return;
-      under.add(id);
-      over.delete(id);
-      quietUntil = now() + PROGRESS_MS;
-      calm.say("Your message is sent. The answer is on its way.");
-    },
-    /** count: how many words there are by now. */
-    answering(count) {
-      if (now() < quietUntil) return;
-      quietUntil = now() + PROGRESS_MS;
-      const words = `${count.toLocaleString("en")} ${count === 1 ? "word" : "words"}`;
-      calm.say(count ? `Still answering: ${words} so far.` : "Still waiting for the first word.", true);
-    },
-    /** answer: its record with a terminal state; said once. */
-    ended(answer) {
-      const { id, state, content } = answer;
-      if (over.get(id) === state) return;
-      over.set(id, state);
-      under.delete(id);
-      const failure = failureOf(answer);
-      if (failure) error([failure.happened, failure.safe, failure.todo].filter(Boolean).join(" "));
-      else if (state === "stopped") calm.say(content ? `Stopped by you: ${wordsOf(content)} kept.` : "Stopped by you.");
-      else calm.say(endOf(answer));
-    },
-    say: (text) => calm.say(text),
-    error,
-  };
+  function of({ id }) {
+    if (!met.has(id)) met.set(id, {});
+    return met.get(id);
+  }
+
+  /** The reader has asked for it, and hears when it has begun. */
+  function asked(answer) {
+    of(answer).isAsked = true;
+  }
+
+  /** The reader has pressed Reconnect. */
+  function resumed({ id }) {
+    met.set(id, { isLossTold: true, since: now() });
+    calm.say(TRYING);
+  }
+
+  /** An answer, at each change and each second. elsewhere: its conversation's title when another is shown. Gives
+   * whether it may be told how far it is. */
+  function look(answer, elsewhere) {
+    const { id, state } = answer;
+    if (isOver(answer)) return void (met.has(id) && ended(answer, elsewhere));
+    const one = of(answer);
+    if (elsewhere !== undefined || answer.stopping) return false;
+    if (answer.queued && !one.isQueueTold) calm.say(statusOf(answer, now()));
+    one.isQueueTold = answer.queued;
+    if (answer.queued || state === "sending") return false;
+    const isLost = state === "reconnecting";
+    if (isLost !== Boolean(one.isLost)) Object.assign(one, { isLost, since: now() });
+    if (!isLost && one.isAsked) {
+      started(answer);
+      one.isLossTold = false; // of the question, on its way
+    }
+    if (isLost !== Boolean(one.isLossTold) && now() - one.since >= MOMENT_MS && (!isLost || now() >= lossesFrom)) {
+      one.isLossTold = isLost;
+      if (isLost) lossesFrom = now() + LOSSES_MS;
+      if (!calm.forget(LINK)) calm.say(isLost ? lossOf(answer) : BACK, LINK);
+    }
+    return !isLost && !one.isLossTold;
+  }
+
+  /** Said once; again after an end. */
+  function started(answer) {
+    const one = of(answer);
+    one.isAsked = false;
+    if (one.isStarted) return;
+    Object.assign(one, { isStarted: true, end: null });
+    quietUntil = now() + PROGRESS_MS;
+    calm.say("Your message is sent. The answer is on its way.");
+  }
+
+  /** count: how many words there are by now. */
+  function answering(count) {
+    if (now() < quietUntil) return;
+    quietUntil = now() + PROGRESS_MS;
+    const words = `${count.toLocaleString("en")} ${count === 1 ? "word" : "words"}`;
+    calm.say(count ? `Still answering: ${words} so far.` : "Still waiting for the first word.", 0);
+  }
+
+  /** answer: its record with a terminal state; said once. */
+  function ended(answer, elsewhere) {
+    const { state, content } = answer;
+    if (of(answer).end === state) return;
+    met.set(answer.id, { end: state });
+    calm.forget(LINK);
+    const failure = failureOf(answer);
+    let text = endOf(answer);
+    if (failure) text = [failure.happened, failure.safe, failure.todo].filter(Boolean).join(" ");
+    else if (state === "stopped") text = content ? `Stopped by you: ${wordsOf(content)} kept.` : "Stopped by you.";
+    if (elsewhere !== undefined) calm.say(`In “${elsewhere || "Untitled"}”: ${text}`, 2);
+    else if (failure) error(text);
+    else calm.say(text);
+  }
 }

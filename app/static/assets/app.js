@@ -7,6 +7,7 @@ import { createApi } from "./api.js";
 import { createComposer } from "./composer.js";
 import { activeOf, answerTo, ask } from "./context.js";
 import { createFollow } from "./follow.js";
+import { createFrame } from "./frame.js";
 import { guarded } from "./guard.js";
 import { createList } from "./list.js";
 import { isOver } from "./machine.js";
@@ -15,8 +16,8 @@ import { createStore } from "./store.js";
 import { errorOf, isSignIn } from "./stream.js";
 import { createView, showMark } from "./view.js";
 import {
-  BUSY, CONTINUE, COPIED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, SIGNED_OUT, TOO_LONG, countWords, importedOf,
-  isCutShort, isSmallModel,
+  BUSY, CONTINUE, COPIED, DELETED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, SIGNED_OUT, TOO_LONG, TRYING, countWords,
+  importedOf, isCutShort, isSmallModel,
 } from "./words.js";
 
 const MODELS_MS = 5_000; // between two tries to learn the models
@@ -68,7 +69,7 @@ const composer = createComposer({
   onStop: () => answers.stop(shown.id),
   onDraft(draft) {
     store.saveDraft(shown?.id ?? "", draft);
-    guard();
+    askIfHeld();
   },
   onSay: announcer.say,
 });
@@ -82,7 +83,8 @@ const list = guarded(createList({
   },
   onDelete(id) {
     answers.remove(id);
-    removed(id);
+    removed(id, true);
+    announcer.say(DELETED);
   },
   async onExport() {
     try {
@@ -104,6 +106,13 @@ const list = guarded(createList({
     refreshFrame();
   },
 }));
+const { showList } = createFrame({
+  element,
+  home() {
+    composer.focus();
+    if (document.activeElement === document.body) element("scroller").focus({ preventScroll: true });
+  },
+});
 
 answers.resume();
 learnModels();
@@ -119,17 +128,10 @@ addEventListener("pageshow", ({ persisted }) => persisted && answers.resume());
 document.addEventListener("visibilitychange", () => (document.hidden ? answers.keep() : seen()));
 setInterval(tick, 1_000);
 setTimeout(settle, TIDY_MS);
-element("drawer").addEventListener("click", () => showList(element("drawer").ariaExpanded !== "true"));
-element("shade").addEventListener("click", () => showList(false));
-element("list").addEventListener("keydown", ({ key, defaultPrevented }) => {
-  if (key === "Escape" && !defaultPrevented && element("drawer").ariaExpanded === "true") {
-    showList(false);
-    element("drawer").focus();
-  }
-});
 open(location.hash.slice(1)); // what is kept is painted before anything is answered; nothing else hangs on it
 
-function open(id) {
+/** `moves`: the focus goes to where one writes. */
+function open(id, moves = true) {
   if (id && id === shown?.id) return;
   const found = id ? answers.conversation(id) : null;
   if (id && !found && store.isAway(id)) {
@@ -147,7 +149,7 @@ function open(id) {
   showList(false);
   refreshModel();
   refreshFrame();
-  composer.focus();
+  if (moves) composer.focus();
 }
 
 // What the reader does
@@ -165,10 +167,12 @@ function send(message) {
 
 function act(name, answerId) {
   const answer = shown.messages.find(({ id }) => id === answerId);
-  if (name === "try") answers.wake(true);
-  else if (name === "signin") globalThis.open(location.pathname, "_blank", "noopener");
+  if (name === "try") {
+    announcer.say(TRYING);
+    answers.wake(true);
+  } else if (name === "signin") globalThis.open(location.pathname, "_blank", "noopener");
   else if (name === "reconnect") {
-    answers.again(shown, answer).then((isOurs) => (isOurs ? announcer.started(answer) : composer.say(BUSY)));
+    answers.again(shown, answer).then((isOurs) => (isOurs ? announcer.resumed(answer) : composer.say(BUSY)));
   } else if (name === "continue") send(CONTINUE);
   else {
     const question = shown.messages.find(({ id }) => id === answer.asks);
@@ -187,7 +191,7 @@ async function start(messages, message) {
     if (shown !== conversation) return refreshFrame();
     if (location.hash.slice(1) !== conversation.id) history.replaceState(null, "", `#${conversation.id}`);
     follow.pin();
-    announcer.started(messages.at(-1));
+    announcer.asked(messages.at(-1));
     refreshFrame();
     navigator.storage?.persist?.().catch(() => {}); // there is something to keep now
     return;
@@ -210,9 +214,9 @@ function change(conversation, answer) {
   if (conversation === shown) {
     view.update(answer);
     follow.changed();
-    if (isOver(answer)) announcer.ended(answer);
   }
   if (isOver(answer)) setTimeout(tidy, TIDY_MS);
+  hearOf(conversation, answer);
   if (isOver(answer) && (conversation !== shown || document.hidden)) {
     const isGood = answer.state === "complete" || answer.state === "stopped";
     marks.set(conversation.id, isCutShort(answer) ? "cut" : isGood ? "done" : "error");
@@ -220,7 +224,14 @@ function change(conversation, answer) {
   refreshFrame();
 }
 
+/** What a screen reader says of an answer. Gives whether it may be told how far it is. */
+function hearOf(conversation, answer) {
+  return announcer.look(answer, conversation === shown ? undefined : conversation.title);
+}
+
 function show(conversation) {
+  const last = conversation.messages.at(-1);
+  if (last?.asks) hearOf(conversation, last);
   if (conversation !== shown) return;
   view.show(conversation);
   follow.changed();
@@ -230,7 +241,8 @@ function show(conversation) {
 function refused(conversation, answer) {
   const question = conversation.messages.find(({ id }) => id === answer.asks);
   giveBack(conversation, question.content);
-  if (conversation === shown) composer.say(answer.error?.code === "too_long_alone" ? TOO_LONG : GIVEN_BACK);
+  const said = answer.error?.code === "too_long_alone" ? TOO_LONG : GIVEN_BACK;
+  if (conversation === shown) composer.say(said, false); // the failure says it
 }
 
 function giveBack({ id }, message) {
@@ -238,13 +250,13 @@ function giveBack({ id }, message) {
   else store.saveDraft(id, [message, store.draft(id)].filter(Boolean).join("\n\n"));
 }
 
-function removed(id) {
+function removed(id, isOurs = false) {
   marks.delete(id);
   if (id === shown?.id) {
     history.replaceState(null, "", location.pathname);
     composer.setDraft("");
     shown = null;
-    open("");
+    open("", isOurs || !element("list").contains(document.activeElement));
   } else refreshFrame();
 }
 
@@ -258,7 +270,7 @@ function refreshFrame() {
   const entry = entries.find(({ id }) => id === shown?.id);
   if (entry && !entry.problem) shown.title = entry.title; // another tab may have renamed it
   list.show(entries.map((entry) => ({ ...entry, mark: mark(entry) })), shown?.id);
-  guard();
+  askIfHeld();
   notices.show(isOutside ? [SIGNED_OUT, ...store.problems()] : store.problems());
   element("title").textContent = shown?.title ?? "ChatWait";
   const all = new Set(marks.values());
@@ -285,17 +297,12 @@ async function settle() {
 }
 
 /** Ask before the page is left while something is in its memory only. */
-function guard() {
+function askIfHeld() {
   (store.isHeld() ? addEventListener : removeEventListener)("beforeunload", askFirst);
 }
 
 function askFirst(event) {
   event.preventDefault();
-}
-
-/** In a small window: the drawer. */
-function showList(isOpen) {
-  element("drawer").ariaExpanded = String(isOpen);
 }
 
 function seen() {
@@ -307,7 +314,7 @@ function seen() {
 function tick() {
   view.tick(now());
   const active = shown && activeOf(shown);
-  if (active && !active.silentSince) announcer.answering(countWords(active.content));
+  if (active && hearOf(shown, active) && !active.silentSince) announcer.answering(countWords(active.content));
 }
 
 async function learnModels() {

@@ -147,7 +147,8 @@ export function createComposer({
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !state || event.defaultPrevented || event.repeat) return;
     if (isComposed(event)) return;
-    if (event.target.closest?.("dialog, nav, select")) return; // there Esc closes something
+    if (event.target.closest?.("nav, select") || document.querySelector("dialog[open]")) return; // there Esc closes something
+    if (form.closest("[inert]")) return; // behind the drawer
     event.preventDefault();
     stop();
   });
@@ -197,7 +198,7 @@ export function createComposer({
       if (!isTouch()) box.focus({ preventScroll: true });
     },
     /** A line below the box until the next input; also said. "" takes it away. */
-    say: (text) => tell(text, true),
+    say: (text, spoken = true) => tell(text, spoken),
     /** The most characters (code points) a message may have. */
     limit(characters) {
       most = characters ?? Infinity;

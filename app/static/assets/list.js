@@ -84,10 +84,10 @@ export function createList({ nav, onOpen, onNew, onRename, onDelete, onExport, o
     const ids = new Set(entries.map((entry) => entry.id));
     for (const [id, row] of rows) {
       if (ids.has(id)) continue;
+      const focused = row.item.contains(document.activeElement);
       if (open === row) close(false);
       if (editing?.row === row) editing = null;
       const next = row.item.nextElementSibling ?? row.item.previousElementSibling;
-      const focused = row.item.contains(document.activeElement);
       row.item.remove();
       rows.delete(id);
       if (focused) (next ? rowOf(next).link : fresh).focus();

@@ -3,20 +3,31 @@
 /** `onChange`: the room for the messages has changed. */
 export function createNotices({ root, onChange }) {
   const away = new Set();
-  let now = "";
+  const boxes = new Map(); // what is shown: one that was made again would be said again
   return { show };
 
   /** `problems`: of store.problems(), each in three parts. */
   function show(problems) {
-    const keyOf = ({ code, id = "" }) => `${code} ${id}`;
-    const due = problems.filter((problem) => !away.has(keyOf(problem)));
-    const key = due.map(keyOf).join("|");
-    if (key === now) return;
-    now = key;
-    root.replaceChildren(...due.map((problem) => box(problem, () => {
-      away.add(keyOf(problem));
-      show(problems);
-    })));
+    const due = new Map(problems.map((problem) => [`${problem.code} ${problem.id ?? ""}`, problem]));
+    for (const key of boxes.keys()) if (!due.has(key)) drop(key);
+    for (const [key, problem] of due) {
+      if (away.has(key) || boxes.has(key)) continue;
+      boxes.set(key, box(problem, () => putAway(key)));
+      root.append(boxes.get(key));
+      onChange();
+    }
+  }
+
+  function putAway(key) {
+    const { nextElementSibling, previousElementSibling } = boxes.get(key);
+    away.add(key);
+    drop(key);
+    (nextElementSibling ?? previousElementSibling)?.querySelector("button").focus();
+  }
+
+  function drop(key) {
+    boxes.get(key).remove();
+    boxes.delete(key);
     onChange();
   }
 }

@@ -90,6 +90,9 @@ export const SIGNED_OUT = {
   action: "Sign in in a new tab, then come back: this page goes on by itself.",
   link: "Sign in",
 };
+export const TRYING = "Trying to reconnect.";
+export const BACK = "Connected again. The answer goes on.";
+export const DELETED = "The conversation is deleted.";
 export const EMPTY = {
   title: "What would you like to ask?",
   text: "Answers appear while they are written. If the connection breaks, they come back where they stopped.",
@@ -144,14 +147,18 @@ export function statusOf(answer, now) {
 }
 
 function reconnecting(answer, now) {
+  if (answer.signedOut) return lossOf(answer);
+  const wait = Math.round(((answer.retryAt ?? 0) - now) / SECOND);
+  return `${lossOf(answer)}${wait > 1 ? ` Next try in ${wait} s.` : ""}`;
+}
+
+/** What is shown of a lost connection, and said once. */
+export function lossOf(answer) {
   if (answer.signedOut) {
     const next = answer.streamId ? "The answer then goes on by itself." : "Your message is kept, and is then sent by itself.";
     return `Sign in again. ${kept(answer, "")}${next}`;
   }
-  const happened = answer.busy ? "The server is busy." : "Connection lost.";
-  const wait = Math.round(((answer.retryAt ?? 0) - now) / SECOND);
-  const next = wait > 1 ? ` Next try in ${wait} s.` : "";
-  return `${happened} ${kept(answer, "")}Reconnecting…${next}`;
+  return `${answer.busy ? "The server is busy." : "Connection lost."} ${kept(answer, "")}Reconnecting…`;
 }
 
 function completeOf(answer) {

@@ -1,0 +1,128 @@
+"""The page for a person who sees nothing: only roles, names, keys, and what the live regions announce, once each."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.browser.chatpage import STOP_MS, ChatPage
+from tests.browser.conftest import OpenChat
+from tests.browser.page_steps import LOST, gated, open_gates
+from tests.browser.person_steps import announced, fallen, wait_announced, watch
+from tests.browser.tab_steps import begin, choose, other_tab
+from tests.harness.chaos import ChaosProxy
+from tests.harness.upstream import ScriptedUpstream, answer
+
+pytestmark = pytest.mark.browser
+
+SENT = "Your message is sent. The answer is on its way."
+GONE = "Connection lost. 1 word is safe. Reconnecting…"
+BACK = "Connected again. The answer goes on."
+
+
+@pytest.mark.requirement("page US2 test", "page US3.1", "page FR-006", "page assumption 5")
+def test_person_who_sees_nothing_asks_loses_the_link_comes_back_stops_asks_again_and_deletes(
+    open_chat: OpenChat, proxy: ChaosProxy, upstream: ScriptedUpstream
+) -> None:
+    chat = watch(open_chat(proxy.base_url)).open()
+    chat.expect_fault(LOST)
+    page = chat.page
+
+    def press(role: str, name: str) -> None:
+        found = page.get_by_role(role, name=name, exact=True)
+        found.last.press("Enter")
+
+    upstream.always(gated(["One ", "two ", "three."]))
+    page.get_by_role("textbox", name="Message", exact=True).press_sequentially("Count.")
+    page.keyboard.press("Enter")
+    wait_announced(chat, [SENT])
+    upstream.open("0")
+    chat.wait_text("One ")
+
+    proxy.refuse()
+    proxy.cut_all()
+    wait_announced(chat, [SENT, GONE])
+    proxy.accept()
+    press("button", "Try now")
+    wait_announced(chat, [SENT, GONE, "Trying to reconnect.", BACK])
+    assert page.get_by_role("button", name="Try now").count() == 0
+    page.wait_for_timeout(STOP_MS)
+    press("button", "Stop")
+    heard = [SENT, GONE, "Trying to reconnect.", BACK, "Stopped by you: 1 word kept."]
+    wait_announced(chat, heard)
+
+    open_gates(upstream, 1, 4)
+    press("button", "Ask again")
+    heard += [SENT, "The answer is complete: 3 words."]
+    wait_announced(chat, heard)
+    log = page.get_by_role("log", name="Conversation")
+    assert re.search(r"One two three\.\s+Complete\.$", log.get_by_role("article").last.inner_text().split("\nCopy")[0])
+
+    page.set_viewport_size({"width": 390, "height": 800})  # from here on, the list is in a drawer
+    press("button", "Conversations")
+    press("button", "Options for Count.")
+    press("menuitem", "Delete")
+    dialog = page.get_by_role("dialog", name="Delete “Count.”?")
+    dialog.get_by_role("button", name="Delete", exact=True).press("Enter")
+    wait_announced(chat, [*heard, "The conversation is deleted."])
+    assert page.get_by_role("list", name="Conversations", include_hidden=True).get_by_role("listitem").count() == 0
+    assert fallen(chat) == []
+
+
+@pytest.mark.requirement("page FR-005", "page edge 7")
+def test_end_of_an_answer_is_announced_in_its_place_elsewhere_and_in_the_tab_that_only_follows(
+    chat: ChatPage, upstream: ScriptedUpstream
+) -> None:
+    watch(chat).open()
+    upstream.always(gated(["One ", "two."]))
+    begin(chat, "First")
+    follower = watch(chat.tab()).open(chat.page.evaluate("location.hash"))
+    follower.wait_state("waiting")
+    chat.new_conversation()
+    open_gates(upstream, 0, 3)
+    follower.wait_state("complete")
+    wait_announced(chat, [SENT, "In “First”: The answer is complete: 2 words."])
+    wait_announced(follower, ["The answer is complete: 2 words."])
+
+    # What it follows ends while its messages are read anew.
+    upstream.always(answer(["Three."]))
+    reader = other_tab(follower)
+    reader.send("Second")
+    reader.wait_state("complete")
+    wait_announced(follower, ["The answer is complete: 2 words.", "The answer is complete: 1 word."])
+    follower.reload()
+    follower.wait_state("complete")
+    assert announced(follower) == []  # what was over is no news
+
+
+@pytest.mark.requirement("page FR-005")
+def test_problem_that_is_announced_is_not_announced_again_when_another_is_put_away(
+    chat: ChatPage, upstream: ScriptedUpstream
+) -> None:
+    watch(chat).open()
+    chat.page.evaluate('for (const one of ["a", "b"]) localStorage.setItem(`chatwait.conversation.${one}`, "{")')
+    chat.reload()
+    chat.wait(lambda: len(announced(chat)) == 2, 10, "both problems")
+    chat.press("Dismiss")
+    chat.page.locator("#notices .box").nth(1).wait_for(state="detached")
+    upstream.always(answer(["One."]))
+    chat.send("Count.")
+    chat.wait(lambda: "The answer is complete: 1 word." in announced(chat), 10, "an end")
+    assert announced(chat)[2:] == [SENT, "The answer is complete: 1 word."]
+
+
+@pytest.mark.requirement("page FR-005", "page edge 3")
+def test_nothing_is_said_behind_a_dialog_and_it_is_said_afterwards(chat: ChatPage, upstream: ScriptedUpstream) -> None:
+    watch(chat).open()
+    upstream.always(gated(["One."]))
+    begin(chat, "First")
+    wait_announced(chat, [SENT])
+    chat.page.locator("#polite:empty").wait_for(state="attached")
+    choose(chat, "First", "Delete")
+    open_gates(upstream, 0, 2)
+    chat.wait_state("complete")
+    chat.page.wait_for_timeout(700)
+    assert announced(chat) == [SENT]
+    chat.page.keyboard.press("Escape")
+    wait_announced(chat, [SENT, "The answer is complete: 1 word."])
