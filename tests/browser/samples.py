@@ -67,7 +67,10 @@ def answer(state: str, content: str = "", number: int = 1, **more: Any) -> dict[
 
 ANSWERS: dict[str, dict[str, Any]] = {
     "sending": answer("sending"),
-    "queued": answer("sending", queued=True),
+    "queued": answer("sending", queued=True, place=1),
+    "queued, second": answer("sending", queued=True, place=2),
+    "queued, later": answer("sending", queued=True, place=3),
+    "queued, somewhere": answer("sending", queued=True, place=0),
     "waiting": answer("waiting"),
     "streaming": answer("streaming", TEXT),
     "stopping": answer("streaming", TEXT, stopping=True),

@@ -86,15 +86,18 @@ def test_answer_is_said_to_start_once_and_to_be_complete_once(announcer: Announc
 
 
 def test_answer_that_was_cut_short_is_not_said_to_be_complete(announcer: Announcer) -> None:
-    for number, (reason, content) in enumerate([("length", "one two"), ("length", ""), ("content_filter", "one")]):
+    for number, (reason, content) in enumerate(
+        [("length", "one two"), ("length", ""), ("content_filter", "one"), ("stop", "")]
+    ):
         announcer.call(
             "announcer.ended(answer(...argument));", [number, "complete", {"finishReason": reason, "content": content}]
         )
 
     assert announcer.heard("polite") == [
-        "The answer was cut off at the length limit: 2 words so far. Continue goes on from here.",
-        "The answer was cut off at the length limit: 0 words so far. Ask again, or ask for less.",
+        "The answer stopped at the length limit: 2 words so far. Continue goes on from here.",
+        "The answer stopped at the length limit: 0 words so far. Ask again, or ask for less.",
         "The provider's content filter ended the answer: 1 word so far.",
+        "The answer is empty. Ask again for a new one.",
     ]
     assert announcer.heard("alert") == []
 
@@ -141,7 +144,7 @@ def test_failure_is_an_alert_in_three_parts_and_is_said_once(announcer: Announce
     (said,) = announcer.heard("alert")
     assert said.startswith("The model took too long.")
     assert "3 words are safe" in said
-    assert said.endswith("Ask again.")
+    assert said.endswith("Continue from here, or ask again for a new one.")
     assert announcer.heard("polite") == ["Your message is sent. The answer is on its way."]  # nothing behind an alert
 
 

@@ -65,6 +65,10 @@ class Composer:
     def hint(self) -> str:
         return str(self.page.inner_text("#hint"))
 
+    def over(self) -> str:
+        """Tell what stands at the text because it is too long."""
+        return str(self.page.inner_text("#over"))
+
 
 @pytest.fixture
 def parts(chromium: Any, module_origin: Any) -> Iterator[Parts]:
@@ -245,17 +249,74 @@ def test_limit_is_told_in_code_points_before_anything_is_sent(composer: Composer
     composer.box.fill("🙂" * 899 + "ab")  # 901 characters, 1,800 of a browser's
     assert composer.hint() == "901 of 1,000 characters"
     composer.box.fill("🙂" * 1001)
-    assert composer.hint().startswith("The message has 1,001 characters; at most 1,000 can be sent.")
+    line = "The message has 1,001 characters; at most 1,000 can be sent. Shorten it."
+    assert composer.over() == line
     assert composer.box.get_attribute("aria-invalid") == "true"
-    assert composer.told("said") == []  # not with every letter
+    assert composer.told("said") == [line]
+    composer.page.keyboard.type("abc")
+    assert composer.over() == line.replace("1,001", "1,004")
+    assert composer.told("said") == [line]  # not with every letter
     composer.box.press("Enter")
     assert composer.told("sent") == []
-    assert composer.told("said") == [composer.hint()]
+    assert composer.told("said") == [line, composer.over()]
 
     composer.box.fill("🙂" * 1000)
+    assert composer.over() == ""
     assert composer.box.get_attribute("aria-invalid") is None
     composer.box.press("Enter")
     assert composer.told("sent") == ["🙂" * 1000]
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 800), (320, 300)])
+def test_message_that_is_too_long_is_told_between_the_text_and_the_button(
+    chromium: Any, module_origin: Any, size: tuple[int, int]
+) -> None:
+    """Seen at once however small the window is, described to who cannot see it, and in the colour of an error."""
+    width, height = size
+    with open_parts(chromium, module_origin, viewport={"width": width, "height": height}) as parts:
+        composer = Composer(parts)
+        parts.run("() => { composer.limit(100); document.querySelector('#model').append(new Option('gpt-4o-mini')); }")
+        composer.box.press_sequentially("a few words")
+        at_rest = composer.page.locator(".field").bounding_box()
+        assert composer.page.locator("#over").bounding_box() is None  # no room for nothing
+        composer.box.fill("word " * 30)
+        boxes = {one: composer.page.locator(one).bounding_box() for one in (".field", "#over", "#message", "#send")}
+        field, over = boxes[".field"], boxes["#over"]
+        assert field["y"] <= over["y"] and over["y"] + over["height"] <= field["y"] + field["height"], boxes
+        assert 0 <= over["y"] and over["y"] + over["height"] <= height, boxes
+        assert field["width"] == at_rest["width"]
+        for one in ("#message", "#send"):
+            assert boxes[one]["y"] >= 0 and boxes[one]["y"] + boxes[one]["height"] <= height, boxes
+        look = "one => [getComputedStyle(one).color, parseFloat(getComputedStyle(one).fontSize)]"
+        colour, font = composer.page.locator("#over").evaluate(look)
+        assert (colour, font) == ("rgb(159, 29, 29)", 15)
+        snapshot = composer.page.locator("#composer").aria_snapshot()
+        assert "The message has 150 characters; at most 100 can be sent. Shorten it." in snapshot
+        described = "one => one.getAttribute('aria-describedby').split(' ').map((id) => document.getElementById(id).id)"
+        assert composer.box.evaluate(described) == ["over", "hint"]
+
+
+def test_fields_for_fingers_are_large_enough_for_a_phone_not_to_zoom(chromium: Any, module_origin: Any) -> None:
+    """Every field that takes the focus, whatever it is: iOS zooms into letters under 16 pixels."""
+    script = """
+    async () => {
+      const { createList } = await import("/assets/list.js");
+      const nothing = () => {};
+      const nav = document.getElementById("list");
+      const list = createList({ nav, onOpen: nothing, onNew: nothing, onRename: nothing, onDelete: nothing,
+        onExport: nothing, onImport: nothing });
+      list.show([{ id: "a", title: "One", updated: 0 }], "a");
+      document.getElementById("drawer").ariaExpanded = "true";
+      nav.querySelector(".more").click();
+      nav.querySelector("[role=menuitem]").click();
+      return [...document.querySelectorAll("input, select, textarea, [contenteditable]")]
+        .filter((one) => one.type !== "file").map((one) => [one.id || one.className, parseFloat(getComputedStyle(one).fontSize)]);
+    }
+    """
+    with open_parts(chromium, module_origin, viewport={"width": 390, "height": 720}, has_touch=True) as parts:
+        sizes = dict(parts.run(script))
+        assert set(sizes) == {"message", "model", "rename"}
+        assert min(sizes.values()) >= 16, sizes
 
 
 def test_draft_is_told_seldom_while_typing_and_at_once_when_left(composer: Composer) -> None:
@@ -370,6 +431,6 @@ def test_paste_of_100_kb_is_quick(parts: Parts, growth: str) -> None:
     took = parts.run("took")
     composer.page.keyboard.type("x")
     assert parts.run("composer.text.length") == len(text) + 1
-    assert composer.hint().startswith(f"The message has {len(text) + 1:,} characters")
+    assert composer.over().startswith(f"The message has {len(text) + 1:,} characters")
     assert took < 2000
     assert parts.run("took") < 2000

@@ -191,7 +191,7 @@ def test_message_over_the_limit_is_not_sent_when_the_page_knows_it(chat: ChatPag
     learned(chat.open())
     long = "🙂" * (MOST + 1)
     chat.send(long)
-    assert f"The message has {MOST + 1} characters; at most {MOST}" in hint(chat)
+    assert f"The message has {MOST + 1} characters; at most {MOST}" in chat.page.locator("#over").inner_text()
     assert chat.box.input_value() == long
     assert chat.states() == []
 
@@ -227,7 +227,7 @@ def test_draft_is_kept_for_each_conversation_and_survives_a_reload(chat: ChatPag
 @pytest.mark.parametrize(
     ("reason", "told", "goes_on"),
     [
-        ("length", "Cut off at the length limit. Continue goes on from here.", True),
+        ("length", "Stopped at the length limit.", True),
         ("content_filter", "Ended by the provider's", False),
     ],
 )

@@ -199,7 +199,7 @@ def test_page_that_knows_the_limit_says_so_and_sends_nothing(
     chat.page.locator("#model option").first.wait_for(state="attached")
     long = "A message of more than twenty characters."
     chat.send(long)
-    chat.wait(lambda: "at most 20" in chat.page.locator("#hint").inner_text(), 5, "the limit to be told")
+    chat.wait(lambda: "at most 20" in chat.page.locator("#over").inner_text(), 5, "the limit to be told")
     assert (chat.states(), chat.box.input_value()) == ([], long)
     chat.send("A short one.")
     chat.wait_state("complete")

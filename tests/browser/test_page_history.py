@@ -175,7 +175,7 @@ def test_title_and_icon_show_an_answer_on_its_way(chat: ChatPage, upstream: Scri
     ("end", "title", "icon", "words"),
     [
         ("complete", "✓ About pears · ChatWait", "icon-done.svg", "a new answer is complete"),
-        ("length", "✓ About pears · ChatWait", "icon-done.svg", "a new answer was cut off"),
+        ("length", "✓ About pears · ChatWait", "icon-done.svg", "a new answer ended early"),
         ("failed", "! About pears · ChatWait", "icon-error.svg", "the answer failed"),
     ],
 )

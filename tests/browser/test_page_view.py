@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from tests.browser.modules import Modules
-from tests.browser.samples import ANSWERS, ENDED, LIVE, NOW, PROSE, TEXT, answer, conversation, question
+from tests.browser.samples import (
+    ANSWERS,
+    ENDED,
+    LIVE,
+    NOW,
+    PROSE,
+    SERVICE_ERROR,
+    TEXT,
+    answer,
+    conversation,
+    question,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -46,7 +57,10 @@ LOST = ("The connection was lost, and two minutes of tries did not bring it back
 GONE = ("The server no longer has this answer.", "Continue from here, or ask again")
 CUT_OFF = ("The server was stopped or restarted during this answer.", "Continue from here, or ask again")
 DAMAGED = ("The text that arrived is not the text that was sent.", "Reconnect reads it once more")
-SERVICE = ("The model's answer could not be used. The model's server broke off.", "Ask again.")
+SERVICE = ("The model's answer could not be used. The model's server broke off.", "Continue from here, or ask again;")
+AT_ONCE = (SERVICE[0], "Ask again; if it happens again, tell the operator the id below.")
+REFUSED = (SERVICE[0], "Shorten the message, or send it in parts.")
+QUEUED = "Waiting: this browser already receives four answers."
 CUT_SHORT = {"complete, cut", "complete, cut at once", "complete, filtered"}
 KEPT = "11 words are safe here."
 MINE = "Your message is kept."
@@ -54,7 +68,10 @@ MINE = "Your message is kept."
 # status line, buttons, and in a box: what happened (its beginning), what is safe, what to do (its beginning)
 EXPECTED: dict[str, tuple[str, list[str], tuple[str, str, str] | None]] = {
     "sending": ("Sending… 4 s", [], None),
-    "queued": ("Waiting: this browser already receives four answers. This one is next.", [], None),
+    "queued": (f"{QUEUED} This one is next.", [], None),
+    "queued, second": (f"{QUEUED} 1 other is before this one.", [], None),
+    "queued, later": (f"{QUEUED} 2 others are before this one.", [], None),
+    "queued, somewhere": (f"{QUEUED} It starts when its turn comes.", [], None),
     "waiting": ("Thinking… 4 s", [], None),
     "streaming": ("Answering…", ["Copy"], None),
     "stopping": ("Stopping…", ["Copy"], None),
@@ -68,12 +85,12 @@ EXPECTED: dict[str, tuple[str, list[str], tuple[str, str, str] | None]] = {
     "reconnecting, busy": ("The server is busy. Reconnecting…", ["Try now"], None),
     "complete": ("Complete.", ["Copy", "Details"], None),
     "complete, cut": (
-        "Cut off at the length limit. Continue goes on from here.",
+        "Stopped at the length limit.",
         ["Continue", "Copy", "Details"],
         None,
     ),
     "complete, cut at once": (
-        "Cut off at the length limit. Ask again, or ask for less.",
+        "Stopped at the length limit before the first word.",
         ["Ask again", "Details"],
         None,
     ),
@@ -94,8 +111,8 @@ EXPECTED: dict[str, tuple[str, list[str], tuple[str, str, str] | None]] = {
     ),
     "damaged": ("Failed.", ["Reconnect", "Ask again", "Copy", "Details"], (DAMAGED[0], KEPT, DAMAGED[1])),
     "failed": ("Failed.", ["Continue", "Ask again", "Copy", "Details"], (SERVICE[0], KEPT, SERVICE[1])),
-    "failed at once": ("Failed.", ["Ask again", "Details"], (SERVICE[0], MINE, SERVICE[1])),
-    "refused": ("Not sent.", ["Details"], (SERVICE[0], "Your message is back in the box below.", SERVICE[1])),
+    "failed at once": ("Failed.", ["Ask again", "Details"], (AT_ONCE[0], MINE, AT_ONCE[1])),
+    "refused": ("Not sent.", ["Details"], (REFUSED[0], "Your message is back in the box below.", REFUSED[1])),
 }
 
 
@@ -139,6 +156,8 @@ def test_view_of_every_state_has_its_words_and_actions_and_no_error_in_the_text(
             assert seen["box"] == [], name
             continue
         happened, safe, todo = seen["box"]
+        told = [f"{SERVICE_ERROR['correlation_id']}Copy id"] if "correlation_id" in shown["error"] else []
+        assert view.page.locator(".box .id").all_text_contents() == told, name
         assert (happened.startswith(box[0]), safe, todo.startswith(box[2])) == (True, box[1], True), seen["box"]
         assert seen["tone"] == ("warning" if shown["state"] == "interrupted" else "danger"), name
         assert "oops" not in " ".join(seen["box"]).lower()
@@ -301,11 +320,12 @@ def test_view_details_tell_times_speed_and_model_when_asked(view: Modules) -> No
         "rows => rows.map(r => [...r.children].map(c => c.textContent))"
     )
     assert rows == [
-        ["First word after", "0.5 s"],
+        ["First word after", "0.4 s"],
         ["Duration", "2.4 s"],
         ["Length", "11 words"],
         ["Tokens", "21"],
         ["Speed", "10 tokens/s"],
+        ["Times", "by the server's clock"],
         ["Model", "gpt-4o-mini"],
         ["Reconnects", "2"],
         ["Note", "checked"],

@@ -119,8 +119,8 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
     const run = runs.get(id);
     if (!run) return;
     run.cancel = new AbortController();
-    const waits = () => {
-      answer.queued = true;
+    const waits = (place) => {
+      Object.assign(answer, { queued: true, place });
       changed(conversation, answer);
     };
     const slot = await tabs.slot(waits, run.cancel.signal);

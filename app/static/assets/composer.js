@@ -23,7 +23,7 @@ function codePoints(text) {
 }
 
 /**
- * form: holds a textarea, #send and #hint. onSend(text) -> true when the message was taken; onStop(); onDraft(text),
+ * form: holds a textarea, #over (why its text cannot be sent), #send and #hint. onSend(text) -> true when the message was taken; onStop(); onDraft(text),
  * at most every 400 ms, at once when the page is left; onSay(text): a line was shown that a screen reader should say.
  * now() -> epoch milliseconds; isTouch() -> true where Enter makes a new line.
  */
@@ -38,6 +38,7 @@ export function createComposer({
 }) {
   const box = form.querySelector("textarea");
   const button = form.querySelector("#send");
+  const over = form.querySelector("#over");
   const hint = form.querySelector("#hint");
   const resting = isTouch() ? "" : KEYS;
   const growsByStyle = getComputedStyle(box).fieldSizing === "content";
@@ -55,13 +56,15 @@ export function createComposer({
     if (text && spoken) onSay(text);
   }
 
-  function tooLong() {
-    const { length } = box.value;
-    if (length <= most * 0.9) return "";
-    const characters = codePoints(box.value);
-    if (characters <= most * 0.9) return "";
-    if (characters <= most) return `${count(characters)} of ${count(most)} characters`;
-    return `The message has ${count(characters)} characters; at most ${count(most)} can be sent. Shorten it.`;
+  /** Near the limit: how many characters there are. Over it, where the eye is; said once. */
+  function judge() {
+    const characters = box.value.length <= most * 0.9 ? 0 : codePoints(box.value);
+    const isOver = characters > most;
+    const line = `The message has ${count(characters)} characters; at most ${count(most)} can be sent. Shorten it.`;
+    if (isOver && !over.textContent) onSay(line);
+    over.textContent = isOver ? line : "";
+    box.ariaInvalid = isOver ? "true" : null;
+    tell(characters > most * 0.9 && !isOver ? `${count(characters)} of ${count(most)} characters` : "", false);
   }
 
   // Only a text that became shorter needs the box collapsed to be measured; the form holds its height meanwhile.
@@ -92,10 +95,7 @@ export function createComposer({
 
   function changed() {
     fit();
-    const line = tooLong();
-    const over = line.startsWith("The");
-    box.ariaInvalid = over ? "true" : null;
-    tell(line, false);
+    judge();
     if (!timer) timer = setTimeout(flush, DRAFT_MS);
   }
 
@@ -109,8 +109,7 @@ export function createComposer({
     const text = box.value;
     if (!text.trim()) return;
     if (state) return tell(BUSY, true);
-    const line = tooLong();
-    if (line.startsWith("The")) return tell(line, true);
+    if (over.textContent) return onSay(over.textContent);
     if (onSend(text) !== true) return;
     put("", 0);
     flush();
@@ -174,7 +173,7 @@ export function createComposer({
         changedAt = now();
         button.textContent = next ? "Stop" : "Send";
         form.classList.toggle("busy", Boolean(next));
-        if (!next && hint.textContent === BUSY) tell(tooLong(), false);
+        if (!next && hint.textContent === BUSY) judge();
       }
       state = next || null;
       button.ariaDisabled = state === "stopping" ? "true" : null;
@@ -202,7 +201,7 @@ export function createComposer({
     /** The most characters (code points) a message may have. */
     limit(characters) {
       most = characters ?? Infinity;
-      tell(tooLong(), false);
+      judge();
     },
   };
 }

@@ -4,7 +4,7 @@
 const MARKS = {
   streaming: "an answer is on its way",
   done: "a new answer is complete",
-  cut: "a new answer was cut off",
+  cut: "a new answer ended early",
   error: "the answer failed",
   damaged: "cannot be read",
   newer: "made by a newer version of this page",

@@ -44,13 +44,42 @@ export function createTabs({ locks, storage, random, now, onMessage }) {
     channel?.postMessage(message);
   }
 
-  /** Wait for one of the browser's free connections: a function that gives it back, or null when `signal` aborts. */
+  /**
+   * Wait for one of the browser's free connections: a function that gives it back, or null when `signal` aborts.
+   * `onWait(place)` when there is none and whenever the place changes: 1 is next, 0 is not known (leases have no order).
+   */
   async function slot(onWait, signal) {
     for (let number = 0; number < SLOTS; number += 1) {
       const release = await take(`chatwait.slot.${number}`, false);
       if (release) return release;
     }
-    onWait();
+    if (!locks) {
+      onWait(0);
+      return anySlot(signal);
+    }
+    const leave = await queue(onWait, signal);
+    const taken = leave && (await anySlot(signal));
+    leave?.();
+    return taken;
+  }
+
+  /** The next of those who wait has place 1, and each waits for the place before its own. Gives the way out of 1. */
+  async function queue(onWait, signal) {
+    let place = 0;
+    let leave = null;
+    while (!leave) leave = await take(`chatwait.place.${(place += 1)}`, false);
+    for (; place > 1; place -= 1) {
+      onWait(place);
+      const next = await take(`chatwait.place.${place - 1}`, true, signal);
+      leave();
+      if (!next) return null;
+      leave = next;
+    }
+    onWait(1);
+    return leave;
+  }
+
+  function anySlot(signal) {
     return new Promise((resolve) => {
       const losers = new AbortController();
       const give = (release) => {

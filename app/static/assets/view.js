@@ -166,8 +166,11 @@ export function createView({ log, now = Date.now, onAction, onCopy = () => {}, o
 
   function fillBox(shown) {
     const failure = failureOf(shown.answer);
+    const key = JSON.stringify(failure);
+    if (shown.boxKey === key) return; // what has the focus in it keeps it
+    shown.boxKey = key;
     shown.box?.remove();
-    shown.box = failure && box(failure);
+    shown.box = failure && box(failure, copy);
     if (shown.box) shown.foot.before(shown.box);
   }
 
@@ -273,10 +276,16 @@ function greeting() {
   return element("div", { className: "greeting" }, title, element("p", {}, EMPTY.text));
 }
 
-function box({ tone, happened, why, safe, todo }) {
-  const first = element("p", {}, element("strong", {}, happened), why ? ` ${why}` : "");
-  const made = element("div", { className: "box" }, first, element("p", {}, safe), element("p", {}, todo));
+function box({ tone, happened, why, safe, todo, id }, copy) {
+  const first = element("p", {}, element("strong", {}, happened), why ? " " : "", element("bdi", {}, why));
+  const next = element("p", { className: "todo" }, todo);
+  const made = element("div", { className: "box" }, first, element("p", {}, safe), next);
   made.dataset.tone = tone;
+  if (id) {
+    const pressed = button("copy", "Copy id");
+    pressed.addEventListener("click", () => copy(id, pressed));
+    made.append(element("div", { className: "id" }, element("code", {}, id), pressed));
+  }
   return made;
 }
 

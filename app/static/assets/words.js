@@ -43,36 +43,59 @@ const OWN = {
   refused: {
     happened: "The message was not taken.",
     why: "What answered was not this service; a proxy on the way, perhaps.",
-    todo: "Send it again in a while.",
+  },
+  unread: {
+    happened: "The rest of the answer could not be fetched.",
+    why: "What answered was not this service; a proxy on the way, perhaps.",
+    todo: "Reconnect in a while, or ask again for a new one.",
   },
 };
 const REASONS = {
   shutdown: "The server was stopped or restarted during this answer.",
   abandoned: "The server ended this answer, because no page was reading it any more.",
 };
-/** Where the service speaks to programs, what a person can do instead. */
-const TODO = {
+/**
+ * What to do after the service's own errors, whose `action` speaks to programs. A sentence names the buttons beside it,
+ * or none. Of a message that is back in the box, all of it; else what follows "ask again".
+ */
+const RELOAD = "Reload the page, then send the message again.";
+const RESEND = {
   context_too_long: "Shorten the message, or start a new conversation.",
   body_too_large: "Shorten the message, or start a new conversation.",
+  message_too_long: "Shorten the message, or send it in parts.",
   model_not_allowed: "Choose another model next to the message, then send it again.",
-  invalid_request: "Reload the page, then send the message again.",
-  invalid_json: "Reload the page, then send the message again.",
-  idempotency_key_reused: "Send the message again.",
-  not_found: "Reload the page.",
+  invalid_request: RELOAD,
+  invalid_json: RELOAD,
+  not_found: RELOAD,
+  idempotency_key_reused: "Send it again.",
+};
+const REPORT = "; if it happens again, tell the operator the id below.";
+const ASK_AGAIN = {
+  internal_error: REPORT,
+  upstream_error: REPORT,
+  upstream_rate_limited: " in a moment.",
+  upstream_unavailable: " in a minute.",
+};
+const OPERATOR = new Set(["upstream_auth_failed", "host_not_allowed", "origin_not_allowed"]);
+const INSTEAD = {
+  content_filtered: "Ask in other words.",
+  context_too_long: RESEND.context_too_long,
 };
 /** Ends that the model's server gives as such, by their finish_reason. */
 const CUT_SHORT = {
   length: {
-    status: (answer) => `Cut off at the length limit. ${furtherOf(answer)}`,
-    said: (answer, words) => `The answer was cut off at the length limit: ${words} so far. ${furtherOf(answer)}`,
+    status: (answer) => `Stopped at the length limit${hasText(answer) ? "" : " before the first word"}.`,
+    said: (answer, words) => `The answer stopped at the length limit: ${words} so far. ${furtherOf(answer)}`,
   },
   content_filter: {
     status: () => "Ended by the provider's content filter. Ask in other words for more.",
     said: (_, words) => `The provider's content filter ended the answer: ${words} so far.`,
   },
 };
-const furtherOf = ({ content }) => (content ? "Continue goes on from here." : "Ask again, or ask for less.");
-const RECONNECTING = new Set(["connection_lost", "overloaded_long", "page_fault", "text_damaged", "refused"]);
+const EMPTY_ANSWER = { status: () => "The answer is empty.", said: () => "The answer is empty. Ask again for a new one." };
+const hasText = ({ content }) => /\S/.test(content);
+const furtherOf = (answer) => (hasText(answer) ? "Continue goes on from here." : "Ask again, or ask for less.");
+const RECONNECTING = new Set(["connection_lost", "overloaded_long", "page_fault", "text_damaged", "unread"]);
 
 export const COPIED = "Copied.";
 export const NOT_COPIED = "This browser does not let the page copy. Select the text and copy it by hand.";
@@ -121,8 +144,8 @@ export function spanOf(ms) {
 /** The line below an answer; `now` in epoch ms. */
 export function statusOf(answer, now) {
   if (answer.stopping && !isOver(answer)) return "Stopping…";
-  if (answer.queued) return "Waiting: this browser already receives four answers. This one is next.";
   if (answer.silentSince && !isOver(answer)) return `No sign from the server for${since(answer.silentSince, now)}`;
+  if (answer.queued) return `Waiting: this browser already receives four answers. ${placeOf(answer)}`;
   switch (answer.state) {
     case "sending":
       return `Sending…${since(answer.sentAt, now)}`;
@@ -135,7 +158,7 @@ export function statusOf(answer, now) {
     case "reconnecting":
       return reconnecting(answer, now);
     case "complete":
-      return completeOf(answer);
+      return cutOff(answer)?.status(answer) ?? "Complete.";
     case "stopped":
       return answer.note === "stop_unconfirmed" ? "Stopped by you. The server did not confirm it." : "Stopped by you.";
     case "interrupted":
@@ -144,6 +167,11 @@ export function statusOf(answer, now) {
       if (answer.error?.code === "too_long_alone") return "Not answered.";
       return answer.refused ? "Not sent." : "Failed.";
   }
+}
+
+function placeOf({ place }) {
+  if (!place) return "It starts when its turn comes.";
+  return place === 1 ? "This one is next." : `${many(place - 1, "other")} ${place === 2 ? "is" : "are"} before this one.`;
 }
 
 function reconnecting(answer, now) {
@@ -161,37 +189,55 @@ export function lossOf(answer) {
   return `${answer.busy ? "The server is busy." : "Connection lost."} ${kept(answer, "")}Reconnecting…`;
 }
 
-function completeOf(answer) {
-  return CUT_SHORT[answer.finishReason]?.status(answer) ?? "Complete.";
+/** How a model ended an answer before it had said all, or anything; else undefined. */
+function cutOff(answer) {
+  if (answer.state !== "complete") return undefined;
+  const known = Object.hasOwn(CUT_SHORT, answer.finishReason ?? "") ? CUT_SHORT[answer.finishReason] : undefined;
+  return known ?? (hasText(answer) ? undefined : EMPTY_ANSWER);
 }
 
-/** Whether the model ended an answer before it had said all: it came whole, and is no failure, but not complete. */
-export const isCutShort = ({ state, finishReason }) => state === "complete" && Object.hasOwn(CUT_SHORT, finishReason ?? "");
+/** Whether that is so: the answer came whole, and is no failure, but not complete. */
+export const isCutShort = (answer) => Boolean(cutOff(answer));
 
 /** What is said of an answer that came to its end. */
 export function endOf(answer) {
   const words = wordsOf(answer.content);
-  return isCutShort(answer) ? CUT_SHORT[answer.finishReason].said(answer, words) : `The answer is complete: ${words}.`;
+  return cutOff(answer)?.said(answer, words) ?? `The answer is complete: ${words}.`;
 }
 
-/** The box of an answer that did not get to its end: what happened (and why), what is safe, what to do; else null. */
+/**
+ * The box of an answer that did not get to its end: what happened (and why), what is safe, what to do, the id to tell;
+ * else null.
+ */
 export function failureOf(answer) {
   if (answer.state !== "interrupted" && answer.state !== "failed") return null;
   const error = answer.error ?? {};
-  const code = error.code ?? error.error_code;
+  const code = codeOf(answer);
   const own = OWN[code] ?? (error.message ? null : OWN.ended_by_server);
-  const hasText = answer.content !== "";
   const happened = own ? (REASONS[error.reason] ?? own.happened) : error.message;
   const why = own ? own.why : error.detail;
-  const todo = own ? (hasText && own.todoKept) || own.todo : (TODO[code] ?? error.action);
   return {
     tone: answer.state === "interrupted" ? "warning" : "danger",
     happened,
     why: why && why !== happened ? why : "",
     safe: safeOf(answer),
-    todo: todo ?? "Ask again.",
+    todo: todoOf(answer, code, own),
+    id: error.correlation_id ?? "",
     actions: actionsOf(answer),
   };
+}
+
+function codeOf({ error, refused }) {
+  const code = error?.code ?? error?.error_code;
+  return code === "refused" && !refused ? "unread" : code;
+}
+
+function todoOf(answer, code, own) {
+  if (OPERATOR.has(code) && answer.error.action) return answer.error.action;
+  if (answer.refused) return RESEND[code] ?? "Send it again in a while.";
+  if (own) return (hasText(answer) && own.todoKept) || own.todo;
+  const rest = answer.error.correlation_id || ASK_AGAIN[code] !== REPORT ? ASK_AGAIN[code] : undefined;
+  return INSTEAD[code] ?? `${hasText(answer) ? "Continue from here, or ask" : "Ask"} again${rest ?? " for a new one."}`;
 }
 
 function safeOf(answer) {
@@ -201,33 +247,38 @@ function safeOf(answer) {
 
 /** Names of `onAction` that make sense now, the most useful first. */
 export function actionsOf(answer) {
-  const copy = answer.content ? ["copy"] : [];
-  const goOn = answer.content ? ["continue"] : [];
+  const copy = hasText(answer) ? ["copy"] : [];
+  const goOn = hasText(answer) ? ["continue"] : [];
   switch (answer.state) {
     case "reconnecting":
       if (answer.queued || answer.stopping) return copy;
       return [...(answer.signedOut ? ["signin"] : []), "try", ...copy];
     case "complete":
       if (!isCutShort(answer)) return copy;
-      return answer.content ? [...(answer.finishReason === "length" ? goOn : []), ...copy] : ["again"];
+      return hasText(answer) ? [...(answer.finishReason === "length" ? goOn : []), ...copy] : ["again"];
     case "stopped":
       return [...goOn, "again", ...copy];
     case "interrupted":
     case "failed":
       if (answer.refused) return copy;
-      if (RECONNECTING.has(answer.error?.code)) return ["reconnect", "again", ...copy];
+      if (RECONNECTING.has(codeOf(answer))) return ["reconnect", "again", ...copy];
       return [...goOn, "again", ...copy];
     default:
       return copy;
   }
 }
 
-/** `[[name, value], …]` of an answer that is over. Times as this reader met them, else as the server did. */
+/**
+ * `[[name, value], …]` of an answer that is over. All times are of one clock, so that they agree: the server's where it
+ * told how long it took, else this browser's.
+ */
 export function detailsOf(answer) {
   if (!isOver(answer)) return [];
-  const first = answer.firstAt && answer.sentAt ? answer.firstAt - answer.sentAt : answer.firstTokenMs;
-  const whole = answer.durationMs ?? (answer.endedAt && answer.sentAt ? answer.endedAt - answer.sentAt : null);
-  const writing = answer.firstTokenMs == null ? 0 : (answer.durationMs ?? 0) - answer.firstTokenMs;
+  const { sentAt, firstAt, endedAt, durationMs } = answer;
+  const isServers = durationMs != null;
+  const after = (at) => (at && sentAt ? at - sentAt : null);
+  const [first, whole] = isServers ? [answer.firstTokenMs, durationMs] : [after(firstAt), after(endedAt)];
+  const writing = isServers && first != null ? whole - first : 0;
   const speed = answer.tokens > 1 && writing > 0 ? (answer.tokens - 1) / (writing / SECOND) : 0;
   const rows = [
     ["First word after", first == null ? "" : spanOf(first)],
@@ -235,11 +286,11 @@ export function detailsOf(answer) {
     ["Length", answer.content ? wordsOf(answer.content) : ""],
     ["Tokens", answer.tokens == null ? "" : number(answer.tokens)],
     ["Speed", speed ? `${speed < 10 ? speed.toFixed(1) : number(Math.round(speed))} tokens/s` : ""],
+    ["Times", whole == null ? "" : isServers ? "by the server's clock" : "by this browser's clock"],
     ["Model", answer.model ?? ""],
     ["Reconnects", answer.reconnects ? number(answer.reconnects) : ""],
     ["Note", answer.note && answer.note !== "stop_unconfirmed" ? answer.note : ""],
     ["Error", answer.error?.error_code ?? answer.error?.code ?? ""],
-    ["Correlation id", answer.error?.correlation_id ?? ""],
   ];
   return rows.filter(([, value]) => value !== "");
 }
