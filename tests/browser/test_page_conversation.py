@@ -105,6 +105,34 @@ def test_model_of_the_picker_is_asked_and_streams_and_its_conversation_keeps_it(
         assert exchange(chat, upstream, "And now?").json["model"] == model
 
 
+@pytest.mark.requirement("page FR-010", "page constraint 3")
+def test_model_that_was_chosen_is_kept_for_new_conversations_while_it_is_offered(
+    chat: ChatPage, upstream: ScriptedUpstream
+) -> None:
+    picker = learned(chat.open()).page.get_by_label("Model")
+    picker.select_option(MODELS[1])
+    chat.reload()
+    learned(chat)
+    assert picker.input_value() == MODELS[1]
+    assert exchange(chat, upstream, "First?").json["model"] == MODELS[1]
+    chat.new_conversation()
+    assert picker.input_value() == MODELS[1]
+    other = learned(chat.tab().open())
+    assert other.page.get_by_label("Model").input_value() == MODELS[1]
+
+    chat.page.evaluate("localStorage.setItem('chatwait.model', 'of last year')")
+    chat.reload()
+    learned(chat)
+    assert picker.input_value() == MODELS[0]
+    chat.page.add_init_script("Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError'); }")
+    chat.reload()
+    learned(chat)
+    picker.select_option(MODELS[1])
+    assert exchange(chat, upstream, "Second?").json["model"] == MODELS[1]
+    chat.new_conversation()
+    assert picker.input_value() == MODELS[1]
+
+
 @pytest.mark.requirement("page FR-011", "page FR-003", "page US3.2", "page US3.4", "page US2.3", "page FR-004")
 def test_failed_answers_give_their_words_to_the_next_context_and_never_their_errors(
     chat: ChatPage, upstream: ScriptedUpstream

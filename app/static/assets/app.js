@@ -23,6 +23,7 @@ import {
 const MODELS_MS = 5_000; // between two tries to learn the models
 const TIDY_MS = 3_000; // after the last answer: nobody waits for it
 const TITLE_LENGTH = 60;
+const MODEL = "chatwait.model"; // in the storage: what was chosen last
 const element = (id) => document.getElementById(id);
 const now = () => Date.now();
 
@@ -47,6 +48,7 @@ let shown = null; // the conversation
 let models = null;
 let archiving = null; // a promise of the archive
 let isOutside = false; // somebody on the way wants to know who asks
+let chosen = null; // of the models, in this tab
 
 const answers = createAnswers({
   api, store, storage, now, random, locks: navigator.locks, limits: () => models?.limits,
@@ -128,6 +130,7 @@ addEventListener("pageshow", ({ persisted }) => persisted && answers.resume());
 document.addEventListener("visibilitychange", () => (document.hidden ? answers.keep() : seen()));
 setInterval(tick, 1_000);
 setTimeout(settle, TIDY_MS);
+element("model").addEventListener("change", keepModel);
 open(location.hash.slice(1)); // what is kept is painted before anything is answered; nothing else hangs on it
 
 /** `moves`: the focus goes to where one writes. */
@@ -335,11 +338,28 @@ async function learnModels() {
   refreshModel();
 }
 
-/** A conversation goes on with the model it had. */
+function keepModel() {
+  chosen = element("model").value;
+  try {
+    storage.setItem(MODEL, chosen);
+  } catch {
+    // full, or blocked: it holds while this page is open
+  }
+}
+
+function keptModel() {
+  try {
+    return chosen ?? storage.getItem(MODEL);
+  } catch {
+    return null;
+  }
+}
+
+/** A conversation goes on with the model it had, a new one begins with the one that was chosen last. */
 function refreshModel() {
   if (!models) return;
-  const last = shown?.messages.findLast(({ sent }) => sent)?.sent.model;
-  element("model").value = models.data.some(({ id }) => id === last) ? last : models.default;
+  const wanted = shown?.messages.findLast(({ sent }) => sent)?.sent.model ?? keptModel();
+  element("model").value = models.data.some(({ id }) => id === wanted) ? wanted : models.default;
   element("embedded").hidden = !isSmallModel(models.default);
 }
 
