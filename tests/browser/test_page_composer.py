@@ -283,7 +283,7 @@ def test_message_that_is_too_long_is_told_between_the_text_and_the_button(
         boxes = {one: composer.page.locator(one).bounding_box() for one in (".field", "#over", "#message", "#send")}
         field, over = boxes[".field"], boxes["#over"]
         assert field["y"] <= over["y"] and over["y"] + over["height"] <= field["y"] + field["height"], boxes
-        assert 0 <= over["y"] and over["y"] + over["height"] <= height, boxes
+        assert over["y"] >= 0 and over["y"] + over["height"] <= height, boxes
         assert field["width"] == at_rest["width"]
         for one in ("#message", "#send"):
             assert boxes[one]["y"] >= 0 and boxes[one]["y"] + boxes[one]["height"] <= height, boxes
@@ -310,7 +310,8 @@ def test_fields_for_fingers_are_large_enough_for_a_phone_not_to_zoom(chromium: A
       nav.querySelector(".more").click();
       nav.querySelector("[role=menuitem]").click();
       return [...document.querySelectorAll("input, select, textarea, [contenteditable]")]
-        .filter((one) => one.type !== "file").map((one) => [one.id || one.className, parseFloat(getComputedStyle(one).fontSize)]);
+        .filter((one) => one.type !== "file")
+        .map((one) => [one.id || one.className, parseFloat(getComputedStyle(one).fontSize)]);
     }
     """
     with open_parts(chromium, module_origin, viewport={"width": 390, "height": 720}, has_touch=True) as parts:

@@ -12,7 +12,7 @@ from tests.browser.modules import Modules
 
 pytestmark = pytest.mark.browser
 
-# [Markdown, ended] -> its nodes as HTML
+# [Markdown, ended] -> its nodes as HTML, without the directions, which test_page_directions.py looks at
 HTML = """
 async (load, [text, ended]) => {
   const { createMarkdown } = await load("markdown");
@@ -20,6 +20,7 @@ async (load, [text, ended]) => {
   const markdown = createMarkdown(place);
   markdown.set(text);
   if (ended) markdown.end();
+  for (const one of place.querySelectorAll("[dir]")) one.removeAttribute("dir");
   return place.innerHTML;
 }
 """
@@ -57,10 +58,12 @@ INSPECT = """
 async (load, texts) => {
   const { createMarkdown } = await load("markdown");
   const allowed = {
-    p: [], h3: [], h4: [], h5: [], h6: [], ul: [], ol: ["start"], li: [], blockquote: [], hr: [], pre: ["tabindex"],
-    code: [], em: [], strong: [], del: [], table: [], thead: [], tbody: [], tr: [],
+    p: ["dir"], h3: ["dir"], h4: ["dir"], h5: ["dir"], h6: ["dir"], ul: ["dir"], ol: ["start", "dir"], li: [],
+    blockquote: ["dir"], hr: [], pre: ["tabindex"], code: ["dir"], em: [], strong: [], del: [],
+    table: [], thead: [], tbody: [], tr: [],
     th: ["scope", "class"], td: ["class"],
-    a: ["href", "rel", "target"], div: ["class", "tabindex", "data-language"], button: ["type", "class", "aria-label"],
+    a: ["href", "rel", "target"], div: ["class", "tabindex", "data-language", "dir"],
+    button: ["type", "class", "aria-label"],
   };
   const wrong = [];
   const seen = new Set();

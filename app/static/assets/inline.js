@@ -113,7 +113,7 @@ export function parseInline(text, before, open, fixed) {
   };
   const code = (inner) => {
     const padded = inner.startsWith(" ") && inner.endsWith(" ") && inner.trim();
-    put(["code", null, [padded ? inner.slice(1, -1) : inner]]);
+    put(["code", { dir: "ltr" }, [padded ? inner.slice(1, -1) : inner]]);
   };
 
   const readTicks = (at) => {

@@ -50,7 +50,7 @@ export function createList({ nav, onOpen, onNew, onRename, onDelete, onExport, o
   let editing = null; // {row, input}
 
   function createRow(entry) {
-    const title = make("span", { className: "title" });
+    const title = make("span", { className: "title", dir: "auto" });
     const mark = make("span", { className: "mark" });
     const link = make("a", { className: "open" }, title, mark);
     const more = make("button", { className: "more" });
@@ -133,7 +133,7 @@ export function createList({ nav, onOpen, onNew, onRename, onDelete, onExport, o
 
   function edit(row) {
     close(false);
-    const input = make("input", { className: "rename", value: row.entry.title, maxLength: 200, label: "Title" });
+    const input = make("input", { className: "rename", dir: "auto", value: row.entry.title, maxLength: 200, label: "Title" });
     input.autocomplete = "off";
     editing = { row, input };
     row.link.hidden = true;
@@ -162,7 +162,7 @@ export function createList({ nav, onOpen, onNew, onRename, onDelete, onExport, o
   function ask(row) {
     close(true); // the dialog gives the focus back to what had it
     dialog.dataset.id = row.entry.id;
-    question.textContent = `Delete “${row.entry.title || "Untitled"}”?`;
+    question.replaceChildren("Delete “", make("bdi", { textContent: row.entry.title || "Untitled" }), "”?");
     dialog.showModal();
     keep.focus();
   }

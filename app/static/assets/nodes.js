@@ -66,7 +66,7 @@ function codeBlock(language) {
     copy.dispatchEvent(new CustomEvent("copytext", { bubbles: true, detail: host.textContent }));
   });
   const head = element("div", { class: "code-head", ...(language && { "data-language": language }) }, copy);
-  return { el: element("div", { class: "code" }, head, element("pre", { tabindex: "0" }, host)), host };
+  return { el: element("div", { class: "code", dir: "ltr" }, head, element("pre", { tabindex: "0" }, host)), host };
 }
 
 function tableBlock({ head, sides }) {
@@ -100,6 +100,15 @@ const build = {
   table: tableBlock,
 };
 
+/**
+ * A block finds its own direction by its first strong letter. What is first in an item or a quote finds theirs instead,
+ * for the browser does not look into what has a direction of its own; an item stands on the side of its list.
+ */
+const DIRECTED = new Set(["para", "heading", "quote", "list", "table"]);
+const isFirst = (parent, next) => !(next ? next.previousElementSibling : parent.lastElementChild);
+const isDirected = (type, parent, next) =>
+  DIRECTED.has(type) && !(/^li$|quote/.test(parent.localName) && isFirst(parent, next));
+
 const made = new WeakMap(); // element -> {kind, host}: what it was made for, so that it can be used again
 
 /**
@@ -109,10 +118,12 @@ const made = new WeakMap(); // element -> {kind, host}: what it was made for, so
 export function place(block, parent, next) {
   const { type, level, start, language, head, sides, dom } = block;
   if (!dom.el) {
-    const kind = JSON.stringify([type, level, start, language, head, sides]);
+    const directed = isDirected(type, parent, next);
+    const kind = JSON.stringify([type, level, start, language, head, sides, directed]);
     if (next && made.get(next)?.kind === kind) dom.el = next;
     else {
       const { el, host = el } = build[type](block);
+      if (directed) el.dir = "auto";
       dom.el = el;
       made.set(el, { kind, host });
     }

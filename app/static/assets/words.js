@@ -302,9 +302,11 @@ export function cutOf(skip) {
 
 const MARKS = { streaming: "… ", done: "✓ ", error: "! " };
 
+const TURNS = /[\u202a-\u202e\u2066-\u2069]/g; // what turns the direction of all that follows
+
 /** The window's title. `mark`: "streaming" | "done" | "error" | undefined */
 export function titleOf(title, mark) {
-  return `${MARKS[mark] ?? ""}${title ? `${title} · ChatWait` : "ChatWait"}`;
+  return `${MARKS[mark] ?? ""}${title ? `${title.replace(TURNS, "")} · ChatWait` : "ChatWait"}`;
 }
 
 const BUTTONS = {
