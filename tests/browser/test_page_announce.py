@@ -222,6 +222,22 @@ def test_loss_and_return_are_said_once_each_and_no_progress_between_them(announc
     assert announcer.heard("polite") == [GONE, BACK, GONE, "The answer is complete: 3 words."]
 
 
+def test_what_is_lost_otherwise_is_said_once_too_and_no_progress_meanwhile(announcer: Announcer) -> None:
+    """`silentSince`, `signedOut`: what the answer tells of a link that is not broken, and gives nothing."""
+    look(announcer, "streaming")
+    assert not look(announcer, "streaming", 5, silentSince=1)
+    assert not look(announcer, "reconnecting", 5)  # what comes of a silent link is no news
+    silent = announcer.heard("polite")
+    assert len(silent) == 1
+    look(announcer, "streaming", 5)
+    announcer.heard("polite")
+    assert not look(announcer, "reconnecting", 5, signedOut=True, retryAt=9_000_000)
+    told = announcer.heard("polite")
+    assert told[:2] == [*silent, BACK]
+    assert len(told) == 3
+    assert "Next try" not in told[2]  # it would not be so any more
+
+
 def test_link_that_flaps_does_not_chatter_and_what_is_said_last_is_so(announcer: Announcer) -> None:
     look(announcer, "streaming")
     for _ in range(8):

@@ -3,7 +3,7 @@
 // how far an answer is while its link is lost.
 
 import { isOver } from "./machine.js";
-import { BACK, TRYING, endOf, failureOf, lossOf, statusOf, wordsOf } from "./words.js";
+import { BACK, TRYING, endOf, failureOf, statusOf, wordsOf } from "./words.js";
 
 const SHOWN_MS = 1500; // long enough for every reader to notice
 const EMPTY_MS = 100;
@@ -62,7 +62,7 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
   }
 
   function of({ id }) {
-    if (!met.has(id)) met.set(id, {});
+    if (!met.has(id)) met.set(id, { link: "", told: "" });
     return met.get(id);
   }
 
@@ -73,12 +73,12 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
 
   /** The reader has pressed Reconnect. */
   function resumed({ id }) {
-    met.set(id, { isLossTold: true, since: now() });
+    met.set(id, { link: "lost", told: "lost" });
     calm.say(TRYING);
   }
 
-  /** An answer, at each change and each second. elsewhere: its conversation's title when another is shown. Gives
-   * whether it may be told how far it is. */
+  /** At each change of an answer, and each second. elsewhere: the title when its conversation is not shown. Gives
+   * whether its progress may be told. */
   function look(answer, elsewhere) {
     const { id, state } = answer;
     if (isOver(answer)) return void (met.has(id) && ended(answer, elsewhere));
@@ -87,18 +87,18 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
     if (answer.queued && !one.isQueueTold) calm.say(statusOf(answer, now()));
     one.isQueueTold = answer.queued;
     if (answer.queued || state === "sending") return false;
-    const isLost = state === "reconnecting";
-    if (isLost !== Boolean(one.isLost)) Object.assign(one, { isLost, since: now() });
-    if (!isLost && one.isAsked) {
+    const link = answer.signedOut ? "out" : state === "reconnecting" || answer.silentSince ? "lost" : "";
+    if (link !== one.link) Object.assign(one, { link, since: now() });
+    if (!link && one.isAsked) {
       started(answer);
-      one.isLossTold = false; // of the question, on its way
+      one.told = ""; // a loss of the question, on its way
     }
-    if (isLost !== Boolean(one.isLossTold) && now() - one.since >= MOMENT_MS && (!isLost || now() >= lossesFrom)) {
-      one.isLossTold = isLost;
-      if (isLost) lossesFrom = now() + LOSSES_MS;
-      if (!calm.forget(LINK)) calm.say(isLost ? lossOf(answer) : BACK, LINK);
+    if (link !== one.told && now() - one.since >= MOMENT_MS && (link !== "lost" || now() >= lossesFrom)) {
+      one.told = link;
+      if (link) lossesFrom = now() + LOSSES_MS;
+      if (!calm.forget(LINK) || link === "out") calm.say(link ? statusOf(answer, answer.retryAt ?? now()) : BACK, LINK);
     }
-    return !isLost && !one.isLossTold;
+    return !link && !one.told;
   }
 
   /** Said once; again after an end. */
@@ -123,7 +123,7 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
   function ended(answer, elsewhere) {
     const { state, content } = answer;
     if (of(answer).end === state) return;
-    met.set(answer.id, { end: state });
+    met.set(answer.id, { end: state, link: "", told: "" });
     calm.forget(LINK);
     const failure = failureOf(answer);
     let text = endOf(answer);

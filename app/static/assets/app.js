@@ -317,7 +317,7 @@ function seen() {
 function tick() {
   view.tick(now());
   const active = shown && activeOf(shown);
-  if (active && hearOf(shown, active) && !active.silentSince) announcer.answering(countWords(active.content));
+  if (active && hearOf(shown, active)) announcer.answering(countWords(active.content));
 }
 
 async function learnModels() {

@@ -175,18 +175,14 @@ function placeOf({ place }) {
 }
 
 function reconnecting(answer, now) {
-  if (answer.signedOut) return lossOf(answer);
-  const wait = Math.round(((answer.retryAt ?? 0) - now) / SECOND);
-  return `${lossOf(answer)}${wait > 1 ? ` Next try in ${wait} s.` : ""}`;
-}
-
-/** What is shown of a lost connection, and said once. */
-export function lossOf(answer) {
   if (answer.signedOut) {
     const next = answer.streamId ? "The answer then goes on by itself." : "Your message is kept, and is then sent by itself.";
     return `Sign in again. ${kept(answer, "")}${next}`;
   }
-  return `${answer.busy ? "The server is busy." : "Connection lost."} ${kept(answer, "")}Reconnecting…`;
+  const happened = answer.busy ? "The server is busy." : "Connection lost.";
+  const wait = Math.round(((answer.retryAt ?? 0) - now) / SECOND);
+  const next = wait > 1 ? ` Next try in ${wait} s.` : "";
+  return `${happened} ${kept(answer, "")}Reconnecting…${next}`;
 }
 
 /** How a model ended an answer before it had said all, or anything; else undefined. */
