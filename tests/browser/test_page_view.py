@@ -156,7 +156,7 @@ def test_view_of_every_state_has_its_words_and_actions_and_no_error_in_the_text(
             assert seen["box"] == [], name
             continue
         happened, safe, todo = seen["box"]
-        told = [f"{SERVICE_ERROR['correlation_id']}Copy id"] if "correlation_id" in shown["error"] else []
+        told = [f"Id: {SERVICE_ERROR['correlation_id']}Copy id"] if "correlation_id" in shown["error"] else []
         assert view.page.locator(".box .id").all_text_contents() == told, name
         assert (happened.startswith(box[0]), safe, todo.startswith(box[2])) == (True, box[1], True), seen["box"]
         assert seen["tone"] == ("warning" if shown["state"] == "interrupted" else "danger"), name
