@@ -28,6 +28,7 @@ DOM = {
     "app.js",
     "composer.js",
     "follow.js",
+    "frame.js",
     "list.js",
     "markdown.js",
     "nodes.js",

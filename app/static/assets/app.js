@@ -9,19 +9,18 @@ import { activeOf, answerTo, ask } from "./context.js";
 import { createFollow } from "./follow.js";
 import { createFrame } from "./frame.js";
 import { guarded } from "./guard.js";
+import { createKeeping } from "./keeping.js";
 import { createList } from "./list.js";
 import { isOver } from "./machine.js";
 import { createNotices } from "./notices.js";
-import { createStore } from "./store.js";
 import { errorOf, isSignIn } from "./stream.js";
 import { createView, showMark } from "./view.js";
 import {
   BUSY, CONTINUE, COPIED, DELETED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, SIGNED_OUT, TOO_LONG, TRYING, countWords,
-  importedOf, isCutShort, isSmallModel,
+  isCutShort, isSmallModel,
 } from "./words.js";
 
 const MODELS_MS = 5_000; // between two tries to learn the models
-const TIDY_MS = 3_000; // after the last answer: nobody waits for it
 const TITLE_LENGTH = 60;
 const MODEL = "chatwait.model"; // in the storage: what was chosen last
 const element = (id) => document.getElementById(id);
@@ -34,19 +33,12 @@ function random() {
 }
 
 const storage = reachableStorage();
-const store = createStore({
-  storage, now, random, onChange: refreshFrame,
-  archive: {
-    bring: (id) => archive().then((one) => one.bring(id), () => store.give(id)),
-    makeRoom: () => archive().then((one) => one.makeRoom(), () => {}),
-    remove: (id) => archive().then((one) => one.remove(id), () => {}),
-  },
-});
+const keeping = createKeeping({ storage, now, random, onChange: refreshFrame });
+const { store } = keeping;
 const api = createApi();
 const marks = new Map(); // what happened to conversations that are not looked at: "done" | "error"
 let shown = null; // the conversation
 let models = null;
-let archiving = null; // a promise of the archive
 let isOutside = false; // somebody on the way wants to know who asks
 let chosen = null; // of the models, in this tab
 
@@ -71,7 +63,7 @@ const composer = createComposer({
   onStop: () => answers.stop(shown.id),
   onDraft(draft) {
     store.saveDraft(shown?.id ?? "", draft);
-    askIfHeld();
+    keeping.askIfHeld();
   },
   onSay: announcer.say,
 });
@@ -88,23 +80,9 @@ const list = guarded(createList({
     removed(id, true);
     announcer.say(DELETED);
   },
-  async onExport() {
-    try {
-      const { exportAll } = await import("./transfer.js");
-      return await exportAll({ store, archive: await archive(), now });
-    } catch {
-      composer.say(NOT_LOADED);
-      return null;
-    }
-  },
+  onExport: () => keeping.exportAll().catch(() => void composer.say(NOT_LOADED)),
   async onImport(file) {
-    try {
-      const { importAll } = await import("./transfer.js").catch(() => { throw new Error(NOT_LOADED); });
-      composer.say(importedOf(importAll(file, { store, now, random })));
-      tidy();
-    } catch ({ message, detail, action }) {
-      composer.say([message, detail, action].filter(Boolean).join(" "));
-    }
+    composer.say(await keeping.importAll(file));
     refreshFrame();
   },
 }));
@@ -121,7 +99,10 @@ learnModels();
 addEventListener("hashchange", () => open(location.hash.slice(1)));
 addEventListener("storage", ({ key }) => {
   if (store.changed(key) === null) return;
-  if (key === null) answers.keep(true); // cleared, and not by this page: what is open in it is kept
+  if (key === null) {
+    answers.keep(true); // cleared, and not by this page: what is open in it is kept
+    keeping.settle();
+  }
   refreshFrame();
 });
 addEventListener("online", () => answers.wake());
@@ -129,7 +110,6 @@ addEventListener("pagehide", () => answers.suspend());
 addEventListener("pageshow", ({ persisted }) => persisted && answers.resume());
 document.addEventListener("visibilitychange", () => (document.hidden ? answers.keep() : seen()));
 setInterval(tick, 1_000);
-setTimeout(settle, TIDY_MS);
 element("model").addEventListener("change", keepModel);
 open(location.hash.slice(1)); // what is kept is painted before anything is answered; nothing else hangs on it
 
@@ -218,7 +198,7 @@ function change(conversation, answer) {
     view.update(answer);
     follow.changed();
   }
-  if (isOver(answer)) setTimeout(tidy, TIDY_MS);
+  if (isOver(answer)) keeping.tidyLater();
   hearOf(conversation, answer);
   if (isOver(answer) && (conversation !== shown || document.hidden)) {
     const isGood = answer.state === "complete" || answer.state === "stopped";
@@ -273,39 +253,11 @@ function refreshFrame() {
   const entry = entries.find(({ id }) => id === shown?.id);
   if (entry && !entry.problem) shown.title = entry.title; // another tab may have renamed it
   list.show(entries.map((entry) => ({ ...entry, mark: mark(entry) })), shown?.id);
-  askIfHeld();
+  keeping.askIfHeld();
   notices.show(isOutside ? [SIGNED_OUT, ...store.problems()] : store.problems());
   element("title").textContent = shown?.title ?? "ChatWait";
   const all = new Set(marks.values());
   showMark(shown?.title, active ? "streaming" : all.has("error") ? "error" : all.size ? "done" : undefined);
-}
-
-/** The archive is loaded when the page is idle, or when it is wanted; where it cannot be, all stays where it is. */
-function archive() {
-  archiving ??= import("./archive.js").then(({ createArchive }) => createArchive({ store }));
-  archiving.catch(() => (archiving = null));
-  return archiving;
-}
-
-async function tidy() {
-  await archive().then((one) => one.tidy(), () => {});
-  refreshFrame();
-}
-
-/** The page is idle: what only the archive has comes back, what is old goes there, the rest of the page is loaded. */
-async function settle() {
-  await archive().then((one) => one.regain()).catch(() => {});
-  await tidy();
-  import("./transfer.js").catch(() => {});
-}
-
-/** Ask before the page is left while something is in its memory only. */
-function askIfHeld() {
-  (store.isHeld() ? addEventListener : removeEventListener)("beforeunload", askFirst);
-}
-
-function askFirst(event) {
-  event.preventDefault();
 }
 
 function seen() {

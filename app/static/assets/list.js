@@ -169,7 +169,7 @@ export function createList({ nav, onOpen, onNew, onRename, onDelete, onExport, o
 
   async function download() {
     const text = await onExport();
-    if (text === null) return;
+    if (text === undefined) return;
     const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     const link = make("a", { href: url, download: `chatwait-${new Date().toISOString().slice(0, 10)}.json` });
     link.click();

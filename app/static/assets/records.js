@@ -14,6 +14,8 @@ const SAFE_ID = /^[\w-]{1,128}$/;
 const KEY = /^[!-~]{16,255}$/;
 const FEWEST_SIGNS = 4; // different ones in a key: the service takes no other
 
+export const newId = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const wellFormed = (text) => text.toWellFormed?.() ?? text; // the service takes no half of a surrogate pair
 

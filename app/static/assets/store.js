@@ -2,7 +2,7 @@
 // What is settled and older moves to the archive, with a stub in its place, so that there is always room.
 // Must never touch the DOM or the network, delete anything but by remove(), or write over what it cannot read.
 
-import { PROBLEMS, VERSION, entryOf, isActive, isStub, merge, readConversation, stubOf, updatedOf } from "./records.js";
+import { PROBLEMS, VERSION, entryOf, isStub, merge, newId, readConversation, stubOf, updatedOf } from "./records.js";
 
 const CONVERSATION = "chatwait.conversation.";
 const DRAFT = "chatwait.draft.";
@@ -12,8 +12,6 @@ const MOST_REMOVED = 200;
 /** On a conversation: the stored text that it was read from, or written as. JSON leaves it out, `{...}` keeps it. */
 const SEEN = Symbol("seen");
 
-const newId = () =>
-  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 const isFull = ({ name }) => name === "QuotaExceededError" || name === "NS_ERROR_DOM_QUOTA_REACHED";
 
@@ -93,9 +91,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
         const line = ({ id, title, updated, active }) => ({ id, title, updated, active: active === true });
         return { lines: new Map(conversations.map((one) => [one.id, line(one)])) };
       }
-    } catch {
-      // no JSON, or of another shape
-    }
+    } catch {} // no JSON, or of another shape
     return { lines: new Map(), problem: "damaged" };
   };
 
@@ -259,10 +255,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
 
   /** Write what storage did not take. */
   const again = () => {
-    for (const id of [...unsaved.keys()]) {
-      const conversation = load(id);
-      if (conversation) save(conversation);
-    }
+    for (const conversation of [...unsaved.keys()].map(load)) if (conversation) save(conversation);
     for (const [id, text] of [...drafts]) saveDraft(id, text);
   };
 
