@@ -57,8 +57,11 @@ LOST = ("The connection was lost, and two minutes of tries did not bring it back
 GONE = ("The server no longer has this answer.", "Continue from here, or ask again")
 CUT_OFF = ("The server was stopped or restarted during this answer.", "Continue from here, or ask again")
 DAMAGED = ("The text that arrived is not the text that was sent.", "Reconnect reads it once more")
-SERVICE = ("The model's answer could not be used. The model's server broke off.", "Continue from here, or ask again;")
-AT_ONCE = (SERVICE[0], "Ask again; if it happens again, tell the operator the id below.")
+SERVICE = (
+    "The model's answer could not be used. The model's server broke off.",
+    "Continue from here, or ask again for a new one.",
+)
+AT_ONCE = (SERVICE[0], "Ask again for a new one.")
 REFUSED = (SERVICE[0], "Shorten the message, or send it in parts.")
 QUEUED = "Waiting: this browser already receives four answers."
 CUT_SHORT = {"complete, cut", "complete, cut at once", "complete, filtered"}
@@ -156,7 +159,9 @@ def test_view_of_every_state_has_its_words_and_actions_and_no_error_in_the_text(
             assert seen["box"] == [], name
             continue
         happened, safe, todo = seen["box"]
-        told = [f"Id: {SERVICE_ERROR['correlation_id']}Copy id"] if "correlation_id" in shown["error"] else []
+        told = (
+            [f"Correlation id: {SERVICE_ERROR['correlation_id']}Copy id"] if "correlation_id" in shown["error"] else []
+        )
         assert view.page.locator(".box .id").all_text_contents() == told, name
         assert (happened.startswith(box[0]), safe, todo.startswith(box[2])) == (True, box[1], True), seen["box"]
         assert seen["tone"] == ("warning" if shown["state"] == "interrupted" else "danger"), name

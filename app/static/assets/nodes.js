@@ -100,14 +100,10 @@ const build = {
   table: tableBlock,
 };
 
-/**
- * A block finds its own direction by its first strong letter. What is first in an item or a quote finds theirs instead,
- * for the browser does not look into what has a direction of its own; an item stands on the side of its list.
- */
-const DIRECTED = new Set(["para", "heading", "quote", "list", "table"]);
-const isFirst = (parent, next) => !(next ? next.previousElementSibling : parent.lastElementChild);
+/** A block finds its direction by its first strong letter; what is first in an item or a quote finds theirs. */
 const isDirected = (type, parent, next) =>
-  DIRECTED.has(type) && !(/^li$|quote/.test(parent.localName) && isFirst(parent, next));
+  /para|head|quote|list|table/.test(type) &&
+  (!/^li|quote/.test(parent.localName) || Boolean(next ? next.previousElementSibling : parent.lastElementChild));
 
 const made = new WeakMap(); // element -> {kind, host}: what it was made for, so that it can be used again
 

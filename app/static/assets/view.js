@@ -284,7 +284,7 @@ function box({ tone, happened, why, safe, todo, id }, copy) {
   if (id) {
     const pressed = button("copy", "Copy id");
     pressed.addEventListener("click", () => copy(id, pressed));
-    made.append(element("div", { className: "id" }, "Id: ", element("code", {}, id), pressed));
+    made.append(element("div", { className: "id" }, "Correlation id: ", element("code", {}, id), pressed));
   }
   return made;
 }

@@ -54,10 +54,7 @@ const REASONS = {
   shutdown: "The server was stopped or restarted during this answer.",
   abandoned: "The server ended this answer, because no page was reading it any more.",
 };
-/**
- * What to do after the service's own errors, whose `action` speaks to programs. A sentence names the buttons beside it,
- * or none. Of a message that is back in the box, all of it; else what follows "ask again".
- */
+/** What to do after the service's errors, whose `action` speaks to programs. It names the buttons beside it, or none. */
 const RELOAD = "Reload the page, then send the message again.";
 const RESEND = {
   context_too_long: "Shorten the message, or start a new conversation.",
@@ -69,29 +66,23 @@ const RESEND = {
   not_found: RELOAD,
   idempotency_key_reused: "Send it again.",
 };
-const REPORT = "; if it happens again, tell the operator the id below.";
-const ASK_AGAIN = {
-  internal_error: REPORT,
-  upstream_error: REPORT,
-  upstream_rate_limited: " in a moment.",
-  upstream_unavailable: " in a minute.",
-};
-const OPERATOR = new Set(["upstream_auth_failed", "host_not_allowed", "origin_not_allowed"]);
+const LATER = { upstream_rate_limited: "in a moment", upstream_unavailable: "in a minute" };
 const INSTEAD = {
+  upstream_auth_failed: "Tell the operator: the server's key, its base URL or the model must be corrected.",
   content_filtered: "Ask in other words.",
   context_too_long: RESEND.context_too_long,
 };
 /** Ends that the model's server gives as such, by their finish_reason. */
-const CUT_SHORT = {
-  length: {
+const CUT_SHORT = new Map([
+  ["length", {
     status: (answer) => `Stopped at the length limit${hasText(answer) ? "" : " before the first word"}.`,
     said: (answer, words) => `The answer stopped at the length limit: ${words} so far. ${furtherOf(answer)}`,
-  },
-  content_filter: {
+  }],
+  ["content_filter", {
     status: () => "Ended by the provider's content filter. Ask in other words for more.",
     said: (_, words) => `The provider's content filter ended the answer: ${words} so far.`,
-  },
-};
+  }],
+]);
 const EMPTY_ANSWER = { status: () => "The answer is empty.", said: () => "The answer is empty. Ask again for a new one." };
 const hasText = ({ content }) => /\S/.test(content);
 const furtherOf = (answer) => (hasText(answer) ? "Continue goes on from here." : "Ask again, or ask for less.");
@@ -158,7 +149,7 @@ export function statusOf(answer, now) {
     case "reconnecting":
       return reconnecting(answer, now);
     case "complete":
-      return cutOff(answer)?.status(answer) ?? "Complete.";
+      return cutOff(answer) ? cutOff(answer).status(answer) : "Complete.";
     case "stopped":
       return answer.note === "stop_unconfirmed" ? "Stopped by you. The server did not confirm it." : "Stopped by you.";
     case "interrupted":
@@ -185,11 +176,10 @@ function reconnecting(answer, now) {
   return `${happened} ${kept(answer, "")}Reconnecting…${next}`;
 }
 
-/** How a model ended an answer before it had said all, or anything; else undefined. */
+/** How a model ended an answer before it had said all, or anything; else falsy. */
 function cutOff(answer) {
-  if (answer.state !== "complete") return undefined;
-  const known = Object.hasOwn(CUT_SHORT, answer.finishReason ?? "") ? CUT_SHORT[answer.finishReason] : undefined;
-  return known ?? (hasText(answer) ? undefined : EMPTY_ANSWER);
+  if (answer.state !== "complete") return null;
+  return CUT_SHORT.get(answer.finishReason) ?? (!hasText(answer) && EMPTY_ANSWER);
 }
 
 /** Whether that is so: the answer came whole, and is no failure, but not complete. */
@@ -198,13 +188,10 @@ export const isCutShort = (answer) => Boolean(cutOff(answer));
 /** What is said of an answer that came to its end. */
 export function endOf(answer) {
   const words = wordsOf(answer.content);
-  return cutOff(answer)?.said(answer, words) ?? `The answer is complete: ${words}.`;
+  return cutOff(answer) ? cutOff(answer).said(answer, words) : `The answer is complete: ${words}.`;
 }
 
-/**
- * The box of an answer that did not get to its end: what happened (and why), what is safe, what to do, the id to tell;
- * else null.
- */
+/** The box of an answer without an end: what happened (and why), what is safe, what to do, the id to tell; else null. */
 export function failureOf(answer) {
   if (answer.state !== "interrupted" && answer.state !== "failed") return null;
   const error = answer.error ?? {};
@@ -229,11 +216,11 @@ function codeOf({ error, refused }) {
 }
 
 function todoOf(answer, code, own) {
-  if (OPERATOR.has(code) && answer.error.action) return answer.error.action;
-  if (answer.refused) return RESEND[code] ?? "Send it again in a while.";
+  const { action = "again" } = answer.error ?? {};
+  if (answer.refused) return RESEND[code] ?? (/again/i.test(action) ? "Send it again in a while." : action);
   if (own) return (hasText(answer) && own.todoKept) || own.todo;
-  const rest = answer.error.correlation_id || ASK_AGAIN[code] !== REPORT ? ASK_AGAIN[code] : undefined;
-  return INSTEAD[code] ?? `${hasText(answer) ? "Continue from here, or ask" : "Ask"} again${rest ?? " for a new one."}`;
+  const goOn = hasText(answer) ? "Continue from here, or ask" : "Ask";
+  return INSTEAD[code] ?? `${goOn} again ${LATER[code] ?? "for a new one"}.`;
 }
 
 function safeOf(answer) {
@@ -264,10 +251,7 @@ export function actionsOf(answer) {
   }
 }
 
-/**
- * `[[name, value], …]` of an answer that is over. All times are of one clock, so that they agree: the server's where it
- * told how long it took, else this browser's.
- */
+/** `[[name, value], …]` of an answer that is over. Times are of one clock: the server's where it told, else ours. */
 export function detailsOf(answer) {
   if (!isOver(answer)) return [];
   const { sentAt, firstAt, endedAt, durationMs } = answer;
@@ -298,7 +282,7 @@ export function cutOf(skip) {
 
 const MARKS = { streaming: "… ", done: "✓ ", error: "! " };
 
-const TURNS = /[\u202a-\u202e\u2066-\u2069]/g; // what turns the direction of all that follows
+const TURNS = /[\u202a-\u202e\u2066-\u2069]/g; // the direction of what follows
 
 /** The window's title. `mark`: "streaming" | "done" | "error" | undefined */
 export function titleOf(title, mark) {
