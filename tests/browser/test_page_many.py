@@ -8,7 +8,9 @@ import pytest
 
 from tests.browser.chatpage import ChatPage
 from tests.browser.conftest import OpenChat, lan
+from tests.browser.page_steps import status
 from tests.browser.tab_steps import conversation_id, listed, reading_all, stream_id
+from tests.harness.chaos import Answer, ChaosProxy
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token
 from tests.live.steps import about, asked, poll
@@ -208,6 +210,30 @@ def test_answer_that_waits_for_its_turn_is_stopped_and_never_asked(
     poll(lambda: running(upstream) == [], seconds=10, what="all answers")
     for tab in {chat, other}:
         tab.wait(lambda tab=tab: not tab.page.locator("[data-mark=streaming]").count(), 10, "no answer on its way")
+
+
+@pytest.mark.long
+@pytest.mark.requirement("page edge 7", "page edge 5", "page FR-004")
+def test_answer_of_an_earlier_page_that_waits_for_its_turn_is_stopped_and_a_doubt_is_said(
+    proxied: ChatPage, proxy: ChaosProxy, service: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    """After a reload the newest are read first; an older one has been asked already, and a proxy takes its stop."""
+    proxied.expect_fault(status(404))
+    ids = [ask_in_new(proxied.open(), script(upstream, number)) for number in range(MOST + 1)]
+    proxied.wait_shown(WAITS)
+    proxied.reload()
+    poll(lambda: len(running(upstream)) == MOST + 1, seconds=20, what="the fifth question")
+    for one in ids[:MOST]:
+        show(proxied, one)
+        if "Waiting:" in proxied.shown():
+            break
+    proxied.wait_shown(WAITS)
+    proxy.default = Answer(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+    proxied.stop()
+    proxied.wait_state("stopped")
+    assert "Stopped by you. The server did not confirm it." in proxied.shown()
+    assert len(running(upstream)) == MOST + 1
+    proxied.page.close()
 
 
 @pytest.mark.long

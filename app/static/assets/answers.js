@@ -15,7 +15,7 @@ const YIELD_MS = 1_500; // tabs that waited for the last answer see that there i
  * others than before, refused(conversation, answer), removed(id).
  */
 export function createAnswers({ api, locks, storage, now, random, limits, ...parts }) {
-  const [store, on] = [guarded(parts.store), guarded(parts.on)];
+  const [store, on] = [guarded({ ...parts.store }), guarded(parts.on)];
   const known = new Map(); // conversations of this tab by id
   const runs = new Map(); // by conversation: what is read here, or waited for
   const tabs = createTabs({ locks, storage, random, now, onMessage: hear });
@@ -131,7 +131,10 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
     answer.queued = false;
     run.slot = slot;
     if (!slot || run.cancel.signal.aborted) {
-      if (answer.streamId && !(await isStopped(answer))) answer.note = "stop_unconfirmed"; // begun by a page that is gone
+      if (answer.streamId) {
+        const { ok } = await api.stop(answer.streamId, AbortSignal.timeout(5_000)).catch(() => ({}));
+        if (!ok) answer.note = "stop_unconfirmed";
+      }
       answer.state = "stopped"; // before its turn came
       answer.endedAt = now();
       changed(conversation, answer);
@@ -155,8 +158,6 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
       run.stream.stop();
     }
   }
-
-  const isStopped = ({ streamId }) => api.stop(streamId, AbortSignal.timeout(5_000)).then(({ ok }) => ok, () => false);
 
   /** The way of a token: to the page, to the other tabs, and once a second to the store. */
   function took(conversation, answer, text) {

@@ -3,7 +3,7 @@
 
 const STREAMS = "/v1/chat/streaming";
 
-/** Every call gives the promise of a Response, of a redirect too; it rejects when there is no connection or `signal` aborts. */
+/** Every call gives the promise of a Response, also of a redirect's; it rejects without a connection, or at `signal`. */
 export function createApi(fetch = globalThis.fetch.bind(globalThis)) {
   const ask = (path, options) => fetch(path, { cache: "no-store", redirect: "manual", ...options });
   return {

@@ -34,24 +34,22 @@ export function requestOf(conversation, answer) {
   return { message: question.content, context, ...model };
 }
 
-/**
- * Service or model found the context too long, and count better than this page guesses: half of it is asked with
- * anew, under another key, and the next question begins there too. Gives false when there was none.
- */
+/** The context was too long: halve it, for a new request; the next question begins there too. null: there was none. */
 export function shorten(conversation, answer, key) {
   const left = requestOf(conversation, answer).context.length;
-  if (!left) return false;
+  if (!left) return null;
   const skip = answer.sent.skip + Math.max(2, 2 * Math.ceil(left / 4));
-  Object.assign(answer, { key, sent: { ...answer.sent, skip, isCut: true }, streamId: null, sequence: 0 });
-  Object.assign(answer, { refused: false, state: "sending", error: null, endedAt: null, tokens: null });
-  return true;
+  return Object.assign(answer, {
+    key, sent: { ...answer.sent, skip, isCut: true }, state: "sending", streamId: null, sequence: 0, error: null,
+    refused: false, endedAt: null,
+  });
 }
 
 /** The answer that is on its way in this conversation, or undefined. */
 export const activeOf = (conversation) =>
   conversation.messages.find((message) => message.role === "assistant" && !isOver(message));
 
-/** A message that was never taken: a question all of whose answers were refused, or such an answer. */
+/** Whether a message was never taken. */
 export function isRefused({ messages }, { id, refused }) {
   const answers = messages.filter(({ asks }) => asks === id);
   return refused || (answers.length > 0 && answers.every((one) => one.refused));

@@ -7,8 +7,8 @@ export const STALE_MS = 12_000; // bytes older than this are not trusted after a
 export const GIVE_UP_MS = 120_000;
 export const STOP_MS = 10_000; // for the server's confirmation of a stop
 const STOP_SILENT_MS = 2_000;
-const SIGN_IN_MS = 30_000; // between two tries while somebody signs in, after the first few
-const LATE_MS = 2_000; // a heartbeat may be
+const SIGN_IN_MS = 30_000; // between two tries, after the first ones
+const LATE_MS = 2_000; // of a heartbeat
 const ASLEEP_MS = 90_000; // between two ticks: slower than any throttled timer
 const UNSEEN_MS = 1_000; // a page that was opened again says nothing of a loss that is mended by then
 const HEARTBEATS = 2.5;
@@ -41,7 +41,8 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     answer,
     delay: 0,
     byteAt: now, // when the last byte came; set by whoever reads
-    begin, connecting, opened, start, token, hole, ping, terminal, refused, lost, signedOut, broken, tick, wake, stop, stopAnswered,
+    begin, connecting, opened, start, token, hole, ping, terminal, refused, lost, signedOut, broken, tick, wake, stop,
+    stopAnswered,
   };
   answer.heartbeat ??= heartbeat;
   answer.silentSince = null;
@@ -104,7 +105,7 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     answer.finishReason = data.finish_reason;
     answer.reason = data.reason ?? null;
     if (event === "done") return end("complete", at);
-    if (event === "failed" && answer.stopping && !answer.content) return end("stopped", at); // nothing to ask again for
+    if (event === "failed" && answer.stopping && !answer.content) return end("stopped", at);
     if (event === "failed") return end("failed", at, data.error);
     if (data.reason === "client") return end("stopped", at);
     return end("interrupted", at, { code: "ended_by_server", reason: data.reason, retryable: true });
@@ -130,7 +131,7 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     return again(at, 0);
   }
 
-  /** Somebody on the way wants to know who asks. That may take a person a while, and the link is not lost. */
+  /** Somebody on the way asks to sign in: that takes a person a while, and the link is not lost. */
   function signedOut(at) {
     answer.busy = false;
     answer.signedOut = true;
@@ -193,7 +194,7 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     return answer.streamId ? askStop(at) : [];
   }
 
-  /** What was said to the stop: a status, or 0 when nobody could be asked, and the service's error body or null. */
+  /** What was said to the stop: its status, or 0 when nobody could be asked, and the service's error. */
   function stopAnswered(status, at, error = null) {
     if (isOver(answer)) return [];
     if (GONE.has(error?.error_code)) return end("stopped", at);

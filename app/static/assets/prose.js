@@ -1,33 +1,25 @@
-// An answer's text in the page: as Markdown or, where the renderer throws at it, as it came, and so to its end.
-// Must never show another text than the answer's.
+// An answer's text: as Markdown or, once the renderer throws at it, as it came. Must never show another text.
 
 import { createMarkdown } from "./markdown.js";
 
-/** As createMarkdown; `whole()` gives all the text there is to show, should it be painted anew. */
+/** As createMarkdown; `whole()` gives all the text there is to show. */
 export function createProse(container, whole) {
   let painter = null;
-
-  function attempt(change) {
+  const attempt = (name) => (text) => {
     try {
       painter ??= createMarkdown(container);
-      change();
+      painter[name](text);
     } catch (error) {
       reportError(error);
       painter = createPlain(container, whole());
     }
-  }
-
-  return {
-    append: (text) => attempt(() => painter.append(text)),
-    set: (text) => attempt(() => painter.set(text)),
-    end: () => attempt(() => painter.end()),
   };
+  return { append: attempt("append"), set: attempt("set"), end: attempt("end") };
 }
 
-function createPlain(container, whole) {
-  const text = document.createTextNode(whole);
+function createPlain(container, text) {
   const line = document.createElement("p");
   line.append(text);
   container.replaceChildren(line);
-  return { append: (more) => text.appendData(more), set: (all) => (text.data = all), end() {} };
+  return { append: (more) => line.firstChild.appendData(more), end() {} };
 }

@@ -302,7 +302,7 @@ export const PROBLEMS = Object.fromEntries([
     "storage_cleared",
     "What this page had stored was cleared, by this browser or in another tab.",
     "What is open in this page is kept; what was not open may be gone.",
-    "Delete from the list what should be gone, or export what you want to keep.",
+    "Export what you want to keep, or delete it from the list.",
   ),
   trouble(
     "conversation_damaged",

@@ -7,7 +7,7 @@ import { PROBLEMS, VERSION, entryOf, isStub, merge, newId, readConversation, stu
 const CONVERSATION = "chatwait.conversation.";
 const DRAFT = "chatwait.draft.";
 const INDEX = "chatwait.index";
-const REMOVED = "chatwait.removed"; // the ids of what a person deleted: a key that is only missing was cleared
+const REMOVED = "chatwait.removed"; // ids of what a person deleted; another key that is missing was cleared
 const MOST_REMOVED = 200;
 /** On a conversation: the stored text that it was read from, or written as. JSON leaves it out, `{...}` keeps it. */
 const SEEN = Symbol("seen");
@@ -30,7 +30,7 @@ const parse = (raw, id) => {
 export const createStore = ({ storage, archive = null, now = Date.now, random = newId, onChange = () => {} }) => {
   const unsaved = new Map(); // id -> text of conversations that storage did not take
   const drafts = new Map(); // id -> text, likewise
-  const stored = new Set(); // ids that were there: a key that is missing now was cleared
+  const stored = new Set(); // ids that were there
   const removed = new Set(); // ids removed here
   const entries = new Map(); // id -> entry, of what was read and has not changed since
   const sound = new Set(); // ids that were read once: from then on the index may speak for them

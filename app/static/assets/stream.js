@@ -9,7 +9,7 @@ const TICK_MS = 500;
 const TERMINALS = new Set(["done", "cancelled", "failed"]);
 const SIGN_IN = new Set([401, 403, 511]);
 const LONGEST_ERROR = 65_536;
-const LOST = Symbol("lost"); // what fetch or a reader threw; anything else that is thrown is the page's own
+const LOST = Symbol("lost"); // in place of what fetch or a reader threw; what else is thrown is the page's own
 
 /**
  * Read one answer to its end. `request()` is asked when a POST is due.
@@ -99,7 +99,7 @@ export function openStream({ api, answer, request, now, heartbeat, ...told }) {
     await read(response.body.getReader(), mine);
   }
 
-  /** A 403 to a message may be about its words (a firewall on the way), one to a question without words is not. */
+  /** A 403 may be about the message's words: a firewall's. */
   async function isBarred() {
     return Boolean(answer.streamId) || isSignIn(await reached(api.models(abort?.signal)), null);
   }
@@ -176,9 +176,9 @@ export async function isWhole(text, { characters, sha256 }) {
   return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("") === sha256;
 }
 
-/** Whether somebody on the way wants to know who asks: a redirect, a refusal or a page that is not the service's. */
+/** Whether somebody on the way asks to sign in. `error`: the service's, which never does. */
 export function isSignIn({ type, status, headers }, error) {
-  const isPage = status === 200 && (headers.get("Content-Type") ?? "").startsWith("text/html");
+  const isPage = status === 200 && headers.get("Content-Type")?.startsWith("text/html");
   return type === "opaqueredirect" || isPage || (!error && SIGN_IN.has(status));
 }
 

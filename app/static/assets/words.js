@@ -28,7 +28,7 @@ const OWN = {
   },
   too_long_alone: {
     happened: "The message is too long.",
-    why: "Even without the conversation before it, it is more than the model can read.",
+    why: "Even alone, it is more than the model can read.",
     todo: "Shorten it, or send it in parts.",
   },
   page_fault: {
@@ -95,12 +95,12 @@ export const CONTINUE = "Continue exactly where you stopped.";
 export const LOST = "This conversation is not in this browser. Here is a new one.";
 export const NOT_LOADED = "This part of the page could not be loaded. Try again when the server can be reached.";
 export const GIVEN_BACK = "The message was not sent. It is back in the box.";
-export const TOO_LONG = "The model cannot read so much at once. The message is back in the box: shorten it there.";
-/** As of store.problems(); with a way to the page, which whoever asks to sign in answers with theirs. */
+export const TOO_LONG = "The message is too long. It is back in the box: shorten it there.";
+/** As of store.problems(), with a way to the page. */
 export const SIGNED_OUT = {
   code: "signed_out",
   message: "Sign in again.",
-  detail: "Whoever stands before the server wants to know who you are. What is in this browser is safe.",
+  detail: "What stands in front of the server asks who you are. What is in this browser is safe.",
   action: "Sign in in a new tab, then come back: this page goes on by itself.",
   link: "Sign in",
 };
@@ -167,8 +167,8 @@ function placeOf({ place }) {
 
 function reconnecting(answer, now) {
   if (answer.signedOut) {
-    const next = answer.streamId ? "The answer then goes on by itself." : "Your message is kept, and is then sent by itself.";
-    return `Sign in again. ${kept(answer, "")}${next}`;
+    const next = answer.streamId ? "The answer then goes on" : "Your message is kept, and is then sent";
+    return `Sign in again. ${kept(answer, "")}${next} by itself.`;
   }
   const happened = answer.busy ? "The server is busy." : "Connection lost.";
   const wait = Math.round(((answer.retryAt ?? 0) - now) / SECOND);
