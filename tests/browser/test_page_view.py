@@ -255,7 +255,7 @@ def test_view_shows_all_of_the_text_when_the_end_comes_in_the_same_frame(view: M
 
 def test_view_heals_a_text_that_was_read_again_or_missed(view: Modules) -> None:
     show(view, [question(), answer("streaming", "damaged text")])
-    view.run("() => { last.content = ''; last.sequence = 0; t.view.replace(last); }")
+    view.run("() => { Object.assign(last, { content: '', sequence: 0 }); t.view.show({ messages: [last] }); }")
     assert view.run("() => t.text()") == ""
 
     view.run(
@@ -347,18 +347,49 @@ def test_view_marks_where_older_messages_were_left_out(view: Modules) -> None:
     assert view.run(above) == "QuestionAnd of Italy?"
 
 
+def test_view_that_is_shown_again_changes_what_differs_and_nothing_else(view: Modules) -> None:
+    shown = "() => [...document.querySelectorAll('#log > *')]"
+    turns = [
+        [question(number, f"Question {number}"), answer("complete", f"Text {number}", number)] for number in (0, 1)
+    ]
+    show(view, turns[0] + turns[1])
+    view.run("() => { window.first = [...document.querySelectorAll('#log > *')]; }")
+    other = turns[0][1] | {"content": "Other text"}
+    failed = ANSWERS["failed"] | {"id": "a3", "asks": "q3", "sent": {"model": None, "skip": 1}}
+    show(view, [question(3, "Question 3"), failed, turns[0][0], other])
+    assert view.page.locator("article").evaluate_all("all => all.map((one) => one.dataset.id)") == [
+        "q3",
+        "a3",
+        "q0",
+        "a0",
+    ]
+    assert view.page.locator("[data-answer]").all_text_contents() == [TEXT, "Other text"]
+    assert view.page.locator(".cut + article").get_attribute("data-id") == "q3"
+    assert view.run(f"() => ({shown})().map((one) => first.indexOf(one))") == [-1, -1, -1, 0, 1]
+
+    view.run("() => { window.second = [...document.querySelectorAll('#log > *')]; }")
+    show(view, [question(3, "Question 3"), failed, turns[0][0], other | {"state": "stopped"}])
+    assert view.run(f"() => ({shown})().map((one) => second.indexOf(one))") == [0, 1, 2, 3, 4]
+    assert view.run(SEEN)["status"] == "Stopped by you."
+
+    # What has the same ids in another conversation, as all of the old format have, is another message.
+    view.run("(_, messages) => t.view.show({ id: 'other', messages })", turns[0])
+    assert view.run(f"() => ({shown})().map((one) => second.indexOf(one))") == [-1, -1]
+    assert view.page.locator("[data-answer]").all_text_contents() == ["Text 0"]
+
+
 def test_view_shows_questions_as_text_and_an_empty_page_as_a_greeting(view: Modules) -> None:
     show(view, None)
     assert view.page.locator("h2").text_content() == "What would you like to ask?"
     assert view.page.locator("article").count() == 0
 
     hostile = '<img src=x onerror="alert(1)">\n**not bold**'
-    view.run("(_, message) => t.view.add(message)", question(1, hostile))
+    show(view, [question(1, hostile)])
     assert view.page.locator(".greeting").count() == 0
     assert view.page.locator(".question:not([data-state]) .bubble").text_content() == hostile
     assert view.page.locator("img, strong").count() == 0
 
-    view.run("() => t.view.remove('q1')")
+    show(view, [])
     assert view.page.locator(".greeting").count() == 1
 
 

@@ -40,7 +40,7 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
     known.set(conversation.id, conversation);
     const answer = messages.at(-1);
     if (!(await own(conversation, answer))) return false;
-    conversation.messages = conversation.messages.filter((one) => !isRefused(conversation, one));
+    conversation.messages = withoutRefused(conversation.messages);
     conversation.messages.push(...messages);
     on.show(conversation);
     if (save(conversation) === "removed") return false;

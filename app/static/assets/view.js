@@ -15,37 +15,35 @@ const COPIED_MS = 2_000;
  */
 export function createView({ log, now = Date.now, onAction, onCopy = () => {}, onCommit = () => {} }) {
   const answers = new Map(); // id -> what is shown of it
+  const still = new Map(); // what never changes by itself, questions and marks: key -> {article, text}
+  let shownId; // the conversation's
   const waiting = new Set(); // with text for the next frame
-  const each = guarded({ paint, update }); // one that cannot be shown hides no other, nor its own text
+  const each = guarded({ articleOf, update }); // one that cannot be shown hides no other, nor its own text
   let frame = 0;
   log.addEventListener("copytext", (event) => copy(event.detail, event.target));
   document.addEventListener("visibilitychange", () => document.hidden && flush());
-  return { show, add, remove, update, replace, append, tick, flush };
+  return { show, update, append, tick, flush };
 
-  /** Paint a whole conversation `{messages}`; null or one without messages: the empty page. */
+  /**
+   * Show a whole conversation `{id, messages}`; null or one without messages: the empty page. What is shown of it
+   * already stays as it is, with its focus, selection and open details: a send costs as much as its two messages.
+   */
   function show(conversation) {
-    forget();
-    log.replaceChildren();
     const messages = conversation?.messages ?? [];
+    if (conversation?.id !== shownId) forget();
+    shownId = conversation?.id;
     log.classList.toggle("empty", messages.length === 0);
-    if (messages.length === 0) log.append(greeting());
-    for (const message of messages) each.paint(message);
+    const skips = new Map(); // by question: how many messages before it were left out of its first request
+    for (const { asks, sent } of messages) if (sent?.skip && !skips.has(asks)) skips.set(asks, sent.skip);
+    const wanted = messages.flatMap((message) => {
+      const skip = skips.get(message.id);
+      const article = each.articleOf(message);
+      return skip ? [stillOf(cutMark, cutOf(skip), message.id), article] : [article];
+    });
+    place(messages.length ? wanted.filter(Boolean) : [greeting()]);
   }
 
-  /** Append one message; one that is shown already is painted anew in its place. */
-  function add(message) {
-    if (log.classList.contains("empty")) show({ messages: [message] });
-    else paint(message);
-  }
-
-  function remove(id) {
-    answers.delete(id);
-    articleOf(id)?.remove();
-    log.querySelector(`[data-cut="${CSS.escape(id)}"]`)?.remove();
-    if (!log.querySelector("article")) show(null);
-  }
-
-  /** State, status line, actions, failure and details; the text only comes by `append` and `replace`. */
+  /** State, status line, actions, failure and details; the text only comes by `append` and `show`. */
   function update(answer) {
     const shown = answers.get(answer.id);
     if (!shown) return;
@@ -54,6 +52,7 @@ export function createView({ log, now = Date.now, onAction, onCopy = () => {}, o
     if (!isLive) settle(shown);
     else if (shown.isSettled) renew(shown);
     const { article } = shown;
+    shown.looks = looksOf(answer);
     if (article.dataset.state !== answer.state) {
       article.dataset.state = answer.state;
       article.setAttribute("aria-busy", String(isLive));
@@ -65,15 +64,6 @@ export function createView({ log, now = Date.now, onAction, onCopy = () => {}, o
     fillBox(shown);
     fillActions(shown);
     fillDetails(shown);
-  }
-
-  /** The text is not what was shown (it was read again from its beginning): paint all of it. */
-  function replace(answer) {
-    const shown = answers.get(answer.id);
-    if (!shown) return;
-    shown.answer = answer;
-    renew(shown);
-    update(answer);
   }
 
   /** The way of a token. `answer.content` already ends with `text`. */
@@ -114,12 +104,24 @@ export function createView({ log, now = Date.now, onAction, onCopy = () => {}, o
 
   // Below: one answer
 
-  function paint(message) {
-    const old = articleOf(message.id);
-    const article = message.role === "user" ? question(message) : answerOf(message);
-    if (old) old.replaceWith(article);
-    else log.append(article);
-    if (message.role !== "user") markCut(message);
+  /** What is shown of a message, brought up to date or made anew. */
+  function articleOf(message) {
+    const { id, role, content } = message;
+    if (role === "user") return stillOf(question, content, id);
+    return answers.has(id) ? bring(answers.get(id), message) : answerOf(message);
+  }
+
+  function stillOf(make, text, id) {
+    const key = `${make.name} ${id}`;
+    if (still.get(key)?.text !== text) still.set(key, { article: make(text, id), text });
+    return still.get(key).article;
+  }
+
+  function bring(shown, answer) {
+    shown.answer = answer;
+    if (answer.content !== shown.content) renew(shown);
+    if (!isOver(answer) || looksOf(answer) !== shown.looks) update(answer);
+    return shown.article;
   }
 
   function answerOf(answer) {
@@ -160,6 +162,7 @@ export function createView({ log, now = Date.now, onAction, onCopy = () => {}, o
   }
 
   function tellSequence(shown) {
+    shown.content = shown.answer.content;
     shown.sequence = shown.answer.sequence ?? 0;
     shown.article.dataset.sequence = shown.sequence;
   }
@@ -215,27 +218,31 @@ export function createView({ log, now = Date.now, onAction, onCopy = () => {}, o
     onCopy(isDone);
   }
 
-  /** Mark the question before which older messages were left out. */
-  function markCut(answer) {
-    const skip = answer.sent?.skip ?? 0;
-    const before = skip > 0 && answer.asks ? articleOf(answer.asks) : null;
-    if (!before || log.querySelector(`[data-cut="${CSS.escape(answer.asks)}"]`)) return;
-    const mark = element("p", { className: "cut" }, cutOf(skip));
-    mark.dataset.cut = answer.asks;
-    before.before(mark);
-  }
-
-  function articleOf(id) {
-    return log.querySelector(`article[data-id="${CSS.escape(id)}"]`);
+  /** Make the log hold these elements in this order; what stands right is not touched. */
+  function place(wanted) {
+    const kept = new Set(wanted);
+    for (const child of [...log.children]) if (!kept.has(child)) child.remove();
+    for (const all of [answers, still]) {
+      for (const [key, { article }] of all) if (!kept.has(article)) all.delete(key);
+    }
+    let at = log.firstElementChild;
+    for (const one of wanted) {
+      if (one === at) at = at.nextElementSibling;
+      else log.insertBefore(one, at);
+    }
   }
 
   function forget() {
     if (frame) cancelAnimationFrame(frame);
     frame = 0;
     answers.clear();
+    still.clear();
     waiting.clear();
   }
 }
+
+/** All that is told of an answer but its text. */
+const looksOf = ({ content, ...rest }) => JSON.stringify(rest);
 
 /** Copy by the clipboard, or where there is none (plain HTTP) by a hidden text box. Gives whether it was done. */
 export async function copyText(text) {
@@ -264,11 +271,15 @@ export function showMark(title, mark) {
   if (link && link.href !== url) link.href = url;
 }
 
-function question({ id, content }) {
+function question(content, id) {
   const bubble = element("div", { className: "bubble", dir: "auto" }, content);
   const article = element("article", { className: "question" }, heading("Question"), bubble);
   article.dataset.id = id;
   return article;
+}
+
+function cutMark(text) {
+  return element("p", { className: "cut" }, text);
 }
 
 function greeting() {

@@ -4,6 +4,7 @@
 import { isOver } from "./machine.js";
 
 const SECOND = 1_000;
+const NUMBER = new Intl.NumberFormat("en");
 
 /** `tone`: of the box. `retry`: what goes first. Page's own codes; the service tells its own in three parts. */
 const OWN = {
@@ -318,7 +319,7 @@ function many(count, name) {
 }
 
 function number(value) {
-  return value.toLocaleString("en");
+  return NUMBER.format(value);
 }
 
 /** Whether this is the model inside the server, which is small. */
