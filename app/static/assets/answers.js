@@ -1,7 +1,7 @@
 // The life of every answer in this tab: whose turn it is to read it (tabs), reading it (stream), keeping it (store),
 // and telling the page (`on`) and the other tabs. Must never touch the page or know an address.
 
-import { activeOf, isRefused, requestOf, shorten } from "./context.js";
+import { activeOf, requestOf, shorten, withoutRefused } from "./context.js";
 import { guarded } from "./guard.js";
 import { isOver } from "./machine.js";
 import { openStream } from "./stream.js";

@@ -49,10 +49,11 @@ export function shorten(conversation, answer, key) {
 export const activeOf = (conversation) =>
   conversation.messages.find((message) => message.role === "assistant" && !isOver(message));
 
-/** Whether a message was never taken. */
-export function isRefused({ messages }, { id, refused }) {
-  const answers = messages.filter(({ asks }) => asks === id);
-  return refused || (answers.length > 0 && answers.every((one) => one.refused));
+/** Leave out what was never taken: answers, and questions that have no other. */
+export function withoutRefused(messages) {
+  const lost = new Set(messages.filter(({ refused }) => refused).map(({ asks }) => asks));
+  for (const { asks, refused } of messages) if (!refused) lost.delete(asks);
+  return messages.filter(({ id, refused }) => !refused && !lost.has(id));
 }
 
 /** Questions, and the last answer to each; a question that got no answer has an empty one, so that turns alternate. */

@@ -3,6 +3,7 @@
 
 const HOLD_MS = 250; // after a wheel, a key: the reader's own scrolling begins
 const LATE_MS = 500; // while text flows, a scroll to the end arrives where the end was
+const SLICE_MS = 6; // of a frame, to measure messages in
 const UP = new Set(["ArrowUp", "PageUp", "Home"]);
 const EDITABLE = "input, textarea, select, dialog, [role=menu]";
 
@@ -37,6 +38,11 @@ export function createFollow({ scroller, jump }) {
   let heldUntil = 0;
   let held = 0; // a timer
   let pressed = false; // a finger, or the mouse on the text or the scroll bar
+  const measuredAt = new WeakMap(); // message -> the log's width then
+  let unmeasured = []; // messages
+  let heights = []; // [message, px] of the others, until all are known
+  let width = 0; // of the log
+  let frame = 0;
   let allowed = false; // the selection was there when the reader asked for the end
 
   function pick() {
@@ -67,6 +73,33 @@ export function createFollow({ scroller, jump }) {
       last = step;
     }
     return last ? topOf(last.node, anchor.offset) - last.y : 0;
+  }
+
+  /**
+   * What is far from the view is not laid out (page.css), and its height a guess, which would be mended under the
+   * reader's scrolling. So all are measured between frames, and told at once while no hand is at it.
+   */
+  function learn() {
+    width = log.clientWidth;
+    const all = [...log.querySelectorAll('article:not([aria-busy="true"])')];
+    unmeasured = all.filter((one) => measuredAt.get(one) !== width);
+    heights = [];
+    frame ||= requestAnimationFrame(learnSome);
+  }
+
+  function learnSome() {
+    const until = performance.now() + SLICE_MS;
+    while (unmeasured.length && performance.now() < until) {
+      const one = unmeasured.pop();
+      heights.push([one, one.lastElementChild.getBoundingClientRect().bottom - one.getBoundingClientRect().top]);
+    }
+    const isDue = !unmeasured.length && !pressed && performance.now() >= heldUntil;
+    frame = isDue ? 0 : requestAnimationFrame(learnSome);
+    if (!isDue) return;
+    for (const [one, height] of heights) {
+      one.style.containIntrinsicHeight = `auto ${height}px`; // what was near once, the browser remembers
+      measuredAt.set(one, width);
+    }
   }
 
   function selecting() {
@@ -114,7 +147,9 @@ export function createFollow({ scroller, jump }) {
 
   function stay(resized) {
     const now = scroller.scrollTop;
-    const moved = shift() + (resized ? 0 : now - top);
+    const shifted = shift();
+    for (const one of ends) one.end += shifted; // what came above moves them too
+    const moved = shifted + (resized ? 0 : now - top);
     const place = Math.abs(moved) < 0.5 ? now : now + moved;
     keep(place);
     if (place !== now) scroller.scrollTop = place;
@@ -143,6 +178,7 @@ export function createFollow({ scroller, jump }) {
     heldUntil = 0;
     keep(0);
     settle(false);
+    learn();
   }
 
   /** The reader is about to scroll: a write of ours would end the browser's own scrolling. */
@@ -195,7 +231,10 @@ export function createFollow({ scroller, jump }) {
   document.addEventListener("visibilitychange", () => document.hidden || settle(true));
   jump.addEventListener("click", pin);
 
-  const watcher = new ResizeObserver((entries) => settle(entries.some((entry) => entry.target === scroller)));
+  const watcher = new ResizeObserver((entries) => {
+    settle(entries.some((entry) => entry.target === scroller));
+    if (log.clientWidth !== width) learn(); // the same text has other lines
+  });
   watcher.observe(scroller);
   for (const child of scroller.children) if (child !== room) watcher.observe(child);
 
