@@ -31,6 +31,7 @@ DOM = {
     "frame.js",
     "list.js",
     "markdown.js",
+    "models.js",
     "nodes.js",
     "notices.js",
     "prose.js",

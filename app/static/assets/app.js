@@ -12,17 +12,18 @@ import { guarded } from "./guard.js";
 import { createKeeping } from "./keeping.js";
 import { createList } from "./list.js";
 import { isOver } from "./machine.js";
+import { createModels } from "./models.js";
 import { createNotices } from "./notices.js";
-import { errorOf, isSignIn } from "./stream.js";
+import { createPresence } from "./presence.js";
 import { createView, showMark } from "./view.js";
 import {
-  BUSY, CONTINUE, COPIED, DELETED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, SIGNED_OUT, TOO_LONG, TRYING, countWords,
-  isCutShort, isSmallModel,
+  AWAY, BUSY, CONTINUE, COPIED, DELETED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, RETURNED, SIGNED_OUT, TOO_LONG, TRYING,
+  countWords, isCutShort,
 } from "./words.js";
 
-const MODELS_MS = 5_000; // between two tries to learn the models
+const SEEN_MS = 5_000; // who comes back to the page, or writes in it, hears soon that the server is away
+const TYPED_MS = 10_000;
 const TITLE_LENGTH = 60;
-const MODEL = "chatwait.model"; // in the storage: what was chosen last
 const element = (id) => document.getElementById(id);
 const now = () => Date.now();
 
@@ -38,12 +39,17 @@ const { store } = keeping;
 const api = createApi();
 const marks = new Map(); // what happened to conversations that are not looked at: "done" | "error"
 let shown = null; // the conversation
-let models = null;
-let isOutside = false; // somebody on the way wants to know who asks
-let chosen = null; // of the models, in this tab
+let isAway = false; // the server
 
+const models = createModels({
+  api, storage, picker: element("model"), note: element("embedded"), onSignIn: refreshFrame,
+  onLearned() {
+    composer.limit(models.limits.max_message_chars);
+    models.show(shown);
+  },
+});
 const answers = createAnswers({
-  api, store, storage, now, random, locks: navigator.locks, limits: () => models?.limits,
+  api, store, storage, now, random, locks: navigator.locks, limits: () => models.limits,
   on: { text, change, show, refused, removed },
 });
 const announcer = guarded(createAnnouncer({ polite: element("polite"), alert: element("alert"), now }));
@@ -64,6 +70,7 @@ const composer = createComposer({
   onDraft(draft) {
     store.saveDraft(shown?.id ?? "", draft);
     keeping.askIfHeld();
+    presence.look(TYPED_MS);
   },
   onSay: announcer.say,
 });
@@ -95,7 +102,7 @@ const { showList } = createFrame({
 });
 
 answers.resume();
-learnModels();
+const presence = createPresence({ ask: models.learn, isSeen: () => !document.hidden, now, onChange: awayChanged });
 addEventListener("hashchange", () => open(location.hash.slice(1)));
 addEventListener("storage", ({ key }) => {
   if (store.changed(key) === null) return;
@@ -105,12 +112,15 @@ addEventListener("storage", ({ key }) => {
   }
   refreshFrame();
 });
-addEventListener("online", () => answers.wake());
+addEventListener("online", () => {
+  answers.wake();
+  presence.look();
+});
+addEventListener("offline", () => presence.look());
 addEventListener("pagehide", () => answers.suspend());
 addEventListener("pageshow", ({ persisted }) => persisted && answers.resume());
 document.addEventListener("visibilitychange", () => (document.hidden ? answers.keep() : seen()));
 setInterval(tick, 1_000);
-element("model").addEventListener("change", keepModel);
 open(location.hash.slice(1)); // what is kept is painted before anything is answered; nothing else hangs on it
 
 /** `moves`: the focus goes to where one writes. */
@@ -130,7 +140,7 @@ function open(id, moves = true) {
   view.show(shown);
   follow.pin();
   showList(false);
-  refreshModel();
+  models.show(shown);
   refreshFrame();
   if (moves) composer.focus();
 }
@@ -184,7 +194,7 @@ async function start(messages, message) {
 }
 
 function how(at) {
-  return { id: random, key: random, model: element("model").value || null, at, limits: models?.limits };
+  return { id: random, key: random, model: element("model").value || null, at, limits: models.limits };
 }
 
 // What answers.js tells
@@ -254,7 +264,8 @@ function refreshFrame() {
   if (entry && !entry.problem) shown.title = entry.title; // another tab may have renamed it
   list.show(entries.map((entry) => ({ ...entry, mark: mark(entry) })), shown?.id);
   keeping.askIfHeld();
-  notices.show(isOutside ? [SIGNED_OUT, ...store.problems()] : store.problems());
+  const server = models.isSignedOut ? [SIGNED_OUT] : isAway && !active ? [AWAY] : []; // an answer says it itself
+  notices.show([...server, ...store.problems()]);
   element("title").textContent = shown?.title ?? "ChatWait";
   const all = new Set(marks.values());
   showMark(shown?.title, active ? "streaming" : all.has("error") ? "error" : all.size ? "done" : undefined);
@@ -263,6 +274,16 @@ function refreshFrame() {
 function seen() {
   if (shown) marks.delete(shown.id);
   answers.wake();
+  presence.look(SEEN_MS);
+  refreshFrame();
+}
+
+function awayChanged(isNow) {
+  isAway = isNow;
+  if (!isAway) {
+    answers.wake();
+    if (!shown || !activeOf(shown)) announcer.say(RETURNED);
+  }
   refreshFrame();
 }
 
@@ -270,49 +291,6 @@ function tick() {
   view.tick(now());
   const active = shown && activeOf(shown);
   if (active && hearOf(shown, active)) announcer.answering(countWords(active.content));
-}
-
-async function learnModels() {
-  try {
-    const response = await api.models();
-    const wasOutside = isOutside;
-    isOutside = isSignIn(response, response.ok ? null : await errorOf(response));
-    if (isOutside !== wasOutside) refreshFrame();
-    if (isOutside || !response.ok) throw new Error("not now");
-    models = await response.json();
-  } catch {
-    setTimeout(learnModels, MODELS_MS);
-    return;
-  }
-  const picker = element("model");
-  picker.replaceChildren(...models.data.map(({ id }) => new Option(id, id)));
-  composer.limit(models.limits.max_message_chars);
-  refreshModel();
-}
-
-function keepModel() {
-  chosen = element("model").value;
-  try {
-    storage.setItem(MODEL, chosen);
-  } catch {
-    // full, or blocked: it holds while this page is open
-  }
-}
-
-function keptModel() {
-  try {
-    return chosen ?? storage.getItem(MODEL);
-  } catch {
-    return null;
-  }
-}
-
-/** A conversation goes on with the model it had, a new one begins with the one that was chosen last. */
-function refreshModel() {
-  if (!models) return;
-  const wanted = shown?.messages.findLast(({ sent }) => sent)?.sent.model ?? keptModel();
-  element("model").value = models.data.some(({ id }) => id === wanted) ? wanted : models.default;
-  element("embedded").hidden = !isSmallModel(models.default);
 }
 
 function titleFrom(message) {

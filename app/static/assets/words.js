@@ -108,6 +108,13 @@ export const SIGNED_OUT = {
 export const TRYING = "Trying to reconnect.";
 export const BACK = "Connected again. The answer goes on.";
 export const DELETED = "The conversation is deleted.";
+export const AWAY = {
+  code: "server_away",
+  message: "The server cannot be reached.",
+  detail: "What this browser keeps is here to read, to copy and to export.",
+  action: "The page goes on by itself as soon as the server is back.",
+};
+export const RETURNED = "The server is back.";
 export const EMPTY = {
   title: "What would you like to ask?",
   text: "Answers appear while they are written. If the connection breaks, they come back where they stopped.",
