@@ -27,7 +27,7 @@ MOST_BYTES = 4_194_304
 """The tree stays in memory, in each worker."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\.(css|js|png|svg)")
-_PLACEHOLDER = b"{{assets}}"
+_PLACEHOLDER, _LIST = b"{{assets}}", b"{{files}}"
 _COMMENT = re.compile(rb"^[ \t]*(?://.*|/\*\*(?:(?!\*/)[\s\S])*\*/)[ \t]*$", re.MULTILINE)
 _HEAD = re.compile(rb"([^\0/]{1,200})\0([0-9]{1,10})\0")
 
@@ -67,6 +67,11 @@ class Tree:
     def name(self) -> str:
         """Tell the hash, as it stands in the address."""
         return self.prefix.rpartition("/")[2]
+
+    def fill(self, text: bytes) -> bytes:
+        """Put the address of the assets, and their names, into a file that does not stand below it."""
+        names = " ".join(sorted(path.rpartition("/")[2] for path in self.assets))
+        return text.replace(_PLACEHOLDER, self.prefix.encode()).replace(_LIST, names.encode())
 
 
 def read(static: Path) -> Tree:

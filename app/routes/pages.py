@@ -25,7 +25,10 @@ CONTRACTS = Path(__file__).parent.parent.parent / "contracts"
 _NOTHING_ELSE = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 CHAT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    f"{_NOTHING_ELSE}; require-trusted-types-for 'script'; trusted-types 'none'"
+    f"worker-src 'self'; {_NOTHING_ELSE}; require-trusted-types-for 'script'; trusted-types chatwait-worker"
+)
+WORKER_POLICY = (
+    f"default-src 'none'; connect-src 'self'; {_NOTHING_ELSE}; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 DOCS_POLICY = f"default-src 'none'; style-src 'self'; img-src 'self' data:; {_NOTHING_ELSE}"
 
@@ -40,6 +43,7 @@ def register(app: Flask, store: Store) -> None:
     """Read the files, and put their addresses on the application. Raises: OSError, ValueError."""
     tree = files.read(STATIC)
     boot = files.Asset.of("boot.js", (STATIC / "boot.js").read_bytes())
+    worker = files.Asset.of("sw.js", tree.fill((STATIC / "sw.js").read_bytes()))
     others = _OtherTrees(store)
     store.publish(tree.name, tree.record)
     home, docs = tree.pages["index.html"], tree.pages["docs.html"]
@@ -47,8 +51,10 @@ def register(app: Flask, store: Store) -> None:
 
     @app.get("/")
     def show_home() -> Response:
-        """The chat."""
-        return _page(home, CHAT_POLICY)
+        """The chat. Its worker knows it by the header: another program may answer at this address tomorrow."""
+        response = _page(home, CHAT_POLICY)
+        response.headers["X-ChatWait"] = "page"
+        return response
 
     @app.get("/docs")
     def show_docs() -> Response:
@@ -67,6 +73,14 @@ def register(app: Flask, store: Store) -> None:
         """What a page of any version loads first."""
         response = _file(boot)
         response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    @app.get("/sw.js")
+    def show_worker() -> Response:
+        """What shows the page when the server is away. It differs with each version, so browsers replace it."""
+        response = _file(worker)
+        response.headers["Cache-Control"] = "no-cache"
+        response.headers["Content-Security-Policy"] = WORKER_POLICY
         return response
 
     @app.get("/assets/<tree>/<name>")

@@ -1,12 +1,41 @@
 // What is there whatever version answers: it stands at a fixed address, and says so when a part of the page is missing,
-// as in the middle of a deploy. It loads the page again by itself once for each version, and never twice in a row.
+// as in the middle of a deploy. It loads the page again by itself once for each version, and never twice in a row. It also
+// brings in the worker that shows the page without the server (sw.js), and puts out one that stands in the way.
 (() => {
   const TRIED = "chatwait.reloads"; // in the tab: {at: epoch ms, pages: [the address of a version's files, …]}
   const AGAIN_MS = 1_000; // an instance that is just being replaced has a moment
   const APART_MS = 60_000;
   const MOST_PAGES = 20;
   let isTold = false;
-  addEventListener("error", ({ target }) => isPart(target) && fail(), true);
+  let worker = "/sw.js";
+  try {
+    const policy = trustedTypes.createPolicy("chatwait-worker", { createScriptURL: () => "/sw.js" });
+    worker = policy.createScriptURL("");
+  } catch {
+    // unknown to this browser, or not allowed by the page of an older version
+  }
+  if (location.search) history.replaceState(null, "", location.pathname + location.hash); // sw.js leads there and back
+  addEventListener("error", ({ target }) => isPart(target) && fail(target), true);
+  addEventListener("load", () => isTold || (globalThis.requestIdleCallback ?? setTimeout)(keepWorker));
+
+  async function keepWorker() {
+    try {
+      await navigator.serviceWorker?.register(worker, { updateViaCache: "none" });
+    } catch {
+      // not allowed here, or not to be had now: the page works without it
+    }
+  }
+
+  /** A part that the worker has is missing through it. Whatever it was, it is not the worker after this. */
+  async function dropWorker(path, isLast) {
+    try {
+      if (!isLast && !(await caches.match(path))) return;
+      await (await navigator.serviceWorker.getRegistration())?.unregister();
+      for (const name of await caches.keys()) if (name.startsWith("chatwait")) await caches.delete(name);
+    } catch {
+      // there is none
+    }
+  }
 
   /** Pictures may be missing; scripts and styles may not. */
   function isPart(target) {
@@ -14,10 +43,11 @@
     return target instanceof HTMLScriptElement || (rel && (rel.contains("stylesheet") || rel.contains("modulepreload")));
   }
 
-  function fail() {
+  function fail({ src, href }) {
     if (isTold) return;
     isTold = true;
     const mayReload = document.readyState !== "complete" && navigator.onLine && note(); // one who uses it is asked
+    dropWorker(src ?? href, !mayReload && navigator.onLine);
     if (document.readyState === "loading") addEventListener("DOMContentLoaded", () => tell(mayReload));
     else tell(mayReload);
     if (mayReload) setTimeout(() => location.reload(), AGAIN_MS);

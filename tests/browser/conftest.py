@@ -28,6 +28,9 @@ OpenChat: TypeAlias = Callable[..., ChatPage]
 RunService: TypeAlias = Callable[..., ChatWait]
 LAN = "chat.test"  # a name whose pages are no secure context, as on a LAN: neither Web Locks nor crypto.subtle
 
+NO_WORKER = "delete Navigator.prototype.serviceWorker"
+"""As where pages are no secure context: 600 tests, each in a new browser context, would each keep the page anew."""
+
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -182,15 +185,18 @@ def run_service(module_upstream: ScriptedUpstream) -> Iterator[RunService]:
 def open_chat(request: pytest.FixtureRequest, run_service: RunService) -> Iterator[OpenChat]:
     """Give `open_chat(base_url, context=None, **options)`: a ChatPage, not opened yet, of a new browser context.
 
+    Its pages have the worker that shows them without the server only with `worker=True`.
     At the end it closes what it made, and fails for every fault that the test does not expect.
     """
     pages: list[ChatPage] = []
     contexts: list[Any] = []
 
-    def make(base_url: str, context: Any = None, **options: Any) -> ChatPage:
+    def make(base_url: str, context: Any = None, *, worker: bool = False, **options: Any) -> ChatPage:
         if context is None:
             context = request.getfixturevalue("chromium").new_context(**options)
             contexts.append(context)
+            if not worker:
+                context.add_init_script(NO_WORKER)
         pages.append(ChatPage(context.new_page(), base_url))
         return pages[-1]
 

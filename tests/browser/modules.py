@@ -16,8 +16,8 @@ import pytest
 ASSETS = Path(__file__).parents[2] / "app" / "static" / "assets"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
+    "worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types chatwait-worker"
 )
 CONTENT_TYPES = {
     ".js": "text/javascript; charset=utf-8",

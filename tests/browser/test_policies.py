@@ -25,6 +25,8 @@ TRIED = {
     "evaluated": "eval('1')",
     "a function of text": "new Function('1')",
     "a policy": "trustedTypes.createPolicy('any', {createHTML: text => text})",
+    "the worker's policy": "trustedTypes.createPolicy('chatwait-worker', {createScriptURL: text => text})",
+    "a worker's address": "new Worker('/sw.js')",
     "a script's address": "document.createElement('script').src = '/x.js'",
     "a plugin's": "document.createElement('object').data = '/docs'",
 }
@@ -39,6 +41,8 @@ LOADED = {
     "a base": "add('base', element => element.href = '{elsewhere}/')",
     "a form": "add('form', element => element.action = '{elsewhere}/')",
     "a connection to another host": "fetch('{elsewhere}/').catch(() => 0)",
+    "a service worker": "navigator.serviceWorker.register('/sw.js').catch(() => 0)",
+    "a service worker of another host": "navigator.serviceWorker.register('{elsewhere}/').catch(() => 0)",
     "a beacon to another host": "navigator.sendBeacon('{elsewhere}/')",
 }
 FRAME = """

@@ -155,7 +155,9 @@ def shown(status: int, headers: Headers, body: bytes, stream_id: str) -> str:
 
 
 def _spelt(name: str) -> str:
-    return "-".join(part.capitalize() for part in name.split("-")).replace("Etag", "ETag")
+    return (
+        "-".join(part.capitalize() for part in name.split("-")).replace("Etag", "ETag").replace("Chatwait", "ChatWait")
+    )
 
 
 def masked(text: str, stream_id: str = "") -> str:

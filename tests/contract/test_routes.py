@@ -11,7 +11,7 @@ from tests.contract.document import CONTRACT, elsewhere, operations, routes, see
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
-ASSETS = ("/assets/<tree>/<name>", "/assets/boot.js")
+ASSETS = ("/assets/<tree>/<name>", "/assets/boot.js", "/sw.js")
 """What a page is made of, and no part of the contract."""
 
 

@@ -20,7 +20,7 @@ from tests.harness.contract_stream import Broken, FrameCheck
 from tests.harness.http1 import Headers
 
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-ASSET = re.compile(r"/assets/(?:[0-9a-f]{16}/[a-z0-9][a-z0-9_-]*|boot(?=\.js$))\.(css|js|svg|png)")
+ASSET = re.compile(r"(?:/assets/(?:[0-9a-f]{16}/[a-z0-9][a-z0-9_-]*|boot(?=\.js$))|/sw(?=\.js$))\.(css|js|svg|png)")
 ASSET_TYPES = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
@@ -28,8 +28,9 @@ ASSET_TYPES = {
     "png": "image/png",
 }
 ASSET_CACHE = "public, max-age=31536000, immutable"
-BOOT = "/assets/boot.js"
-BOOT_CACHE = "no-cache"
+FIXED = ("/assets/boot.js", "/sw.js")
+"""At fixed addresses: asked for each time."""
+FIXED_CACHE = "no-cache"
 ASSET_WHY = "a file that a page loads"
 PROBE = "/__probe__"
 PROBE_WHY = "the harness's own probe in the worker"
@@ -213,11 +214,11 @@ class Check:
         for said, allowed in zip(told, wanted, strict=True):
             if said not in allowed:
                 _fail(f"{said!r} is not one of {allowed}")
-        self._judge_cache(BOOT_CACHE if self._asked.path == BOOT else ASSET_CACHE)
+        self._judge_cache(FIXED_CACHE if self._asked.path in FIXED else ASSET_CACHE)
 
     def _judge_elsewhere(self) -> None:
         """Judge the answer to a path that the contract has not: an error, or what may be done with a file."""
-        if self._asked.path.startswith("/assets/") and self._status in (204, 405):
+        if self._asked.path.startswith(("/assets/", "/sw.js")) and self._status in (204, 405):
             self._judge_other_method({"GET"})
         else:
             self._judge_error_only({"not_found", "method_not_allowed"})

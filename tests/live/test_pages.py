@@ -30,13 +30,16 @@ CHAT_POLICY = {
     "style-src 'self'",
     "img-src 'self' data:",
     "connect-src 'self'",
+    "worker-src 'self'",
     "base-uri 'none'",
     "form-action 'none'",
     "frame-ancestors 'none'",
     "require-trusted-types-for 'script'",
-    "trusted-types 'none'",
+    "trusted-types chatwait-worker",
 }
-DOCS_POLICY = {policy for policy in CHAT_POLICY if not re.match("script-src|connect-src|.*trusted-types", policy)}
+DOCS_POLICY = {policy for policy in CHAT_POLICY if not re.match("(script|connect|worker)-src|.*trusted-types", policy)}
+WORKER_POLICY = {policy for policy in CHAT_POLICY if not re.match("[^d].*-src|trusted", policy)}
+WORKER_POLICY |= {"connect-src 'self'", "trusted-types 'none'"}
 
 
 def prefix_of(chatwait: ChatWait) -> str:
@@ -62,6 +65,32 @@ def test_page_comes_under_its_policy_and_is_asked_for_each_time(
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert sorted(policy_of(reply)) == sorted(policy)
     assert b"{{assets}}" not in reply.body
+
+
+def test_chat_is_marked_as_this_services_page_and_nothing_else_is(chatwait: ChatWait) -> None:
+    """Its worker must not take another program's page for it."""
+    marked = {path: get(f"{chatwait.base_url}{path}").headers.get("x-chatwait") for path in ("/", "/docs", "/sw.js")}
+
+    assert marked == {"/": "page", "/docs": None, "/sw.js": None}
+
+
+def test_worker_knows_its_versions_files_and_comes_under_a_policy_of_its_own(
+    chatwait: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    url = f"{chatwait.base_url}/sw.js"
+    reply, packed = get(url), get(url, {"Accept-Encoding": "gzip"})
+
+    assert (reply.status, reply.headers["content-type"]) == (200, TYPES[".js"])
+    assert reply.headers["cache-control"] == "no-cache"
+    assert sorted(policy_of(reply)) == sorted(WORKER_POLICY)
+    assert gzip.decompress(packed.body) == reply.body
+    assert f'"{prefix_of(chatwait)}"'.encode() in reply.body
+    assert f'"{" ".join(ASSETS)}"'.encode() in reply.body
+    assert b"{{" not in reply.body
+    assert_refused(request("POST", url), 405, "method_not_allowed")
+    assert request("OPTIONS", url).status == 204
+    with ChatWait(**settings(upstream)) as other:
+        assert get(f"{other.base_url}/sw.js").body == reply.body
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 from tests.harness.scripts import as_sent
 
 MOST_BYTES = 65_536
-"""Of all modules as they are sent, each packed for itself."""
+"""Of all scripts as they are sent, each packed for itself."""
 MOST_LINES = 350
 PREFIX = "{{assets}}/"
 BOOT = "/assets/boot.js"
@@ -126,8 +126,10 @@ def read(text: str) -> Source:
     return source
 
 
-def module_faults(name: str, text: str, *, network: bool = False, dom: bool = False) -> Iterator[str]:
-    """Judge a module by itself: its form, what it may touch, and what none may do."""
+def module_faults(
+    name: str, text: str, *, network: bool = False, dom: bool = False, worker: bool = False
+) -> Iterator[str]:
+    """Judge a module by itself: its form, what it may touch, and what none may do. `worker`: it may bring one in."""
     if not text.startswith(("//", "/*")):
         yield f"{name}: does not begin with a comment"
     if (lines := text.count("\n") + (not text.endswith("\n"))) > MOST_LINES:
@@ -137,7 +139,7 @@ def module_faults(name: str, text: str, *, network: bool = False, dom: bool = Fa
     except ValueError as problem:
         yield f"{name}: cannot be read, {problem}"
         return
-    asks = sorted((source.words | source.strings) & {*NETWORK})
+    asks = sorted((source.words | source.strings) & {*NETWORK} - ({"serviceWorker"} if worker else set()))
     shows = sorted(word for word in source.words if _DOM_WORD.fullmatch(word))
     if asks and shows:
         yield f"{name}: touches the network ({asks[0]}) and the DOM ({shows[0]})"
@@ -157,7 +159,7 @@ def module_faults(name: str, text: str, *, network: bool = False, dom: bool = Fa
 
 def tree_faults(modules: Mapping[str, str], others: Mapping[str, str], pages: Mapping[str, str]) -> Iterator[str]:
     """Judge how the files go together: sizes, imports, references. `others` are the styles and pictures."""
-    if (size := sum(len(gzip.compress(as_sent(text).encode())) for text in modules.values())) > MOST_BYTES:
+    if (size := packed_bytes(modules.values())) > MOST_BYTES:
         yield f"all modules: {size} bytes as sent"
     sources = {name: _read_leniently(text) for name, text in modules.items()}
     graph: dict[str, list[str]] = {}
@@ -184,6 +186,11 @@ def tree_faults(modules: Mapping[str, str], others: Mapping[str, str], pages: Ma
             elif name.endswith(".css"):
                 left += re.findall(r"url\(\s*[\"']?([^\"')]*)", _without_comments(others.get(name, "")))
     yield from (f"{name}: nothing refers to it" for name in sorted({*modules, *others} - reached))
+
+
+def packed_bytes(scripts: Iterable[str]) -> int:
+    """Add up what scripts are as they are sent."""
+    return sum(len(gzip.compress(as_sent(text).encode())) for text in scripts)
 
 
 def style_faults(name: str, text: str, files: set[str]) -> Iterator[str]:

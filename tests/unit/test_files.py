@@ -50,6 +50,12 @@ def test_address_changes_with_any_content_and_any_name(tree: Path, name: str, co
     assert files.read(tree).prefix != before
 
 
+def test_file_at_an_address_of_its_own_is_told_where_the_assets_are_and_what_they_are_called(tree: Path) -> None:
+    read = files.read(tree)
+
+    assert read.fill(b'"{{assets}}/" "{{files}}" {{other}}') == f'"{read.prefix}/" "a.js b.css" {{{{other}}}}'.encode()
+
+
 def test_address_changes_when_a_file_is_renamed_or_bytes_move_from_one_to_the_next(tree: Path) -> None:
     (tree / "assets" / "a.js").write_text("ab.css")
     before = files.read(tree).prefix

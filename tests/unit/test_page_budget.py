@@ -14,6 +14,7 @@ from tests.unit.page_rules import (
     MOST_LINES,
     links_elsewhere,
     module_faults,
+    packed_bytes,
     page_faults,
     read,
     style_faults,
@@ -52,11 +53,27 @@ def test_module_keeps_the_rules(name: str) -> None:
 
 def test_script_of_every_version_keeps_the_rules_and_is_the_pages_first() -> None:
     text = (STATIC / "boot.js").read_text(encoding="utf-8")
-    assert list(module_faults("boot.js", text, dom=True)) == []
+    assert list(module_faults("boot.js", text, dom=True, worker=True)) == []
+    assert list(module_faults("boot.js", text, dom=True)) == [
+        "boot.js: touches the network (serviceWorker) and the DOM (HTMLLinkElement)",
+        "boot.js: touches the network (serviceWorker)",
+    ]
     assert "import" not in text
     assert (
         re.findall(r"<script [^>]*>|<link [^>]*{{assets}}/(?!icon)", PAGES["index.html"])[0] == f'<script src="{BOOT}">'
     )
+
+
+def test_worker_keeps_the_rules() -> None:
+    text = (STATIC / "sw.js").read_text(encoding="utf-8")
+    assert list(module_faults("sw.js", text, network=True)) == []
+    assert "import" not in text
+
+
+def test_scripts_at_fixed_addresses_are_in_the_budget_too() -> None:
+    scripts = [path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")]
+    assert len(scripts) == 2
+    assert packed_bytes([*scripts, *MODULES.values()]) <= MOST_BYTES
 
 
 def test_files_keep_their_budget_and_refer_to_one_another_and_to_nothing_else() -> None:

@@ -9,6 +9,7 @@ export function createNotices({ root, onChange }) {
   /** `problems`: of store.problems(), each in three parts. */
   function show(problems) {
     const due = new Map(problems.map((problem) => [`${problem.code} ${problem.id ?? ""}`, problem]));
+    for (const gone of away) if (!due.has(gone)) away.delete(gone); // should it come back, it is said again
     for (const key of boxes.keys()) if (!due.has(key)) drop(key);
     for (const [key, problem] of due) {
       if (away.has(key) || boxes.has(key)) continue;
