@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.browser.firefox import Firefox, firefox_path
 from tests.browser.page_steps import gated, open_gates
 from tests.harness.chaos import ChaosProxy
-from tests.browser.firefox import Firefox, firefox_path
 from tests.harness.script import answer
 from tests.harness.upstream import ScriptedUpstream
 from tests.requirements import require_or_skip
@@ -100,7 +99,8 @@ def test_firefox_moves_old_conversations_to_the_archive_and_opens_them(
 ) -> None:
     write = """(() => {
       for (const [id, at] of [["old", 1000], ["mid", 2000], ["new", 3000]]) {
-        const said = { id: "a", role: "assistant", content: `${id} `.repeat(125_000), at, state: "complete", asks: "q" };
+        const content = `${id} `.repeat(125_000);
+        const said = { id: "a", role: "assistant", content, at, state: "complete", asks: "q" };
         const messages = [{ id: "q", role: "user", content: id, at }, said];
         const whole = { v: 2, id, title: id, created: at, updated: at, messages };
         localStorage.setItem(`chatwait.conversation.${id}`, JSON.stringify(whole));
