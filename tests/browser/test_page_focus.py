@@ -250,7 +250,9 @@ def test_drawer_holds_the_focus_and_escape_closes_it_and_stops_nothing(
         met.add(focus(chat))
     assert met >= {"Keyboard shortcuts", "Close", "New conversation", "Options for First", "Export", "Import"}
     assert not met & {"Message", "Messages", "Stop", "Copy", "Conversations"}, "behind the drawer"
-    page.evaluate("document.activeElement.blur(), fallen.length = 0")  # Tab goes past the page's end, too
+    page.evaluate("document.activeElement.blur()")
+    assert focus(chat) == ""
+    page.evaluate("fallen.length = 0")  # Tab goes past the page's end, too
     keyboard.press("Escape")
     assert not is_open()
     has(chat, "Conversations")

@@ -11,7 +11,7 @@ from tests.browser.conftest import OpenChat
 from tests.browser.page_steps import LOST, gated, open_gates
 from tests.browser.person_steps import announced, fallen, wait_announced, watch
 from tests.browser.tab_steps import begin, choose, other_tab
-from tests.harness.chaos import ChaosProxy
+from tests.harness.chaos import Answer, ChaosProxy
 from tests.harness.upstream import ScriptedUpstream, answer
 
 pytestmark = pytest.mark.browser
@@ -126,3 +126,21 @@ def test_nothing_is_said_behind_a_dialog_and_it_is_said_afterwards(chat: ChatPag
     assert announced(chat) == [SENT]
     chat.page.keyboard.press("Escape")
     wait_announced(chat, [SENT, "The answer is complete: 1 word."])
+
+
+@pytest.mark.requirement("page FR-005", "page FR-006")
+def test_message_that_is_not_taken_is_said_to_be_back_once(
+    proxied: ChatPage, proxy: ChaosProxy, upstream: ScriptedUpstream
+) -> None:
+    chat = watch(proxied).open()
+    chat.expect_fault(r"the server responded with a status of 400")
+    proxy.plan(Answer(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"))
+    chat.send("Count.")
+    chat.wait_state("failed")
+    assert chat.box.input_value() == "Count."
+    upstream.always(answer(["One."]))
+    chat.box.press("Enter")
+    chat.wait(lambda: "The answer is complete: 1 word." in announced(chat), 10, "an end")
+    not_taken, *then = announced(chat)
+    assert "back in the box" in not_taken
+    assert then == [SENT, "The answer is complete: 1 word."]
