@@ -44,5 +44,7 @@ def test_page_that_is_open_hears_that_the_server_went_away_and_is_back(
 
     service.kill()
     chat.page.clock.run_for(11_000)
-    chat.box.press_sequentially("A word")
+    with chat.page.expect_request("**/v1/models", timeout=10_000):  # long before the page would have asked by itself
+        chat.box.press_sequentially("A word")
+        chat.page.clock.run_for(1_000)
     chat.wait(lambda: chat.page.clock.run_for(1_000) or notice(chat), 10, "who writes hears of it again")
