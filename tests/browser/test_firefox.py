@@ -11,6 +11,7 @@ from tests.browser.firefox import Firefox, firefox_path
 from tests.browser.page_steps import gated, open_gates
 from tests.harness.chaos import ChaosProxy
 from tests.harness.script import answer
+from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
 from tests.requirements import require_or_skip
 
@@ -112,3 +113,29 @@ def test_firefox_moves_old_conversations_to_the_archive_and_opens_them(
     firefox.goto(f"{proxy.base_url}/#old")
     firefox.wait(f"{TEXT}.length === 500_000", "its text")
     assert firefox.evaluate("localStorage['chatwait.conversation.new'].length") > 500_000
+
+
+@pytest.mark.requirement("page FR-004")
+def test_firefox_opens_the_page_without_its_server_and_goes_on_by_itself(
+    shared_firefox: Firefox, service: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    firefox = shared_firefox
+    upstream.always(gated(TOKENS))
+    open_gates(upstream, 0, 3)
+    with ChaosProxy("127.0.0.1", service.port) as door:
+        firefox.goto(door.base_url)
+        firefox.wait(READY, "the page")
+        kept = "caches.keys().then(async (names) => (await Promise.all(names.map((name) => caches.match('/')))).length)"
+        firefox.wait(kept, "the worker to keep the page")
+        send(firefox, "Count.")
+        wait_text(firefox, "".join(TOKENS[:3]))
+        door.refuse()
+        door.cut_all()
+        firefox.reload()
+        wait_text(firefox, "".join(TOKENS[:3]))
+        firefox.wait("document.body.innerText.includes('Reconnecting')", "what it says of the link")
+        door.accept()
+        open_gates(upstream, 3, 6)
+        firefox.wait(f"{STATES}.at(-1) === 'complete'", "the end")
+        assert firefox.evaluate(TEXT) == SHOWN
+        assert len(upstream.completions) == 1

@@ -152,12 +152,36 @@ def test_answer_in_mid_stream_is_readable_after_a_reload_without_the_server_and_
 
     chat.reload()
     assert chat.text() == "One two "
-    wait_away(chat)
     chat.wait_state("reconnecting")
     assert "2 words are safe." in chat.shown()
+    assert notice(chat) == ""  # the answer says it
     open_gates(upstream, 2, 5)
     door.accept()
-    chat.wait(lambda: not notice(chat) and chat.state() == "complete", 20, "it goes on")
+    assert_whole(chat, upstream, "".join(tokens), 4)
+
+
+def test_answer_that_waited_for_its_server_in_vain_goes_on_when_it_is_back(
+    kept: Kept, door: ChaosProxy, upstream: ScriptedUpstream
+) -> None:
+    chat = kept.open()
+    tokens = ["One ", "two ", "three ", "four."]
+    partly(chat, upstream, tokens, 2)
+    address = chat.page.url
+    chat.page.goto(f"{chat.base_url}/health")  # nothing of the page is at work there
+    given_up = """(id) => {  // as after two minutes
+      const key = "chatwait.conversation." + id;
+      const whole = JSON.parse(localStorage[key]);
+      Object.assign(whole.messages.at(-1), { state: "interrupted", error: { code: "connection_lost" } });
+      localStorage[key] = JSON.stringify(whole);
+    }"""
+    chat.page.evaluate(given_up, address.partition("#")[2])
+    shut(door)
+    chat.page.goto(address)
+    wait_away(chat)
+    assert (chat.state(), chat.text()) == ("interrupted", "One two ")
+    open_gates(upstream, 2, 5)
+    door.accept()
+    chat.wait(lambda: not notice(chat), 15, "the notice leaves")
     assert_whole(chat, upstream, "".join(tokens), 4)
 
 

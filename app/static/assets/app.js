@@ -283,6 +283,8 @@ function awayChanged(isNow) {
   if (!isAway) {
     answers.wake();
     if (!shown || !activeOf(shown)) announcer.say(RETURNED);
+    const last = shown?.messages.at(-1);
+    if (last?.error?.code === "connection_lost") act("reconnect", last.id); // it was away for longer than an answer waits
   }
   refreshFrame();
 }
