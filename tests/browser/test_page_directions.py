@@ -195,7 +195,7 @@ def test_characters_that_turn_the_direction_turn_nothing_beside_them(parts: Part
           return range.getBoundingClientRect().right;
         }
         """
-        heading = page.locator("dialog h2")
+        heading = page.locator("#delete-question")
         inner = heading.locator("bdi").bounding_box()
         assert heading.evaluate(quotes) > inner["x"] + inner["width"], hex(ord(turn))
         page.keyboard.press("Escape")

@@ -92,8 +92,8 @@ def test_message_sent_while_signed_out_is_kept_and_asked_once_somebody_has_signe
     assert upstream.completions == []
     guarded.reload()
     guarded.wait_shown(r"Sign in again\.")
-    guarded.page.unroute("**/v1/models")
     proxy.default = Pass()
+    guarded.page.unroute("**/v1/models")
     assert_whole(guarded, upstream, "Hello, world.", 4)
 
 

@@ -238,7 +238,7 @@ def test_store_given_a_file_with_a_deleted_conversation_takes_it_as_a_new_one(mo
         """
         const storage = fake();
         open(storage).save(talk("a", [question("q1"), answer("a1", { state: "complete" })]));
-        const file = open(storage).exportAll();
+        const file = await open(storage).exportAll();
         open(storage).remove("a");
         const added = open(storage).importAll(file);
         return [added, open(storage).list().map(({ id, title }) => [id === "a", title])];

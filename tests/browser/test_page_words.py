@@ -33,6 +33,12 @@ async (load, [question, answers]) => {
   });
 }
 """
+# innerText is empty where the layout was left out, as it is of what was not in a frame yet.
+ALL_LAID_OUT = """() => {
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync("article { content-visibility: visible !important }");
+  document.adoptedStyleSheets = [sheet];
+}"""
 OUTCOMES = ("Failed.", "Interrupted.", "Not sent.", "Stopped by you.", "Complete.")
 
 
@@ -71,6 +77,7 @@ def ends() -> list[dict[str, Any]]:
 def view(modules: Modules) -> Modules:
     modules.open(BODY, "page.css")
     modules.run(START, NOW)
+    modules.run(ALL_LAID_OUT)
     return modules
 
 

@@ -215,7 +215,7 @@ def test_body_where_there_is_none_and_none_where_there_is_one_are_found(run: Run
     check = Check(Contract.read(), run, Asked("HEAD", "/health", Headers([])), 200, Headers([*common().items()]))
     check.feed(b"{}")
     check.end(whole=True)
-    page = common(Content_Type="text/html; charset=utf-8", Cache_Control="no-cache")
+    page = common(Content_Type="text/html; charset=utf-8", Cache_Control="no-cache", X_ChatWait="page")
 
     assert "a body where there is none" in run.take_problems()[0]
     assert hear(run, "GET", "/", 200, page, b"x") == []
