@@ -39,7 +39,7 @@ ALL_LAID_OUT = """() => {
   sheet.replaceSync("article { content-visibility: visible !important }");
   document.adoptedStyleSheets = [sheet];
 }"""
-OUTCOMES = ("Failed.", "Interrupted.", "Not sent.", "Stopped by you.", "Complete.")
+OUTCOMES = ("Failed.", "Not answered.", "Interrupted.", "Not sent.", "Stopped by you.", "Complete.")
 
 
 def told_by_the_service() -> dict[str, dict[str, Any]]:
