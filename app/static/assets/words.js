@@ -34,7 +34,7 @@ const OWN = {
   },
   page_fault: {
     happened: "This page met a fault of its own.",
-    todo: "Reload the page; Reconnect then picks the answer up where it broke off.",
+    todo: "Reconnect picks it up where it broke off.",
   },
   text_damaged: {
     happened: "The text that arrived is not the text that was sent.",
