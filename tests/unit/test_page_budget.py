@@ -32,10 +32,8 @@ DOM = {
     "frame.js",
     "list.js",
     "markdown.js",
-    "models.js",
     "nodes.js",
-    "notices.js",
-    "prose.js",
+    "server.js",
     "view.js",
 }
 """The modules that may touch the one or the other; all the others touch neither."""

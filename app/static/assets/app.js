@@ -7,14 +7,12 @@ import { createApi } from "./api.js";
 import { createComposer } from "./composer.js";
 import { activeOf, answerTo, ask } from "./context.js";
 import { createFollow } from "./follow.js";
-import { createFrame } from "./frame.js";
+import { createFrame, createNotices } from "./frame.js";
 import { guarded } from "./guard.js";
 import { createKeeping } from "./keeping.js";
 import { createList } from "./list.js";
 import { isOver } from "./machine.js";
-import { createModels } from "./models.js";
-import { createNotices } from "./notices.js";
-import { createPresence } from "./presence.js";
+import { createServer } from "./server.js";
 import { createView, showMark } from "./view.js";
 import {
   AWAY, BUSY, CONTINUE, COPIED, DELETED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, RETURNED, SIGNED_OUT, TOO_LONG, TRYING,
@@ -39,17 +37,17 @@ const { store } = keeping;
 const api = createApi();
 const marks = new Map(); // what happened to conversations that are not looked at: "done" | "error"
 let shown = null; // the conversation
-let isAway = false; // the server
 
-const models = createModels({
-  api, storage, picker: element("model"), note: element("embedded"), onSignIn: refreshFrame,
+const server = createServer({
+  api, storage, now, picker: element("model"), note: element("embedded"), isSeen: () => !document.hidden,
   onLearned() {
-    composer.limit(models.limits.max_message_chars);
-    models.show(shown);
+    composer.limit(server.limits.max_message_chars);
+    server.show(shown);
   },
+  onChange: serverChanged,
 });
 const answers = createAnswers({
-  api, store, storage, now, random, locks: navigator.locks, limits: () => models.limits,
+  api, store, storage, now, random, locks: navigator.locks, limits: () => server.limits,
   on: { text, change, show, refused, removed },
 });
 const announcer = guarded(createAnnouncer({ polite: element("polite"), alert: element("alert"), now }));
@@ -70,7 +68,7 @@ const composer = createComposer({
   onDraft(draft) {
     store.saveDraft(shown?.id ?? "", draft);
     keeping.askIfHeld();
-    presence.look(TYPED_MS);
+    server.look(TYPED_MS);
   },
   onSay: announcer.say,
 });
@@ -102,7 +100,7 @@ const { showList } = createFrame({
 });
 
 answers.resume();
-const presence = createPresence({ ask: models.learn, isSeen: () => !document.hidden, now, onChange: awayChanged });
+server.look();
 addEventListener("hashchange", () => open(location.hash.slice(1)));
 addEventListener("storage", ({ key }) => {
   if (store.changed(key) === null) return;
@@ -114,9 +112,9 @@ addEventListener("storage", ({ key }) => {
 });
 addEventListener("online", () => {
   answers.wake();
-  presence.look();
+  server.look();
 });
-addEventListener("offline", () => presence.look());
+addEventListener("offline", () => server.look());
 addEventListener("pagehide", () => answers.suspend());
 addEventListener("pageshow", ({ persisted }) => persisted && answers.resume());
 document.addEventListener("visibilitychange", () => (document.hidden ? answers.keep() : seen()));
@@ -140,7 +138,7 @@ function open(id, moves = true) {
   view.show(shown);
   follow.pin();
   showList(false);
-  models.show(shown);
+  server.show(shown);
   refreshFrame();
   if (moves) composer.focus();
 }
@@ -194,7 +192,7 @@ async function start(messages, message) {
 }
 
 function how(at) {
-  return { id: random, key: random, model: element("model").value || null, at, limits: models.limits };
+  return { id: random, key: random, model: element("model").value || null, at, limits: server.limits };
 }
 
 // What answers.js tells
@@ -264,8 +262,8 @@ function refreshFrame() {
   if (entry && !entry.problem) shown.title = entry.title; // another tab may have renamed it
   list.show(entries.map((entry) => ({ ...entry, mark: mark(entry) })), shown?.id);
   keeping.askIfHeld();
-  const server = models.isSignedOut ? [SIGNED_OUT] : isAway && !active ? [AWAY] : []; // an answer says it itself
-  notices.show([...server, ...store.problems()]);
+  const said = server.isSignedOut ? [SIGNED_OUT] : server.isAway && !active ? [AWAY] : []; // an answer says it itself
+  notices.show([...said, ...store.problems()]);
   element("title").textContent = shown?.title ?? "ChatWait";
   const all = new Set(marks.values());
   showMark(shown?.title, active ? "streaming" : all.has("error") ? "error" : all.size ? "done" : undefined);
@@ -274,13 +272,12 @@ function refreshFrame() {
 function seen() {
   if (shown) marks.delete(shown.id);
   answers.wake();
-  presence.look(SEEN_MS);
+  server.look(SEEN_MS);
   refreshFrame();
 }
 
-function awayChanged(isNow) {
-  isAway = isNow;
-  if (!isAway) {
+function serverChanged(what) {
+  if (what === "isAway" && !server.isAway) {
     answers.wake();
     if (!shown || !activeOf(shown)) announcer.say(RETURNED);
     const last = shown?.messages.at(-1);

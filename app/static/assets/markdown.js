@@ -277,3 +277,25 @@ export function createMarkdown(container) {
   set("");
   return { append, set, end: () => commit(true) };
 }
+
+/** As createMarkdown; `whole()` gives all the text there is to show. */
+export function createProse(container, whole) {
+  let painter = null;
+  const attempt = (name) => (text) => {
+    try {
+      painter ??= createMarkdown(container);
+      painter[name](text);
+    } catch (error) {
+      reportError(error);
+      painter = createPlain(container, whole());
+    }
+  };
+  return { append: attempt("append"), set: attempt("set"), end: attempt("end") };
+}
+
+function createPlain(container, text) {
+  const line = document.createElement("p");
+  line.append(text);
+  container.replaceChildren(line);
+  return { append: (more) => line.firstChild.appendData(more), end() {} };
+}

@@ -3,7 +3,7 @@
 
 import { guarded } from "./guard.js";
 import { isOver } from "./machine.js";
-import { createProse } from "./prose.js";
+import { createProse } from "./markdown.js";
 import { EMPTY, actionsOf, buttonOf, cutOf, detailsOf, failureOf, isCutShort, statusOf, titleOf } from "./words.js";
 
 const COPIED_MS = 2_000;
