@@ -21,7 +21,7 @@ from tests.unit.page_rules import (
     tree_faults,
 )
 
-NETWORK = {"api.js", "stream.js"}
+NETWORK = {"stream.js"}
 NOISE = hashlib.shake_256(b"noise").hexdigest(MOST_BYTES)
 """Two characters a byte, which no packer makes smaller than that byte."""
 DOM = {

@@ -3,7 +3,6 @@
 
 import { createAnnouncer } from "./announce.js";
 import { createAnswers } from "./answers.js";
-import { createApi } from "./api.js";
 import { createComposer } from "./composer.js";
 import { activeOf, answerTo, ask } from "./context.js";
 import { createFollow } from "./follow.js";
@@ -13,6 +12,7 @@ import { createKeeping } from "./keeping.js";
 import { createList } from "./list.js";
 import { isOver } from "./machine.js";
 import { createServer } from "./server.js";
+import { createApi } from "./stream.js";
 import { createView, showMark } from "./view.js";
 import {
   AWAY, BUSY, CONTINUE, COPIED, DELETED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, RETURNED, SIGNED_OUT, TOO_LONG, TRYING,

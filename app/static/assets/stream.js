@@ -1,10 +1,12 @@
-// One stream's client: opens the connection, reads its events, and comes back after every loss.
-// The way of a token: read → sse → machine → `onText` (answers.js hands it to the page). Must never touch the page.
+// The one module that asks the network: the service's addresses (`createApi`), and one stream's client, which opens the
+// connection, reads its events, and comes back after every loss. The way of a token: read → sse → machine → `onText`
+// (answers.js hands it to the page). Must never touch the page.
 
 import { guarded } from "./guard.js";
 import { createMachine, isOver } from "./machine.js";
 import { createParser } from "./sse.js";
 
+const STREAMS = "/v1/chat/streaming";
 const TICK_MS = 500;
 const TERMINALS = new Set(["done", "cancelled", "failed"]);
 const SIGN_IN = new Set([401, 403, 511]);
@@ -198,4 +200,29 @@ function retryAfter(response) {
   if (!value) return 0;
   const ms = /^\d+$/.test(value) ? Number(value) * 1_000 : Date.parse(value) - Date.now();
   return ms > 0 ? ms : 0;
+}
+
+/** Every call gives the promise of a Response, also of a redirect's; it rejects without a connection, or at `signal`. */
+export function createApi(fetch = globalThis.fetch.bind(globalThis)) {
+  const ask = (path, options) => fetch(path, { cache: "no-store", redirect: "manual", ...options });
+  return {
+    /** `{data: [{id}], default, limits}` */
+    models: (signal) => ask("/v1/models", { signal }),
+    /** Start a generation and read it; the same key attaches to the one that an earlier, lost call has started. */
+    start: (request, key, signal) =>
+      ask(STREAMS, {
+        method: "POST",
+        headers: { "Content-Type": "application/json", "Idempotency-Key": key },
+        body: JSON.stringify(request),
+        signal,
+      }),
+    /** Read on after `sequence`; 0 is the beginning. */
+    attach: (streamId, sequence, signal) =>
+      ask(`${STREAMS}/${encodeURIComponent(streamId)}`, {
+        headers: sequence ? { "Last-Event-ID": `${streamId}.${sequence}` } : {},
+        signal,
+      }),
+    /** Stop a generation: `{stream_id, status, tokens}` */
+    stop: (streamId, signal) => ask(`${STREAMS}/${encodeURIComponent(streamId)}`, { method: "DELETE", signal }),
+  };
 }
