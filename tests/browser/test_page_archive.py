@@ -131,6 +131,142 @@ def test_store_whose_conversation_another_tab_moved_writes_on_and_loses_nothing(
     assert told["length"] == 400_000
 
 
+def test_store_that_knows_what_was_moved_writes_on_without_the_archive(modules: Modules) -> None:
+    told = in_archive(
+        modules,
+        """
+        const storage = fake();
+        three(storage);
+        const mine = over(storage, [], { ...texts, get: () => Promise.reject(new Error("silent")) });
+        const shown = mine.load("old");
+        await over(storage).tidy(1);
+        shown.messages.push(question("q-mine", { at: 1600 }));
+        const kept = mine.save(shown);
+        return { kept, ids: ids(stored(storage, "old")), length: stored(storage, "old").messages[1].content.length,
+          held: mine.isHeld(), problems: mine.problems() };
+        """,
+    )
+    assert (told["kept"], told["ids"], told["length"]) == ("stored", "q-old a-old q-mine", 400_000)
+    assert (told["held"], told["problems"]) == (False, [])
+
+
+def test_store_writes_over_a_stub_whose_text_is_lost_what_this_page_has_of_it(modules: Modules) -> None:
+    told = in_archive(
+        modules,
+        """
+        const storage = fake();
+        three(storage);
+        const mine = over(storage);
+        const shown = mine.load("old");
+        const other = over(storage);
+        const theirs = other.load("old");
+        theirs.messages.push(question("q-other", { at: 1500 }));
+        other.save(theirs);
+        await other.tidy(1);
+        await texts.remove("old"); // the browser threw it away
+        shown.messages.push(question("q-mine", { at: 1600 }));
+        const early = mine.save(shown);
+        for (let round = 0; round < 200 && mine.isHeld(); round += 1) {
+          await new Promise((resolve) => setTimeout(resolve, 5));
+          mine.save(shown);
+        }
+        return { early, held: mine.isHeld(), ids: ids(stored(storage, "old")), problems: mine.problems() };
+        """,
+    )
+    assert told == {"early": "memory", "held": False, "ids": "q-old a-old q-mine", "problems": []}
+
+
+def test_store_makes_room_behind_a_row_of_moves_that_runs_and_past_a_text_that_cannot_move(modules: Modules) -> None:
+    told = in_archive(
+        modules,
+        """
+        const storage = fake();
+        three(storage);
+        let hold;
+        const held = new Promise((resolve) => (hold = resolve));
+        const second = { ...texts, put: async (id, text) => {
+          await held;
+          if (id === "old") throw new Error("it cannot");
+          return texts.put(id, text);
+        } };
+        const store = over(storage, [], second);
+        const running = store.tidy(); // moves the oldest, or would
+        await new Promise((resolve) => setTimeout(resolve));
+        storage.limit = 3_200_000; // bytes: the three have 2.4 million, and it has 1.2
+        const kept = store.save(long("fresh", 4000));
+        hold();
+        await running;
+        await store.tidy(9_000_000); // behind what was asked meanwhile
+        return { kept, held: store.isHeld(), moved: (await texts.ids()).sort(), problems: store.problems() };
+        """,
+    )
+    assert told == {"kept": "memory", "held": False, "moved": ["mid"], "problems": []}
+
+
+def test_archive_forgets_a_text_whose_deletion_it_did_not_hear_of(modules: Modules) -> None:
+    told = in_archive(
+        modules,
+        """
+        const storage = fake();
+        three(storage);
+        await over(storage).tidy(1);
+        const deaf = over(storage, [], { ...texts, remove: () => Promise.reject(new Error("silent")) });
+        deaf.remove("old");
+        // Deleted in another tab while it moves:
+        const other = open(storage);
+        const back = over(storage);
+        await back.bring("new");
+        back.save({ ...back.load("new"), updated: 9000 });
+        const moving = over(storage, [], { ...texts, put: async (id, text) => {
+          await texts.put(id, text);
+          if (id === "new") other.remove("new");
+        } });
+        await moving.tidy(1);
+        const between = (await texts.ids()).sort();
+        await over(storage).regain();
+        return { between, after: await texts.ids(), listed: over(storage).list().map(({ id }) => id) };
+        """,
+    )
+    assert told == {"between": ["mid", "old"], "after": ["mid"], "listed": ["mid"]}
+
+
+def test_page_shows_that_a_conversation_is_being_opened_and_sends_nothing_elsewhere(
+    chat: ChatPage, upstream: ScriptedUpstream
+) -> None:
+    chat.page.goto(f"{chat.base_url}/health")
+    talks = {f"chatwait.conversation.t{number}": json.dumps(_long(f"t{number}", 1000 + number)) for number in range(4)}
+    chat.page.evaluate("(values) => Object.assign(localStorage, values)", talks)
+    learned(chat.open())
+    stub = "() => localStorage['chatwait.conversation.t0'].startsWith('{\"v\":3')"
+    chat.wait(lambda: chat.page.evaluate(stub), 15, "the oldest to move")
+    chat.page.evaluate("localStorage['chatwait.draft.t0'] = 'A draft'")
+
+    chat.page.add_init_script("""(() => {
+      const open = indexedDB.open.bind(indexedDB);
+      const asked = [];
+      window.answerAll = () => asked.splice(0).forEach((go) => go());
+      indexedDB.open = (...given) => {
+        const made = { set onsuccess(call) { asked.push(() => Object.assign(open(...given), { onsuccess() {
+          made.result = this.result; call(); } })); } };
+        return made;
+      };
+    })()""")
+    chat.page.goto(f"{chat.base_url}/#t0")
+    chat.reload()
+    chat.page.locator("#title").get_by_text("About t0", exact=True).wait_for()
+    assert chat.page.locator("#list a[aria-current]").all_inner_texts() == ["About t0"]
+    assert chat.box.input_value() == "A draft"
+    assert chat.states() == []
+    chat.send("For t0")
+    assert "is being opened" in chat.page.locator("#hint").inner_text()
+    assert (chat.box.input_value(), upstream.completions) == ("For t0", [])
+    chat.page.evaluate("answerAll()")
+    chat.wait(lambda: chat.states() == ["complete"], 15, "its text")
+    upstream.always(answer(["Here."]))
+    exchange(chat, upstream, "For t0")
+    assert (chat.conversation()["id"], len(chat.stored_answers())) == ("t0", 2)
+
+
 def test_store_leaves_what_goes_on_or_is_deleted_while_it_moves(modules: Modules) -> None:
     told = in_archive(
         modules,

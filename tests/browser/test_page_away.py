@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from tests.browser.chatpage import ChatPage
 from tests.browser.conftest import OpenChat, RunService
-from tests.browser.dialogues import exchange, learned, partly
+from tests.browser.dialogues import exchange, learned, partly, pick
 from tests.browser.page_steps import LOST, assert_whole, open_gates, status
 from tests.browser.test_page_access import axe as axe
 from tests.browser.test_page_access import check as check
@@ -171,7 +172,8 @@ def test_answer_that_waited_for_its_server_in_vain_goes_on_when_it_is_back(
     given_up = """(id) => {  // as after two minutes
       const key = "chatwait.conversation." + id;
       const whole = JSON.parse(localStorage[key]);
-      Object.assign(whole.messages.at(-1), { state: "interrupted", error: { code: "connection_lost" } });
+      const error = { code: "connection_lost" };
+      Object.assign(whole.messages.at(-1), { state: "interrupted", error, endedAt: Date.now() });
       localStorage[key] = JSON.stringify(whole);
     }"""
     chat.page.evaluate(given_up, address.partition("#")[2])
@@ -375,3 +377,31 @@ def test_worker_is_that_of_the_version_and_goes_with_a_version_that_has_none(
     chat.page.goto("about:blank")
     learned(chat.open())
     chat.wait(lambda: kept.files() == [], 20, "the worker leaves, and no other one comes")
+
+
+def test_answer_of_a_file_or_of_long_ago_is_not_asked_for_when_the_server_is_back(
+    kept: Kept, door: ChaosProxy, upstream: ScriptedUpstream
+) -> None:
+    chat = kept.open()
+    old = {"code": "connection_lost"}
+    for number, more in enumerate(
+        (
+            {"state": "sending", "key": "k0-Z" * 6},
+            {"state": "interrupted", "key": "k1-Z" * 6, "error": old, "endedAt": 1_600_000_000_000, "streamId": "cw_1"},
+        )
+    ):
+        said = {"id": "a", "role": "assistant", "content": "One ", "at": 1, "asks": "q", **more}
+        messages = [{"id": "q", "role": "user", "content": f"Dear {number}", "at": 1}, said]
+        file = json.dumps({"v": 2, "id": f"file{number}", "title": f"File {number}", "messages": messages})
+        with chat.page.expect_file_chooser() as chooser:
+            chat.press("Import")
+        chooser.value.set_files([{"name": "a.json", "mimeType": "application/json", "buffer": file.encode()}])
+        pick(chat, f"File {number}")
+        assert chat.state() == "interrupted"
+        shut(door)
+        chat.page.evaluate("dispatchEvent(new Event('offline'))")  # what makes it ask at once
+        wait_away(chat)
+        door.accept()
+        wait_back(chat)
+        assert chat.state() == "interrupted"
+    assert upstream.completions == []

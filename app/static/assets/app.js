@@ -15,12 +15,13 @@ import { createServer } from "./server.js";
 import { createApi } from "./stream.js";
 import { createView, showMark } from "./view.js";
 import {
-  AWAY, BUSY, CONTINUE, COPIED, DELETED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, RETURNED, SIGNED_OUT, TOO_LONG, TRYING,
-  countWords, isCutShort,
+  AWAY, BUSY, CONTINUE, COPIED, DELETED, GIVEN_BACK, LOST, NOT_COPIED, NOT_LOADED, NOT_OPENED, OPENING, RETURNED,
+  SIGNED_OUT, TOO_LONG, TRYING, countWords, isCutShort, missingOf,
 } from "./words.js";
 
 const SEEN_MS = 5_000; // who comes back to the page, or writes in it, hears soon that the server is away
 const TYPED_MS = 10_000;
+const FRESH_MS = 3_600_000; // the server forgets answers too
 const TITLE_LENGTH = 60;
 const element = (id) => document.getElementById(id);
 const now = () => Date.now();
@@ -85,7 +86,11 @@ const list = guarded(createList({
     removed(id, true);
     announcer.say(DELETED);
   },
-  onExport: () => keeping.exportAll().catch(() => void composer.say(NOT_LOADED)),
+  async onExport() {
+    const { text, missing } = await keeping.exportAll().catch(() => ({}));
+    if (missing || !text) composer.say(text ? missingOf(missing) : NOT_LOADED);
+    return text;
+  },
   async onImport(file) {
     composer.say(await keeping.importAll(file));
     refreshFrame();
@@ -123,18 +128,14 @@ open(location.hash.slice(1)); // what is kept is painted before anything is answ
 
 /** `moves`: the focus goes to where one writes. */
 function open(id, moves = true) {
-  if (id && id === shown?.id) return;
-  const found = id ? answers.conversation(id) : null;
-  if (id && !found && store.isAway(id)) {
-    store.bring(id).then(() => id === location.hash.slice(1) && open(id));
-    return;
-  }
+  if (id && id === shown?.id && !shown.isComing) return;
+  const found = id ? (answers.conversation(id) ?? comingOf(id)) : null;
   composer.flush(); // the last moment's draft is the other conversation's
   if (id && !found) history.replaceState(null, "", location.pathname);
   shown = found;
   marks.delete(id);
   composer.setDraft(store.draft(shown?.id ?? ""));
-  composer.say(id && !found ? LOST : "");
+  composer.say(id && !found ? LOST : found?.isComing ? OPENING : "");
   view.show(shown);
   follow.pin();
   showList(false);
@@ -143,9 +144,24 @@ function open(id, moves = true) {
   if (moves) composer.focus();
 }
 
+/** What is shown of a conversation until the archive gives its text; null when it is not there. */
+function comingOf(id) {
+  if (!store.isAway(id)) return null;
+  const isShown = () => shown?.isComing && shown.id === id;
+  store.bring(id).then(
+    () => isShown() && open(id, false),
+    () => isShown() && composer.say(NOT_OPENED),
+  );
+  return { id, title: store.list().find((entry) => entry.id === id).title, messages: [], isComing: true };
+}
+
 // What the reader does
 
 function send(message) {
+  if (shown?.isComing) {
+    composer.say(OPENING);
+    return false;
+  }
   if (shown && answers.isBusy(shown.id)) {
     composer.say(BUSY);
     return false;
@@ -184,7 +200,7 @@ async function start(messages, message) {
     follow.pin();
     announcer.asked(messages.at(-1));
     refreshFrame();
-    navigator.storage?.persist?.().catch(() => {}); // there is something to keep now
+    keeping.persist();
     return;
   }
   if (message) giveBack(conversation, message);
@@ -281,7 +297,9 @@ function serverChanged(what) {
     answers.wake();
     if (!shown || !activeOf(shown)) announcer.say(RETURNED);
     const last = shown?.messages.at(-1);
-    if (last?.error?.code === "connection_lost") act("reconnect", last.id); // it was away for longer than an answer waits
+    // It was away for longer than an answer waits; one of long ago, or of a file, is its reader's to come back to.
+    const isFresh = last?.error?.code === "connection_lost" && last.streamId && now() - last.endedAt < FRESH_MS;
+    if (isFresh) answers.again(shown, last);
   }
   refreshFrame();
 }

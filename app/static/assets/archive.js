@@ -6,22 +6,21 @@ import { isActive, isStub, readConversation } from "./records.js";
 const NAME = "chatwait";
 const TEXTS = "conversations";
 const PATIENCE_MS = 10_000; // a browser may never answer
+const MOST_FAILURES = 3; // in one row of moves
 const ROOM = 1_000_000; // characters of the newest conversations, which stay; browsers give 2.5 to 5 million to a site
 
 /** `store`: of store.js. Where the browser has no such memory, or blocks it, all stays as it is. */
 export function createArchive({ store, texts = createTexts() }) {
-  let moving = null;
+  let moving = Promise.resolve(); // one after the other
   return {
-    /** Afterwards a conversation that is away can be loaded, or is listed with the problem "lost". */
-    async bring(id) {
-      store.give(id, await texts.get(id).catch(() => undefined));
-    },
-    /** The conversation of a line of the list, wherever it is; null when nothing can be read. */
+    /** Afterwards a conversation that is away can be loaded, or is listed with the problem "lost". Rejects: not now. */
+    bring: async (id) => store.give(id, await texts.get(id)),
+    /** The conversation of a line of the list, wherever it is; null when nothing can be read. Rejects: not now. */
     async borrow({ id, title }) {
       if (!store.isAway(id)) return store.load(id);
+      const text = await texts.get(id);
       try {
-        const { conversation } = readConversation(JSON.parse(await texts.get(id)), id);
-        return { ...conversation, title };
+        return { ...readConversation(JSON.parse(text), id).conversation, title };
       } catch {
         return null;
       }
@@ -38,14 +37,13 @@ export function createArchive({ store, texts = createTexts() }) {
    * A page that has one of them open goes on with it: the stub gives way to what it writes.
    */
   function tidy(room = ROOM) {
-    moving ??= move(room)
-      .catch(() => {})
-      .finally(() => (moving = null));
+    moving = moving.then(() => move(room)).catch(() => {});
     return moving;
   }
 
   async function move(room) {
     let left = room;
+    let failures = 0;
     const due = [];
     for (const { id, active, problem } of store.list()) {
       const { raw, held = raw ?? "" } = store.versionOf(id);
@@ -53,22 +51,28 @@ export function createArchive({ store, texts = createTexts() }) {
       if (left < 0 && !isStub(held) && !active && !problem) due.push(id);
     }
     for (const id of due.reverse()) {
+      if (!room && !store.isHeld()) return; // there is enough
       const [version, whole] = [store.versionOf(id), store.load(id)];
       if (!whole || isActive(whole)) continue;
-      const text = JSON.stringify(whole);
-      await texts.put(id, text);
+      const text = version.held === undefined ? version.raw : JSON.stringify(whole); // as the tabs that have it know it
+      try {
+        await texts.put(id, text);
+      } catch {
+        if ((failures += 1) > MOST_FAILURES) return;
+        continue;
+      }
       store.shelve(id, version, text);
-      if (room) continue;
+      if (store.isRemoved(id)) await texts.remove(id);
       store.again();
-      if (!store.isHeld()) return;
     }
   }
 
-  /** What only the archive has (storage was cleared, but for it) comes back to the list. */
+  /** What only the archive has comes back to the list (storage was cleared, but for it), or goes (it was deleted). */
   async function regain() {
     for (const id of await texts.ids()) {
       const version = store.versionOf(id);
-      if (version.raw === null) store.shelve(id, version, await texts.get(id));
+      if (store.isRemoved(id)) await texts.remove(id);
+      else if (version.raw === null) store.shelve(id, version, await texts.get(id));
     }
   }
 }

@@ -10,16 +10,17 @@ const TIDY_MS = 3_000; // after the last answer: nobody waits for it
 /** `onChange()`: what is wrong, or in the list, has changed. Gives the store, and what is done with all of it. */
 export function createKeeping({ storage, now, random, onChange }) {
   let loading = null; // a promise of the archive
+  let isAsked = false; // the browser, to keep all
   const store = createStore({
     storage, now, random, onChange,
     archive: {
-      bring: (id) => archive().then((one) => one.bring(id), () => store.give(id)),
+      bring: (id) => archive().then((one) => one.bring(id)),
       makeRoom: () => archive().then((one) => one.makeRoom(), () => {}),
       remove: (id) => archive().then((one) => one.remove(id), () => {}),
     },
   });
   setTimeout(settle, TIDY_MS);
-  return { store, settle, tidyLater: () => setTimeout(tidy, TIDY_MS), askIfHeld, exportAll, importAll };
+  return { store, settle, tidyLater: () => setTimeout(tidy, TIDY_MS), askIfHeld, exportAll, importAll, persist };
 
   function archive() {
     loading ??= import("./archive.js").then(({ createArchive }) => createArchive({ store }));
@@ -48,10 +49,18 @@ export function createKeeping({ storage, now, random, onChange }) {
     event.preventDefault();
   }
 
-  /** The text of a file of all conversations. Rejects when that part of the page cannot be loaded. */
+  /** `{text, missing}`: a file, and of how many conversations the text cannot be had now. Rejects: not loaded. */
   async function exportAll() {
     const { exportAll: write } = await import("./transfer.js");
-    return write({ store, archive: await archive(), now });
+    let missing = 0;
+    const text = await write({ store, archive: await archive(), now, onMissing: () => (missing += 1) });
+    return { text, missing };
+  }
+
+  /** There is something to keep now: ask the browser, once, not to throw it away by itself. */
+  function persist() {
+    if (!isAsked) navigator.storage?.persist?.().catch(() => {});
+    isAsked = true;
   }
 
   /** Add what a file holds. Gives a sentence: what was done, or why nothing was. */

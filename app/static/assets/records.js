@@ -88,8 +88,21 @@ export const readConversation = (value, id, isForeign = false) => {
   };
 };
 
-/** What stands for a conversation whose text is in the archive; `mark`: another one each time. */
+/** What stands for a conversation whose text is in the archive; `mark`: of that text. */
 export const stubOf = ({ title, updated }, mark) => JSON.stringify({ v: STUB, mark, title, updated });
+
+/** A mark that tells a text from every other one, by chance of 1 in 2^53 (cyrb53's mixing). */
+export const markOf = (text) => {
+  let [high, low] = [0xdeadbeef, 0x41c6ce57];
+  for (let at = 0; at < text.length; at += 1) {
+    const unit = text.charCodeAt(at);
+    high = Math.imul(high ^ unit, 2_654_435_761);
+    low = Math.imul(low ^ unit, 1_597_334_677);
+  }
+  high = Math.imul(high ^ (high >>> 16), 2_246_822_507) ^ Math.imul(low ^ (low >>> 13), 3_266_489_909);
+  low = Math.imul(low ^ (low >>> 16), 2_246_822_507) ^ Math.imul(high ^ (high >>> 13), 3_266_489_909);
+  return `${text.length}-${(low >>> 0).toString(16)}${(high >>> 0).toString(16)}`;
+};
 
 /** Whether a stored text is a stub, told without reading it whole. */
 export const isStub = (raw) => raw.startsWith(`{"v":${STUB},"mark":`);
@@ -131,7 +144,7 @@ const settle = (message) => {
   Object.assign(message, { queued: false, stopping: false, retryAt: null });
   if (OPEN.has(message.state)) {
     message.state = "interrupted";
-    message.error = { code: "connection_lost", retryable: true };
+    message.error = { code: "imported", retryable: true };
   }
   if (message.state === "interrupted" && !message.streamId && !message.key) {
     message.error = { code: "answer_gone", retryable: false };

@@ -7,6 +7,8 @@ import { isSmallModel } from "./words.js";
 const PATIENCE_MS = 5_000;
 const SURE_MS = 1_000; // a page that is left hears of its own end as of a loss: what it hears once is not told
 const AWAY_MS = 3_000;
+const LONG_AWAY_MS = 10_000; // after as many tries
+const MANY = 20;
 const THERE_MS = 30_000;
 const CHOSEN = "chatwait.model"; // in the storage: what was chosen last
 
@@ -19,7 +21,9 @@ export function createServer({ api, picker, note, storage, isSeen, now, onLearne
   let models = null;
   let learned = ""; // the server's word of them
   let chosen = null; // in this tab
-  let failures = 0;
+  let failures = 0; // in a row
+  let oddities = 0; // answers in a row that are none of the service's
+  let isDue = false; // it would have been asked, but nobody looked
   let askedAt = -Infinity;
   let turn = 0;
   let timer = 0;
@@ -28,14 +32,19 @@ export function createServer({ api, picker, note, storage, isSeen, now, onLearne
   return self;
 
   async function look(ms = 0) {
-    if (now() - askedAt < ms) return;
+    if (!isDue && now() - askedAt < ms) return;
+    isDue = false;
     const mine = (turn += 1);
     clearTimeout(timer);
     askedAt = now();
     const counts = await learn().then((isTold) => (isTold ? 0 : -1), ({ name }) => (name === "TimeoutError" ? 2 : 1));
     if (mine !== turn) return;
     failures = counts > 0 ? failures + counts : 0;
-    timer = setTimeout(() => isSeen() && look(), failures === 1 ? SURE_MS : counts ? AWAY_MS : THERE_MS);
+    oddities = counts < 0 ? oddities + 1 : 0;
+    const odd = Math.min(AWAY_MS * 2 ** oddities, THERE_MS);
+    const away = failures > MANY ? LONG_AWAY_MS : AWAY_MS;
+    const pause = failures > 1 ? away : failures ? SURE_MS : counts ? odd : THERE_MS;
+    timer = setTimeout(() => (isSeen() ? look() : (isDue = true)), pause);
     tell("isAway", failures > 1);
   }
 
@@ -48,15 +57,15 @@ export function createServer({ api, picker, note, storage, isSeen, now, onLearne
   /** Rejected while the server is away; false when it does not tell. */
   async function learn() {
     const response = await api.models(AbortSignal.timeout(PATIENCE_MS));
-    tell("isSignedOut", isSignIn(response, response.ok ? null : await errorOf(response)));
-    if (response.status >= 500) throw new Error("away");
+    const error = response.ok ? null : await errorOf(response);
+    tell("isSignedOut", isSignIn(response, error));
+    if (response.status >= 500 || (!response.ok && !error && !self.isSignedOut)) throw new Error("not the service");
     if (self.isSignedOut || !response.ok) return false;
     const text = await response.text();
     if (text === learned) return true;
     const told = JSON.parse(text);
     picker.replaceChildren(...told.data.map(({ id }) => new Option(id, id)));
-    self.limits = told.limits;
-    models = told;
+    [self.limits, models] = [told.limits, told];
     learned = text;
     onLearned();
     return true;

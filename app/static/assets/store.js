@@ -2,7 +2,7 @@
 // What is settled and older moves to the archive, with a stub in its place, so that there is always room.
 // Must never touch the DOM or the network, delete anything but by remove(), or write over what it cannot read.
 
-import { PROBLEMS, VERSION, entryOf, isStub, merge, newId, readConversation, stubOf, updatedOf } from "./records.js";
+import { PROBLEMS, VERSION, entryOf, isStub, markOf, merge, newId, readConversation, stubOf, updatedOf } from "./records.js";
 
 const CONVERSATION = "chatwait.conversation.";
 const DRAFT = "chatwait.draft.";
@@ -12,8 +12,6 @@ const MOST_REMOVED = 200;
 /** On a conversation: the stored text that it was read from, or written as. JSON leaves it out, `{...}` keeps it. */
 const SEEN = Symbol("seen");
 
-
-const isFull = ({ name }) => name === "QuotaExceededError" || name === "NS_ERROR_DOM_QUOTA_REACHED";
 
 const parse = (raw, id) => {
   try {
@@ -37,6 +35,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
   const fetched = new Map(); // id -> {mark, text} of the archive
   const lost = new Set(); // ids of stubs for which the archive had no text
   let making = null; // a promise while room is made
+  let isTight = false; // it was made, and there was none
   let cleared = 0; // how often what was stored was found gone
   let isUnreadable = false; // the last access to read threw
   let failure = null; // why the last write failed: "storage_full" | "storage_blocked"
@@ -60,7 +59,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
       else storage.setItem(key, text);
       return true;
     } catch (error) {
-      failure = isFull(error) ? "storage_full" : "storage_blocked";
+      failure = /quota/i.test(error.name) ? "storage_full" : "storage_blocked";
       return false;
     }
   };
@@ -198,9 +197,11 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     let isTaken = raw !== undefined;
     if (typeof raw === "string" && raw !== conversation[SEEN]) {
       const { conversation: theirs, mark } = readStored(raw, id);
-      if (mark && !lost.has(id)) archive?.bring(id).then(again).then(onChange);
-      const base = conversation[SEEN] && parse(conversation[SEEN], id).conversation;
-      isTaken = Boolean(theirs);
+      const seen = conversation[SEEN];
+      const isOurs = mark && seen && !isStub(seen) && (lost.has(id) || markOf(seen) === mark); // as this page knows it
+      if (mark && !isOurs && !lost.has(id)) archive?.bring(id).then(again).then(onChange, () => {});
+      const base = seen && parse(seen, id).conversation;
+      isTaken = Boolean(theirs || isOurs);
       if (theirs) {
         const ours = record;
         record = merge(theirs, ours, base);
@@ -255,7 +256,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
 
   /** Write what storage did not take. */
   const again = () => {
-    for (const conversation of [...unsaved.keys()].map(load)) if (conversation) save(conversation);
+    [...unsaved.keys()].map(load).filter(Boolean).forEach(save);
     for (const [id, text] of [...drafts]) saveDraft(id, text);
   };
 
@@ -275,13 +276,13 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
     for (const known of [sound, entries]) known.delete(id);
   };
 
-  /** What stands in storage, and what it did not take: by both a version is told. */
+  /** By what stands in storage, and what it did not take, a version is told. */
   const versionOf = (id) => ({ raw: read(CONVERSATION + id), held: unsaved.get(id) });
 
   /** Put a stub in the place of a conversation whose `text` is in the archive, if nothing has changed since. */
   const shelve = (id, { raw, held }, text) => {
     if (isRemoved(id) || read(CONVERSATION + id) !== raw || unsaved.get(id) !== held) return;
-    const mark = random();
+    const mark = markOf(text);
     const { conversation } = parse(text, id);
     if (!conversation || !write(CONVERSATION + id, stubOf(entryOf(conversation), mark))) return;
     if (held !== undefined) fetched.set(id, { mark, text }); // it goes on, perhaps
@@ -292,6 +293,7 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
   const makeRoom = () => {
     making ??= archive?.makeRoom().finally(() => {
       making = null;
+      isTight = isHeld();
       onChange();
     });
   };
@@ -308,14 +310,15 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
   const isKnown = (id) =>
     isRemoved(id) || stored.has(id) || unsaved.has(id) || typeof read(CONVERSATION + id) === "string";
 
-  /** Whether something is in memory only: it is gone with the page. */
+  /** Whether something is in memory only. */
   const isHeld = () => unsaved.size > 0 || drafts.size > 0;
 
   /** What is wrong now, in three parts: `[{code, message, detail, action, id?}]`. */
   const problems = () => {
     const found = [];
     const entries = list();
-    const isSaid = isUnreadable || (isHeld() && failure && !making);
+    isTight = isTight && isHeld();
+    const isSaid = isUnreadable || (isHeld() && failure && (isTight || !making));
     if (isSaid) found.push(PROBLEMS[isUnreadable ? "storage_blocked" : failure]);
     if (cleared) found.push({ ...PROBLEMS.storage_cleared, id: cleared });
     if (readIndex().problem === "damaged") found.push(PROBLEMS.index_damaged);
@@ -325,10 +328,8 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
 
   /** What a `storage` event's key concerns: a conversation's id, "index", or null. */
   const changed = (key) => {
-    if (key === null) {
-      if (entries.size) cleared += 1;
-      entries.clear();
-    }
+    if (key === null && entries.size) cleared += 1;
+    if (key === null) entries.clear();
     if (key === null || key === INDEX) return "index";
     if (!key.startsWith(CONVERSATION)) return null;
     const id = key.slice(CONVERSATION.length);
@@ -344,6 +345,6 @@ export const createStore = ({ storage, archive = null, now = Date.now, random = 
 
   return {
     list, load, save, saveAll, rename, remove, isKnown, draft, saveDraft, problems, changed,
-    isAway, bring: archive?.bring, give, versionOf, shelve, again, isHeld,
+    isAway, isRemoved, bring: archive?.bring, give, versionOf, shelve, again, isHeld,
   };
 };

@@ -5,13 +5,16 @@ import { VERSION, portable, readConversation, readFile, refusal } from "./record
 
 const SAFE_ID = /^[\w-]{1,64}$/;
 
-/** Everything as JSON text; conversations that cannot be read go with it as they are, in `unreadable`. */
-export async function exportAll({ store, archive, now }) {
+/**
+ * Everything as JSON text; conversations that cannot be read go with it as they are, in `unreadable`. `onMissing()`: of
+ * each whose text cannot be had now.
+ */
+export async function exportAll({ store, archive, now, onMissing = () => {} }) {
   const conversations = [];
   const unreadable = [];
   for (const entry of store.list()) {
     const { id, problem } = entry;
-    const conversation = await archive.borrow(entry);
+    const conversation = await archive.borrow(entry).catch(onMissing);
     if (conversation?.messages) conversations.push(portable(conversation));
     if (problem || !conversation?.messages) unreadable.push({ id, text: store.versionOf(id).raw });
   }

@@ -40,7 +40,7 @@ export function createView({ log, now = Date.now, onAction, onCopy = () => {}, o
       const article = each.articleOf(message);
       return skip ? [stillOf(cutMark, cutOf(skip), message.id), article] : [article];
     });
-    place(messages.length ? wanted.filter(Boolean) : [greeting()]);
+    place(messages.length || conversation?.isComing ? wanted.filter(Boolean) : [greeting()]);
   }
 
   /** State, status line, actions, failure and details; the text only comes by `append` and `show`. */

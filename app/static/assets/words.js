@@ -4,6 +4,7 @@
 import { isOver } from "./machine.js";
 
 const SECOND = 1_000;
+const SHORTEN = "Shorten the message, or send it in parts.";
 const NUMBER = new Intl.NumberFormat("en");
 
 /** `tone`: of the box. `retry`: what goes first. Page's own codes; the service tells its own in three parts. */
@@ -16,6 +17,10 @@ const OWN = {
   overloaded_long: {
     happened: "The server has been busy for two minutes.",
     todo: "Reconnect in a while, or ask again later.",
+  },
+  imported: {
+    happened: "This answer was still on its way when it was exported.",
+    todo: "Reconnect picks it up where it broke off.",
   },
   answer_gone: {
     happened: "The server no longer has this answer.",
@@ -30,7 +35,7 @@ const OWN = {
   too_long_alone: {
     happened: "The message is too long.",
     why: "Even alone, it is more than the model can read.",
-    todo: "Shorten it, or send it in parts.",
+    todo: SHORTEN,
   },
   page_fault: {
     happened: "This page met a fault of its own.",
@@ -60,7 +65,8 @@ const RELOAD = "Reload the page, then send the message again.";
 const RESEND = {
   context_too_long: "Shorten the message, or start a new conversation.",
   body_too_large: "Shorten the message, or start a new conversation.",
-  message_too_long: "Shorten the message, or send it in parts.",
+  message_too_long: SHORTEN,
+  too_long_alone: SHORTEN,
   model_not_allowed: "Choose another model next to the message, then send it again.",
   invalid_request: RELOAD,
   invalid_json: RELOAD,
@@ -87,7 +93,7 @@ const CUT_SHORT = new Map([
 const EMPTY_ANSWER = { status: () => "The answer is empty.", said: () => "The answer is empty. Ask again for a new one." };
 const hasText = ({ content }) => /\S/.test(content);
 const furtherOf = (answer) => (hasText(answer) ? "Continue goes on from here." : "Ask again, or ask for less.");
-const RECONNECTING = new Set(["connection_lost", "overloaded_long", "page_fault", "text_damaged", "unread"]);
+const RECONNECTING = new Set(["connection_lost", "imported", "overloaded_long", "page_fault", "text_damaged", "unread"]);
 
 export const COPIED = "Copied.";
 export const NOT_COPIED = "This browser does not let the page copy. Select the text and copy it by hand.";
@@ -95,6 +101,8 @@ export const BUSY = "An answer is on its way. Your text stays here; send it when
 export const CONTINUE = "Continue exactly where you stopped.";
 export const LOST = "This conversation is not in this browser. Here is a new one.";
 export const NOT_LOADED = "This part of the page could not be loaded. Try again when the server can be reached.";
+export const OPENING = "The conversation is being opened. Your text stays here; send it then.";
+export const NOT_OPENED = "The conversation cannot be opened now. It is kept: open it again in a moment, or load the page again.";
 export const GIVEN_BACK = "The message was not sent. It is back in the box.";
 export const TOO_LONG = "The message is too long. It is back in the box: shorten it there.";
 /** As of store.problems(), with a way to the page. */
@@ -335,3 +343,7 @@ export const isSmallModel = (name) => name.startsWith("smollm2-135m");
 /** What an import did: of store.importAll. */
 export const importedOf = ({ added, skipped }) =>
   `${many(added, "conversation")} added${skipped ? `, ${number(skipped)} that could not be read left out` : ""}.`;
+
+/** What an export left out: conversations whose text could not be had. */
+export const missingOf = (count) =>
+  `${many(count, "conversation")} could not be opened now, and ${count === 1 ? "is" : "are"} not in this file. Export again later.`;
