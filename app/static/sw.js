@@ -1,26 +1,35 @@
 // The page without its server: it shows the page that it keeps when the server cannot be reached, and that page's files.
-// The server puts the files' addresses in, so each version has a worker of its own. It must never answer for anything
-// else, and never keeps a word of a conversation.
+// The server puts the files' addresses in, so each version has a worker of its own. It keeps the version before it too,
+// whose pages may be open and load more. It must never answer for anything else, and never keeps a word of a conversation.
 
 const ASSETS = "{{assets}}";
 const FILES = "{{files}}".split(" ").map((name) => `${ASSETS}/${name}`);
 const BOOT = "/assets/boot.js";
 const OURS = "chatwait"; // other programs keep things at this address too
 const CACHE = OURS + ASSETS;
+const TREE = /^(\/assets\/[0-9a-f]+)\/[^/]+$/; // of any version
 const SIGN_IN = "/?sign-in"; // the network's own answer: a browser asks for a password only there
 const WAIT_MS = 3_000;
 let isAway = false; // the last page was the kept one
 
-addEventListener("install", (event) => event.waitUntil(keep().then(() => skipWaiting())));
-addEventListener("activate", (event) => event.waitUntil(forget(CACHE)));
+addEventListener("install", (event) => event.waitUntil(install()));
 addEventListener("fetch", (event) => {
   const { method, mode, url } = event.request;
   const { origin, pathname, search } = new URL(url);
   if (method !== "GET" || origin !== location.origin || search) return;
   if (mode === "navigate") {
     if (pathname === "/") event.respondWith(page(event));
-  } else if (FILES.includes(pathname) || (isAway && pathname === BOOT)) event.respondWith(file(event.request, pathname));
+    return;
+  }
+  const tree = TREE.exec(pathname)?.[1] ?? (isAway && pathname === BOOT && ASSETS);
+  if (tree) event.respondWith(file(event.request, pathname, OURS + tree));
 });
+
+async function install() {
+  await forget(1);
+  await keep();
+  await skipWaiting();
+}
 
 async function page(event) {
   const network = fetch(event.request);
@@ -39,12 +48,12 @@ async function judge(event, response) {
   return status < 500 ? response : null;
 }
 
-async function file(request, path) {
-  return (await kept(path)) ?? fetch(request);
+async function file(request, path, cacheName) {
+  return (await kept(path, cacheName)) ?? fetch(request);
 }
 
 const isPage = ({ headers }) => headers.get("X-ChatWait") === "page";
-const kept = (path) => caches.match(path, { cacheName: CACHE }).catch(() => undefined);
+const kept = (path, cacheName = CACHE) => caches.match(path, { cacheName }).catch(() => undefined);
 
 /** Keep the page last: when it is there, its files are. */
 async function keep() {
@@ -57,11 +66,16 @@ async function keep() {
   await cache.put("/", found);
 }
 
-async function forget(except) {
-  const names = await caches.keys();
-  await Promise.all(names.map((name) => name.startsWith(OURS) && name !== except && caches.delete(name)));
+/** Of what is ours and whole, only the newest `most` stay. */
+async function forget(most) {
+  let left = most;
+  for (const name of (await caches.keys()).reverse()) {
+    if (!name.startsWith(OURS)) continue;
+    if (left && (await kept("/", name))) left -= 1;
+    else await caches.delete(name);
+  }
 }
 
 function leave() {
-  return Promise.all([registration.unregister(), forget()]);
+  return Promise.all([registration.unregister(), forget(0)]);
 }

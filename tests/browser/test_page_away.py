@@ -17,6 +17,7 @@ from tests.browser.test_page_access import axe as axe
 from tests.browser.test_page_access import check as check
 from tests.browser.test_page_presence import notice, said
 from tests.harness.chaos import Answer, BlackholeAfter, ChaosProxy, Pass, Slow
+from tests.harness.reader import get
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream, answer
 from tests.live.versions import another_version
@@ -40,6 +41,13 @@ async () => {
         for (const request of await cache.keys()) texts.push(await (await cache.match(request)).text());
     }
     return texts.join("\\n");
+}
+"""
+WHOLE = """
+async () => {
+    const whole = [];
+    for (const name of await caches.keys()) if (await caches.match("/", { cacheName: name })) whole.push(name);
+    return whole;
 }
 """
 WORKERS = """
@@ -68,6 +76,11 @@ class Kept:
         """List what the worker keeps."""
         found = self.chat.page.evaluate(KEPT)
         return [path for name, paths in found.items() if name.startswith("chatwait") for path in paths]
+
+    def whole(self) -> list[str]:
+        """List the versions that are kept whole, oldest first."""
+        found: list[str] = self.chat.page.evaluate(WHOLE)
+        return found
 
 
 @pytest.fixture
@@ -355,19 +368,37 @@ def test_worker_is_that_of_the_version_and_goes_with_a_version_that_has_none(
     service = run_service()
     kept = Kept(open_chat(service.base_url, worker=True))
     chat = kept.open()
-    first = set(kept.files())
+    [first] = kept.whole()
+    learned(chat.reload())  # from now on the worker is asked for its files
+    later = chat.page.get_attribute("link[href$='/words.js']", "href").replace("words.js", "transfer.js")
 
     service.stop()
     service._root = another_version(tmp_path)
     service.start()
+    next_tab = chat.tab()
+    next_tab.expect_fault(LOST)
+    learned(next_tab.open())
+    chat.wait(lambda: len(kept.whole()) == 2 and kept.workers() == [["activated"]], 20, "the next one")
+    [_, second] = kept.whole()
+    next_tab.page.close()
+    assert get(f"{service.base_url}{later}").status == 404
+    fetched = "async (path) => (await (await fetch(path, { cache: 'no-store' })).text()).includes('importAll')"
+    assert chat.page.evaluate(fetched, later)
+
+    chat.page.evaluate("caches.open('chatwait/assets/of a version whose worker never came')")
+    service.stop()
+    with (service._root / "app" / "static" / "assets" / "words.js").open("a", encoding="utf-8") as words:
+        words.write("// And of a third.\n")
+    service.start()
     learned(chat.reload())
-    chat.wait(
-        lambda: "/" in kept.files() and not {*kept.files()} & first - {"/", "/assets/boot.js"}, 20, "the next one"
-    )
-    assert kept.workers() == [["activated"]]
+    chat.wait(lambda: first not in kept.whole() and len(kept.whole()) == 2, 20, "the third")
+    assert kept.whole()[0] == second
+    chat.wait(lambda: kept.workers() == [["activated"]], 20, "its worker")
+    assert chat.page.evaluate("caches.keys()") == kept.whole()
     service.kill()
     wait_away(chat.reload())
-    assert "Of another version." in chat.page.evaluate(TEXTS)
+    parts = chat.page.evaluate("[...document.querySelectorAll('[href]')].map((one) => one.getAttribute('href'))")
+    assert any(part.startswith(kept.whole()[1].removeprefix("chatwait")) for part in parts)
 
     pages = service._root / "app" / "routes" / "pages.py"
     text = pages.read_text(encoding="utf-8")
