@@ -79,3 +79,29 @@ def test_tabs_that_wait_take_no_more_places_than_there_are_however_late_they_hea
     assert told["before"] == [MOST, MOST], "four read, and four wait"
     assert told["most"] == MOST
     assert told["read"] == MOST
+
+
+BROKEN = """
+async (load) => {
+  const { createTabs } = await load("tabs");
+  let asked = 0;
+  const locks = {
+    request: async () => {
+      if ((asked += 1) > 1_000) await new Promise(() => {}); // or nothing would ever end
+      throw new DOMException("", "InvalidStateError");
+    },
+  };
+  const tabs = createTabs({ locks, storage: null, random: () => "me", now: Date.now, onMessage() {} });
+  const never = new Promise((resolve) => setTimeout(resolve, 2_000));
+  const signal = new AbortController().signal;
+  const given = [];
+  for (const taken of [tabs.slot(() => {}, signal), tabs.own("a"), tabs.tryOwn("a")]) {
+    given.push(typeof (await Promise.race([taken, never])));
+  }
+  return { given, isBounded: asked < 10 };
+}
+"""
+
+
+def test_locks_that_fail_keep_nobody_from_reading(modules: Modules) -> None:
+    assert modules.run(BROKEN) == {"given": ["function"] * 3, "isBounded": True}

@@ -115,7 +115,7 @@ export function createTabs({ locks, storage, random, now, onMessage }) {
         resolve(keep(kept.resolve));
         return kept.promise;
       })
-      .catch(({ name }) => resolve(name === "SecurityError" ? keep(() => {}) : null)); // blocked, or cancelled
+      .catch(() => resolve(cancel.signal.aborted ? null : keep(() => {}))); // else blocked or broken: read all the same
     return promise;
   }
 
