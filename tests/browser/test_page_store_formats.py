@@ -104,3 +104,26 @@ def test_store_given_an_old_format_loads_it_alike_in_every_tab_and_keeps_it(modu
     assert kept == ["stored", "stored"]
     assert again == " ".join([*(one["id"] for one in first["messages"]), "q2", "q3"])
     assert [(one["id"], one["title"]) for one in listed] == [("b", "Why is the sky blue?")]
+
+
+def test_store_cuts_a_title_that_is_too_long_wherever_it_comes_from(modules: Modules) -> None:
+    titles = in_page(
+        modules,
+        f"""
+        const long = (first) => first + "😀".repeat(1_300_000);
+        const stub = {{ v: 3, mark: "m", title: long("cd"), updated: 1000 }};
+        const whole = talk("b", [question("q1")], {{ title: long("a") }});
+        const storage = fake({{ "{CONVERSATION}b": JSON.stringify(whole), "{CONVERSATION}c": JSON.stringify(stub) }});
+        const store = open(storage);
+        const titles = store.list().map(({{ title }}) => title);
+        store.importAll(JSON.stringify({{ ...whole, id: "d", title: long("e") }}));
+        store.rename("b", long("fg"));
+        store.rename("c", long("h"));
+        const later = open(storage);
+        titles.push(later.load("d").title, stored(storage, "d").title, later.load("b").title);
+        return [...titles, stored(storage, "c").title];
+        """,
+    )
+    assert sorted(titles) == sorted(
+        first + "😀" * ((200 - len(first)) // 2) for first in ("a", "cd", "e", "e", "fg", "h")
+    )

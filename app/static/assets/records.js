@@ -8,7 +8,8 @@ const SETTLED = new Set(["complete", "stopped", "failed"]); // an interrupted an
 const ROLES = new Set(["user", "assistant", "system"]);
 const LONGEST_FILE = 32 * 1024 * 1024; // characters
 const MOST_CONVERSATIONS = 5_000; // of a file
-const TITLE_CHARACTERS = 60;
+const TITLE_CHARACTERS = 60; // of a question
+const LONGEST_TITLE = 200; // of any other, as in the field for it
 const LATEST_MS = 8.64e15;
 const SAFE_ID = /^[\w-]{1,128}$/;
 const KEY = /^[!-~]{16,255}$/;
@@ -18,6 +19,7 @@ export const newId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const wellFormed = (text) => text.toWellFormed?.() ?? text; // the service takes no half of a surrogate pair
+const cut = (text, most) => text.slice(0, most).replace(/[\ud800-\udbff]$/, ""); // nor is one made
 
 // Each takes any value and gives a good one, or undefined. null is good everywhere: "not known yet".
 const text = (value) => (typeof value === "string" ? wellFormed(value) : undefined);
@@ -65,7 +67,7 @@ const ANSWER = {
 export const readConversation = (value, id, isForeign = false) => {
   const from = Array.isArray(value) ? { messages: value } : value;
   if (!isObject(from)) return { problem: "damaged", title: "" };
-  const title = text(from.title) ?? "";
+  const title = typeof from.title === "string" ? wellFormed(cut(from.title, LONGEST_TITLE)) : "";
   const { v, mark } = from;
   if (v === STUB && typeof mark === "string") return { mark, title, updated: time(from.updated) ?? 0 };
   if (typeof v === "number" && v > VERSION) return { problem: "newer", title };
@@ -89,7 +91,8 @@ export const readConversation = (value, id, isForeign = false) => {
 };
 
 /** What stands for a conversation whose text is in the archive; `mark`: of that text. */
-export const stubOf = ({ title, updated }, mark) => JSON.stringify({ v: STUB, mark, title, updated });
+export const stubOf = ({ title, updated }, mark) =>
+  JSON.stringify({ v: STUB, mark, title: cut(title, LONGEST_TITLE), updated });
 
 /** A mark that tells a text from every other one, by chance of 1 in 2^53 (cyrb53's mixing). */
 export const markOf = (text) => {
@@ -154,7 +157,7 @@ const settle = (message) => {
 const titleFrom = (messages) => {
   const first = messages.find(({ role, content }) => role === "user" && content.trim());
   const words = first ? first.content.slice(0, 1_000).trim().split(/\s+/).join(" ") : "Conversation";
-  return wellFormed(words.slice(0, TITLE_CHARACTERS)).replace(/\ufffd$/, "");
+  return wellFormed(cut(words, TITLE_CHARACTERS));
 };
 
 export const isActive = ({ messages }) => messages.some(({ role, state }) => role === "assistant" && OPEN.has(state));
