@@ -18,7 +18,7 @@ MOST_BYTES = 65_536
 MOST_LINES = 350
 PREFIX = "{{assets}}/"
 BOOT = "/assets/boot.js"
-"""The one script at a fixed address: it tells that others are missing."""
+"""A script at a fixed address, and the first of every page: it tells that others are missing."""
 
 NETWORK = """
     fetch XMLHttpRequest EventSource WebSocket WebSocketStream WebTransport sendBeacon RTCPeerConnection Worker
