@@ -340,7 +340,7 @@ function number(value) {
 /** Whether this is the model inside the server, which is small. */
 export const isSmallModel = (name) => name.startsWith("smollm2-135m");
 
-/** What an import did: of store.importAll. */
+/** What an import did: of transfer.js. */
 export const importedOf = ({ added, skipped }) =>
   `${many(added, "conversation")} added${skipped ? `, ${number(skipped)} that could not be read left out` : ""}.`;
 
