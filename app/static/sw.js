@@ -21,8 +21,9 @@ addEventListener("fetch", (event) => {
     if (pathname === "/") event.respondWith(page(event));
     return;
   }
-  const tree = TREE.exec(pathname)?.[1] ?? (isAway && pathname === BOOT && ASSETS);
-  if (tree) event.respondWith(file(event.request, pathname, OURS + tree));
+  const tree = TREE.exec(pathname)?.[1];
+  if (pathname === BOOT) event.respondWith(boot(event.request));
+  else if (tree) event.respondWith(file(event.request, pathname, OURS + tree));
 });
 
 async function install() {
@@ -50,6 +51,12 @@ async function judge(event, response) {
 
 async function file(request, path, cacheName) {
   return (await kept(path, cacheName)) ?? fetch(request);
+}
+
+/** The network's own, so that each version's is the newest; else the kept one, which can say that parts are missing. */
+async function boot(request) {
+  const found = isAway ? null : await fetch(request).catch(() => null);
+  return found?.ok ? found : ((await kept(BOOT)) ?? fetch(request));
 }
 
 const isPage = ({ headers }) => headers.get("X-ChatWait") === "page";

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from tests.browser.test_page_access import axe as axe
 from tests.browser.test_page_access import check as check
 from tests.browser.test_page_presence import notice, said
 from tests.harness.chaos import Answer, BlackholeAfter, ChaosProxy, Pass, Slow
-from tests.harness.reader import get
+from tests.harness.reader import Reply, get
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream, answer
 from tests.live.versions import another_version
@@ -232,7 +235,9 @@ def test_worker_answers_for_nothing_but_the_page_and_its_files(kept: Kept, upstr
     exchange(learned(chat), upstream, "And now?")
     files = [path for path in answered if path.startswith("/assets/") and path != "/assets/boot.js"]
     assert len(files) > 10
-    assert [path for path, is_workers in answered.items() if is_workers] == ["/", *files]
+    assert sorted(path for path, is_workers in answered.items() if is_workers) == sorted(
+        ["/", *files, "/assets/boot.js"]
+    )
     assert {"/assets/boot.js", "/v1/models", "/v1/chat/streaming"} <= answered.keys()
     for path in ("/docs", "/health", "/?x=1", "/v1/models", files[0]):
         assert chat.page.goto(f"{chat.base_url}{path}").from_service_worker is False
@@ -436,3 +441,41 @@ def test_answer_of_a_file_or_of_long_ago_is_not_asked_for_when_the_server_is_bac
         wait_back(chat)
         assert chat.state() == "interrupted"
     assert upstream.completions == []
+
+
+class _NothingBut(BaseHTTPRequestHandler):
+    """Answer the page of another version, and nothing that it loads: as where a server dies just behind it."""
+
+    page: Reply
+
+    def do_GET(self) -> None:
+        is_page = self.path == "/"
+        body = re.sub(rb"/assets/[0-9a-f]{16}/", b"/assets/0123456789abcdef/", self.page.body) if is_page else b"Gone"
+        self.send_response(200 if is_page else 502)
+        for name in ("X-ChatWait", "Content-Security-Policy", "Content-Type") if is_page else ():
+            self.send_header(name, self.page.headers[name])
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def test_page_of_which_nothing_else_comes_says_so(kept: Kept, door: ChaosProxy, service: ChatWait) -> None:
+    chat = kept.open()
+    chat.page.goto("about:blank")
+    chat.expect_fault(status(502))
+    handler = type("Handler", (_NothingBut,), {"page": get(f"{service.base_url}/")})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            door.lead_to(server.server_address[1])
+            door.cut_all()
+            chat.page.goto(chat.base_url)
+            chat.page.get_by_text("A part of this page could not be loaded.").wait_for(timeout=10_000)
+            chat.page.goto("about:blank")
+        finally:
+            server.shutdown()
+            thread.join()
