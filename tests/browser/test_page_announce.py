@@ -151,7 +151,26 @@ def test_failure_is_an_alert_in_three_parts_and_is_said_once(announcer: Announce
 def test_answer_that_was_stopped_is_said_calmly(announcer: Announcer) -> None:
     announcer.call("announcer.ended(answer('a', 'stopped')); announcer.ended(answer('b', 'stopped', {content: ''}));")
     assert announcer.heard("polite") == ["Stopped by you: 3 words kept.", "Stopped by you."]
+    announcer.call(
+        "for (const [id, content] of argument) announcer.ended(answer(id, 'stopped', "
+        "{content, note: 'stop_unconfirmed'}));",
+        [["c", "one"], ["d", ""]],
+    )
+    assert announcer.heard("polite")[2:] == [
+        "Stopped by you: 1 word kept. The server did not confirm it.",
+        "Stopped by you. The server did not confirm it.",
+    ]
     assert announcer.heard("alert") == []
+
+
+def test_stop_that_takes_long_says_so_once(announcer: Announcer) -> None:
+    look(announcer, "streaming")
+    assert not look(announcer, "streaming", 1, stopping=True)  # as most do
+    announcer.call("announcer.look(answer('a', 'stopped'));")
+    assert announcer.heard("polite") == ["Stopped by you: 3 words kept."]
+    announcer.call("announcer.resumed(answer('a', 'reconnecting'));")
+    assert not look(announcer, "reconnecting", 20, stopping=True)
+    assert announcer.heard("polite")[1:] == ["Trying to reconnect.", "Stopping…"]
 
 
 def test_two_answers_at_once_are_each_said_once_and_share_the_ten_seconds(announcer: Announcer) -> None:

@@ -83,7 +83,14 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
     const { id, state } = answer;
     if (isOver(answer)) return void (met.has(id) && ended(answer, elsewhere));
     const one = of(answer);
-    if (elsewhere !== undefined || answer.stopping) return false;
+    if (elsewhere !== undefined) return false;
+    if (answer.stopping) {
+      one.stopTold ??= now() + MOMENT_MS;
+      if (now() < one.stopTold) return false;
+      one.stopTold = Infinity;
+      calm.say(statusOf(answer, now()), LINK);
+      return false;
+    }
     if (answer.queued && !one.isQueueTold) calm.say(statusOf(answer, now()));
     one.isQueueTold = answer.queued;
     if (answer.queued || state === "sending") return false;
@@ -128,7 +135,10 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
     const failure = failureOf(answer);
     let text = endOf(answer);
     if (failure) text = [failure.happened, failure.safe, failure.todo].filter(Boolean).join(" ");
-    else if (state === "stopped") text = content ? `Stopped by you: ${wordsOf(content)} kept.` : "Stopped by you.";
+    else if (state === "stopped") {
+      text = statusOf(answer, now());
+      if (content) text = text.replace(".", `: ${wordsOf(content)} kept.`);
+    }
     if (elsewhere !== undefined) calm.say(`In “${elsewhere || "Untitled"}”: ${text}`, 2);
     else if (failure) error(text);
     else calm.say(text);
