@@ -175,6 +175,7 @@ def test_stop_that_takes_long_says_so_once(announcer: Announcer) -> None:
 
 def test_two_answers_at_once_are_each_said_once_and_share_the_ten_seconds(announcer: Announcer) -> None:
     announcer.call("announcer.started(answer('a', 'sending')); announcer.started(answer('b', 'sending'));")
+    announcer.parts.wait("heard.filter(([, text]) => text).length === 2", "both, before an end makes one untrue")
     announcer.later(10)
     announcer.call("announcer.answering(7); announcer.answering(8);")
     announcer.call(
@@ -328,3 +329,26 @@ def test_hidden_page_says_what_is_still_so_once_it_is_seen(announcer: Announcer)
     announcer.call(hide, argument=False)
     announcer.parts.wait("() => heard.length", "the first words")
     assert announcer.heard("polite") == ["The answer is complete: 3 words."]
+
+
+def test_what_waits_to_be_said_of_an_answer_goes_with_its_end_and_its_place_when_it_is_not_shown(
+    announcer: Announcer,
+) -> None:
+    sent = "Your message is sent. The answer is on its way."
+    announcer.call("announcer.say('First.');")  # all the others wait behind it
+    announcer.call("announcer.started(answer('a', 'sending')); announcer.started(answer('b', 'sending'));")
+    announcer.call("for (const id of ['c', 'd', 'e']) announcer.look(answer(id, 'sending', { queued: true }));")
+    announcer.call("announcer.look(answer('a', 'complete'));")
+    announcer.call("announcer.look(answer('c', 'complete'), 'Rome');")
+    announcer.call("announcer.look(answer('d', 'sending', { queued: true }), 'Paris');")
+    announcer.call("announcer.look(answer('e', 'waiting'));")  # its turn came
+    assert announcer.heard("polite") == [
+        "First.",
+        sent,
+        "The answer is complete: 3 words.",
+        "In “Rome”: The answer is complete: 3 words.",
+    ]
+    announcer.call("announcer.look(answer('d', 'sending', { queued: true }));")  # shown again
+    assert announcer.heard("polite")[4:] == [
+        "Waiting: this browser already receives four answers. It starts when its turn comes."
+    ]

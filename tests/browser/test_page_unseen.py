@@ -59,9 +59,11 @@ def test_person_who_sees_nothing_asks_loses_the_link_comes_back_stops_asks_again
     heard = [SENT, GONE, "Trying to reconnect.", BACK, "Stopped by you: 1 word kept."]
     wait_announced(chat, heard)
 
-    open_gates(upstream, 1, 4)
     press("button", "Ask again")
-    heard += [SENT, "The answer is complete: 3 words."]
+    heard.append(SENT)
+    wait_announced(chat, heard)
+    open_gates(upstream, 1, 4)
+    heard.append("The answer is complete: 3 words.")
     wait_announced(chat, heard)
     log = page.get_by_role("log", name="Conversation")
     assert re.search(r"One two three\.\s+Complete\.$", log.get_by_role("article").last.inner_text().split("\nCopy")[0])

@@ -10,10 +10,10 @@ const EMPTY_MS = 100;
 const PROGRESS_MS = 10_000;
 const MOMENT_MS = 2_000; // a loss, or a return, that is over by then is not worth a word
 const LOSSES_MS = 20_000; // between two losses that are told: a link may flap
-const LINK = 0.5; // what is said of it waits for what is being said, and goes when it is no longer so
+const STATE = 0.5; // what is said of an answer's link or place waits, and goes when it is no longer so, or not shown
 
 function createRegion(element) {
-  let queue = []; // {text, rank}
+  let queue = []; // {text, rank, id}
   let showing = false;
 
   function next() {
@@ -28,19 +28,20 @@ function createRegion(element) {
     }, SHOWN_MS);
   }
 
-  /** Whether there was any of this rank or a lower one. */
-  function forget(rank) {
+  /** Whether there was any of this rank or a lower one; `id`: of this answer alone. */
+  function forget(rank, id) {
     const { length } = queue;
-    queue = queue.filter((one) => one.rank > rank);
+    queue = queue.filter((one) => one.rank > rank || (id && one.id !== id));
     return queue.length < length;
   }
 
   return {
-    /** rank: 0 is worth nothing once something newer is to be said; all but 2 nothing behind an alert. */
-    say(text, rank = 1) {
+    /** rank: 0 is worth nothing once something newer is to be said; all but 2 nothing behind an alert. `id`: of the
+     * answer whose end makes it untrue. */
+    say(text, rank = 1, id = null) {
       forget(0);
       if (!rank && showing) return;
-      queue.push({ text, rank });
+      queue.push({ text, rank, id });
       if (!showing) next();
     },
     forget,
@@ -74,7 +75,7 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
   /** The reader has pressed Reconnect. */
   function resumed({ id }) {
     met.set(id, { link: "lost", told: "lost" });
-    calm.say(TRYING);
+    calm.say(TRYING, 1, id);
   }
 
   /** At each change of an answer, and each second. elsewhere: the title when its conversation is not shown. Gives
@@ -83,15 +84,19 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
     const { id, state } = answer;
     if (isOver(answer)) return void (met.has(id) && ended(answer, elsewhere));
     const one = of(answer);
-    if (elsewhere !== undefined) return false;
+    if (elsewhere !== undefined) {
+      if (calm.forget(STATE, id)) Object.assign(one, { link: "", told: "", isQueueTold: false }); // not heard
+      return false;
+    }
     if (answer.stopping) {
       one.stopTold ??= now() + MOMENT_MS;
       if (now() < one.stopTold) return false;
       one.stopTold = Infinity;
-      calm.say(statusOf(answer, now()), LINK);
+      calm.say(statusOf(answer, now()), STATE, id);
       return false;
     }
-    if (answer.queued && !one.isQueueTold) calm.say(statusOf(answer, now()));
+    if (answer.queued && !one.isQueueTold) calm.say(statusOf(answer, now()), STATE, id);
+    if (!answer.queued && one.isQueueTold) calm.forget(STATE, id);
     one.isQueueTold = answer.queued;
     if (answer.queued || state === "sending") return false;
     const link = answer.signedOut ? "out" : state === "reconnecting" || answer.silentSince ? "lost" : "";
@@ -103,7 +108,8 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
     if (link !== one.told && now() - one.since >= MOMENT_MS && (link !== "lost" || now() >= lossesFrom)) {
       one.told = link;
       if (link) lossesFrom = now() + LOSSES_MS;
-      if (!calm.forget(LINK) || link === "out") calm.say(link ? statusOf(answer, answer.retryAt ?? now()) : BACK, LINK);
+      const isNews = !calm.forget(STATE, id) || link === "out";
+      if (isNews) calm.say(link ? statusOf(answer, answer.retryAt ?? now()) : BACK, STATE, id);
     }
     return !link && !one.told;
   }
@@ -115,7 +121,7 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
     if (one.isStarted) return;
     Object.assign(one, { isStarted: true, end: null });
     quietUntil = now() + PROGRESS_MS;
-    calm.say("Your message is sent. The answer is on its way.");
+    calm.say("Your message is sent. The answer is on its way.", 1, answer.id);
   }
 
   /** count: how many words there are by now. */
@@ -131,7 +137,7 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
     const { state, content } = answer;
     if (of(answer).end === state) return;
     met.set(answer.id, { end: state, link: "", told: "" });
-    calm.forget(LINK);
+    calm.forget(1, answer.id);
     const failure = failureOf(answer);
     let text = endOf(answer);
     if (failure) text = [failure.happened, failure.safe, failure.todo].filter(Boolean).join(" ");

@@ -132,7 +132,9 @@ function open(id, moves = true) {
   const found = id ? (answers.conversation(id) ?? comingOf(id)) : null;
   composer.flush(); // the last moment's draft is the other conversation's
   if (id && !found) history.replaceState(null, "", location.pathname);
+  const left = shown;
   shown = found;
+  if (left && activeOf(left)) hearOf(left, activeOf(left)); // what was yet to be said of what is shown no more
   marks.delete(id);
   composer.setDraft(store.draft(shown?.id ?? ""));
   composer.say(id && !found ? LOST : found?.isComing ? OPENING : "");
