@@ -112,6 +112,20 @@ def test_focus_stays_when_the_button_that_was_pressed_is_gone(
     chat.wait_state("complete")
 
 
+@pytest.mark.requirement("page assumption 5")
+def test_focus_goes_to_the_messages_where_a_keyboard_would_pop_up(
+    open_chat: OpenChat, service: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    chat = watch(open_chat(service.base_url, has_touch=True, is_mobile=True, **NARROW)).open()
+    upstream.always(answer(["One "], finish="length"))
+    chat.box.fill("Count.")
+    chat.button("Send").tap()
+    chat.wait_state("complete")
+    press(chat, "Continue")
+    chat.wait(lambda: chat.states() == ["complete"] * 2, 20, "its continuation")
+    has(chat, "Messages")
+
+
 @pytest.mark.requirement("page assumption 5", "page FR-009")
 def test_focus_stays_where_one_reads_when_the_way_to_the_latest_is_gone(
     chat: ChatPage, upstream: ScriptedUpstream

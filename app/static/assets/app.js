@@ -96,13 +96,7 @@ const list = guarded(createList({
     refreshFrame();
   },
 }));
-const { showList } = createFrame({
-  element,
-  home() {
-    composer.focus();
-    if (document.activeElement === document.body) element("scroller").focus({ preventScroll: true });
-  },
-});
+const { showList } = createFrame({ element, home: composer.focus });
 
 answers.resume();
 server.look();

@@ -1,14 +1,16 @@
 // What stands around the conversation: the drawer, the dialog with the keys, the notices above the messages, and the
-// focus, which must never fall to nothing: when what has it vanishes, and nobody else gives it away, it goes `home`.
+// focus, which must never fall to nothing: when what has it vanishes, and nobody else gives it away, it goes `home`, and
+// to the messages where there is no going home.
 
 const WRITING = "input, textarea, select, [role=menu]";
 
 const isThere = (one) =>
   one.isConnected && !one.disabled && one.checkVisibility?.({ visibilityProperty: true }) !== false;
 
-/** element(id); home() puts the focus there. */
+/** element(id); home() puts the focus where one writes, or does nothing where a keyboard would pop up. */
 export function createFrame({ element, home }) {
-  const [nav, main, drawer, shade, keys] = ["list", "main", "drawer", "shade", "keys"].map(element);
+  const parts = ["list", "main", "drawer", "shade", "keys", "scroller"];
+  const [nav, main, drawer, shade, keys, scroller] = parts.map(element);
   let last = null; // what has the focus
   const isOpen = () => drawer.ariaExpanded === "true";
 
@@ -24,7 +26,11 @@ export function createFrame({ element, home }) {
     if (!last || (last.localName === "textarea" && last.isConnected) || isThere(last)) return;
     last = null;
     if (isOpen()) nav.querySelector(".new").focus();
-    else home();
+    else {
+      home();
+      const { activeElement } = document; // what is hidden keeps the focus until the next frame
+      if (activeElement === document.body || !isThere(activeElement)) scroller.focus({ preventScroll: true });
+    }
   }
 
   document.addEventListener("focusin", ({ target }) => (last = target));
