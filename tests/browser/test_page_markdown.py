@@ -58,7 +58,7 @@ INSPECT = """
 async (load, texts) => {
   const { createMarkdown } = await load("markdown");
   const allowed = {
-    p: ["dir"], h3: ["dir"], h4: ["dir"], h5: ["dir"], h6: ["dir"], ul: ["dir"], ol: ["start", "dir"], li: [],
+    p: ["dir"], h3: ["dir"], h4: ["dir"], h5: ["dir"], h6: ["dir"], ul: ["dir"], ol: ["start", "style", "dir"], li: [],
     blockquote: ["dir"], hr: [], pre: ["tabindex"], code: ["dir"], em: [], strong: [], del: [],
     table: [], thead: [], tbody: [], tr: [],
     th: ["scope", "class"], td: ["class"],
@@ -188,6 +188,7 @@ def test_markdown_half_open_shows_what_it_becomes(modules: Modules, text: str, e
 
 def test_nodes_do_not_depend_on_a_cut_at_any_character(modules: Modules) -> None:
     texts = [text for text, _ in DOCUMENTS.values()]
+    texts += ["99. a\n100.5 b\n", "999. a\n1000. b\n1001.5", "> 999. a\n> 1000"]
 
     assert modules.run(CUT, [[text, list(range(1, len(text)))] for text in texts]) is None
 
@@ -275,3 +276,43 @@ def test_set_replaces_what_was_there(modules: Modules) -> None:
     assert (
         modules.run(HTML.replace("markdown.set", "markdown.append('```\\na'); markdown.set"), ["b", True]) == "<p>b</p>"
     )
+
+
+# texts -> [last number, room at its list's start, the number's width] while each text grows letter by letter
+NUMBERS = """
+async (load, texts) => {
+  const { createMarkdown } = await load("markdown");
+  const pen = document.createElement("canvas").getContext("2d");
+  const found = [];
+  for (const text of texts) {
+    const place = document.createElement("div");
+    place.className = "prose";
+    document.body.append(place);
+    const markdown = createMarkdown(place);
+    for (const letter of text) {
+      markdown.append(letter);
+      const list = [...place.querySelectorAll("ol")].at(-1);
+      if (!list) continue;
+      const number = list.start + list.childElementCount - 1;
+      const { paddingInlineStart, font } = getComputedStyle(list);
+      pen.font = font;
+      found.push([number, parseFloat(paddingInlineStart), pen.measureText(`${number}. `).width]);
+    }
+    place.remove();
+  }
+  return found;
+}
+"""
+
+
+def test_numbers_of_a_list_have_the_room_that_their_digits_need(modules: Modules) -> None:
+    modules.open("", "page.css")
+    texts = ["1945. End of the war\n1946. Next\n", "- 1999. b\n", "> 12345. a", "123456789. a", "سنة:\n\n1945. حرب"]
+    texts += [f"{last}. a\n{last + 1}. b\n{last + 1}.5" for last in (9, 99, 999)]
+
+    found = modules.run(NUMBERS, [*texts, "1. a\n" * 101])
+
+    assert {1945, 1946, 1999, 12345, 123456789, 10, 100, 1000, 101} <= {number for number, _, _ in found}
+    assert [one for one in found if one[0] >= 100 and one[1] < one[2]] == []
+    assert {room for number, room, _ in found if number < 100} == {26}
+    assert max(room - width for number, room, width in found if number >= 100) < 16  # and little more

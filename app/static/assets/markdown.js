@@ -93,10 +93,11 @@ export function createMarkdown(container) {
         const interrupts = para && fresh && !sibling;
         if (item[4] === "" && whole && interrupts) break;
         if (interrupts && start !== null && start !== 1) break;
-        if (!sibling) open(depth, block("list", { start }));
+        if (!sibling) open(depth, block("list", { start, count: 0 }));
         const column = columnsOf(item[1]);
         rest = rest.slice(item[0].length);
         const space = rest && item[4].length < 5 ? item[4].length : 1;
+        stack[depth].count += 1;
         open(depth + 1, block("item", { needs: column + 2, width: column + item[2].length + space }));
         depth += 2;
       } else break;

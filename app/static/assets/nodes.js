@@ -126,7 +126,17 @@ export function place(block, parent, next) {
     dom.host = made.get(dom.el).host;
   }
   if (dom.el !== next) parent.insertBefore(dom.el, next);
+  if (type === "list") widen(block);
   return dom.el;
+}
+
+/** Makes room for the digits of a list's last number, which would be cut; two have it. */
+function widen({ start, count, dom }) {
+  const digits = start === null ? 0 : String(start + count - 1).length;
+  if (dom.digits === digits) return;
+  dom.digits = digits;
+  if (digits > 2) dom.el.style.setProperty("--digits", digits);
+  else dom.el.removeAttribute("style");
 }
 
 /** Shows a row of a table; `open`: there may be more of it. */
