@@ -232,16 +232,27 @@ def test_escape_stops_from_anywhere_but_where_it_closes_something(composer: Comp
     composer.page.keyboard.press("Escape")
     assert composer.told("stops") == 0  # nothing to stop
     composer.busy("streaming")
-    composer.page.locator("#model").focus()
+    model = composer.page.locator("#model")
+    composer.parts.run("() => document.querySelector('#model').append(new Option('one'), new Option('two'))")
+    model.focus()
+    composer.page.keyboard.press("Space")
+    composer.parts.wait("document.querySelector('#model').matches(':open')", "the choices")
+    model.dispatch_event("keydown", {"key": "Escape", "bubbles": True})  # some browsers tell the page too
     composer.page.keyboard.press("Escape")
+    composer.parts.wait("!document.querySelector('#model').matches(':open')", "the choices to be closed")
     assert composer.told("stops") == 0
+    composer.page.keyboard.press("Escape")
+    assert composer.told("stops") == 1  # nothing is open any more
+    composer.page.locator("#shortcuts").focus()  # in the list
+    composer.page.keyboard.press("Escape")
+    assert composer.told("stops") == 2
     composer.page.locator("#scroller").focus()
     composer.page.keyboard.press("Escape")
-    assert composer.told("stops") == 1
+    assert composer.told("stops") == 3
     composer.busy("stopping")
     assert composer.page.locator("#send").get_attribute("aria-disabled") == "true"
     composer.page.keyboard.press("Escape")
-    assert composer.told("stops") == 1  # it was asked for already
+    assert composer.told("stops") == 3  # it was asked for already
 
 
 def test_limit_is_told_in_code_points_before_anything_is_sent(composer: Composer) -> None:

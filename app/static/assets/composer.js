@@ -9,6 +9,9 @@ const KEYS = "Enter sends, Shift+Enter makes a new line.";
 
 // Safari ends a composition before it tells the Enter that ended it: not composing any more, but of the code 229.
 const isComposed = (event) => event.isComposing || event.keyCode === 229;
+/** Whether this is a select that shows its choices; a browser that cannot tell always does. */
+const isOpen = (target) =>
+  target.localName === "select" && (!CSS.supports("selector(:open)") || target.matches(":open"));
 const count = (number) => number.toLocaleString("en");
 
 function codePoints(text) {
@@ -146,8 +149,8 @@ export function createComposer({
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !state || event.defaultPrevented || event.repeat) return;
     if (isComposed(event)) return;
-    if (event.target.closest?.("nav, select") || document.querySelector("dialog[open]")) return; // there Esc closes something
-    if (form.closest("[inert]")) return; // behind the drawer
+    // What is open is closed: the choices, a dialog, the drawer. A menu and a title have taken the key.
+    if (isOpen(event.target) || document.querySelector("dialog[open]") || form.closest("[inert]")) return;
     event.preventDefault();
     stop();
   });
