@@ -300,12 +300,18 @@ def test_keys_are_listed_and_escape_closes_the_list_and_stops_nothing(
     upstream.always(gated(["One ", "two."]))
     begin(chat, "First")
     keyboard, keys = chat.page.keyboard, chat.page.get_by_role("dialog", name="Keyboard shortcuts", exact=True)
+
+    def on_heading() -> bool:
+        return bool(keys.locator("h2").evaluate("one => one === document.activeElement"))
+
     keyboard.type("Why?")  # a question mark in the box is one
     assert (chat.box.input_value(), keys.is_visible()) == ("Why?", False)
 
     tab_to(chat, "Messages", "Shift+Tab")
     keyboard.press("?")
     keys.wait_for()
+    assert on_heading()
+    keyboard.press("Tab")
     has(chat, "Close")
     listed_keys = keys.locator("dt:visible").all_inner_texts()
     assert [one.replace(" ", "") for one in listed_keys] == ["Enter", "Shift+Enter", "Esc", "End", "↑↓", "F2", "?"]
@@ -317,6 +323,9 @@ def test_keys_are_listed_and_escape_closes_the_list_and_stops_nothing(
     into_list(chat, is_narrow)
     press(chat, "Keyboard shortcuts", "Space")
     keys.wait_for()
+    keyboard.press("Enter")
+    assert on_heading()  # nothing is closed by who pressed a key twice
+    keyboard.press("Tab")
     keyboard.press("Enter")  # on Close
     keys.wait_for(state="hidden")
     has(chat, "Keyboard shortcuts")
@@ -332,6 +341,13 @@ def test_keys_are_listed_and_escape_closes_the_list_and_stops_nothing(
     keys.wait_for(state="hidden")
     chat.wait(lambda: focus(chat) == "Message", 5, "the focus where one writes")
     assert chat.state() == "waiting"
+
+    chat.page.set_viewport_size({"width": 320, "height": 480})
+    chat.page.evaluate("document.activeElement.blur()")
+    keyboard.press("?")
+    assert on_heading()
+    higher, top = keys.evaluate("one => [one.scrollHeight - one.clientHeight, one.scrollTop]")
+    assert (higher > 0, top) == (True, 0)  # one reads it from its beginning
 
 
 def into_list(chat: ChatPage, is_narrow: bool) -> None:

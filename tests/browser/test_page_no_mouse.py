@@ -63,6 +63,8 @@ def test_person_without_a_mouse_asks_loses_the_link_comes_back_stops_asks_again_
         tab_to(chat, "Count.", "Shift+Tab")
     tab_to(chat, "Keyboard shortcuts", "Shift+Tab")
     keyboard.press("Enter")
+    chat.page.locator("#keys-title:focus").wait_for()
+    keyboard.press("Tab")
     at(chat, "Close")
     keyboard.press("Escape")
     at(chat, "Keyboard shortcuts")
