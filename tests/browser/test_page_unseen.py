@@ -123,6 +123,20 @@ def test_problem_that_is_announced_is_not_announced_again_when_another_is_put_aw
     assert announced(chat)[2:] == [SENT, "The answer is complete: 1 word."]
 
 
+@pytest.mark.requirement("page FR-005")
+def test_page_without_a_single_script_says_what_to_do_and_says_it_no_more_once_it_has_them(chat: ChatPage) -> None:
+    watch(chat).expect_fault(r"net::ERR_FAILED")
+    chat.page.route("**/*.js", lambda route: route.abort())
+    chat.page.goto(chat.base_url)
+    hint = "The page is loading. If this stays, load it again."
+    assert chat.page.locator("#hint").inner_text() == hint
+    assert hint in chat.page.get_by_role("form", name="New message").aria_snapshot()
+    chat.page.unroute("**/*.js")
+    chat.reload()
+    assert chat.page.locator("#hint").inner_text() == "Enter sends, Shift+Enter makes a new line."
+    assert announced(chat) == []
+
+
 @pytest.mark.requirement("page FR-005", "page edge 3")
 def test_nothing_is_said_behind_a_dialog_and_it_is_said_afterwards(chat: ChatPage, upstream: ScriptedUpstream) -> None:
     watch(chat).open()
