@@ -20,7 +20,7 @@ THROWN = r"^page error: (Uncaught )?(Error: )?A part that throws\."
 THROW = 'throw new Error("A part that throws.");'
 RENDERED = "[data-answer] :is(h3, strong, em, li, code)"
 PARTS = {
-    "announcer": ("announce.js", "    ended(answer) {\n", THROW),
+    "announcer": ("announce.js", "  function ended(answer, elsewhere) {\n", THROW),
     "store": ("store.js", "  const save = (conversation) => {\n", THROW),
     "view": ("view.js", "  function append(answer, text) {\n", THROW),
     "end": ("view.js", "  function update(answer) {\n", f"if (isOver(answer)) {THROW}"),

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.long]
 START = """
 async (now) => {
   const [{ createView }, { createComposer }, { createFollow }, { createList }, { createNotices }] = await Promise.all(
-    ["view", "composer", "follow", "list", "notices"].map((name) => import(`/assets/${name}.js`)));
+    ["view", "composer", "follow", "list", "frame"].map((name) => import(`/assets/${name}.js`)));
   const id = (name) => document.getElementById(name);
   const nothing = () => {};
   const follow = createFollow({ scroller: id("scroller"), jump: id("jump") });
