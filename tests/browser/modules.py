@@ -61,7 +61,7 @@ class Modules:
     def run(self, source: str, arg: Any = None) -> Any:
         """Call a JavaScript function in the page and give what it returns, as JSON would; it may be async.
 
-        It takes `(load, arg)`; `await load("sse")` gives the module sse.js. Raises: what it throws.
+        It takes `(load, arg)`; `await load("stream")` gives the module stream.js. Raises: what it throws.
         """
         return self.page.evaluate(f"([arg]) => ({source})((name) => import(`/assets/${{name}}.js`), arg)", [arg])
 

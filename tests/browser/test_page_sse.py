@@ -1,4 +1,4 @@
-"""sse.js: the page's event parser, in a real browser."""
+"""The parser of stream.js: the page's event parser, in a real browser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEBI = 1 << 20
 # [[chunk, ...], ...] in base64 -> what each stream's chunks gave: [[[event, data, id], ...] a chunk]
 PARSE = """
 async (load, streams) => {
-  const { createParser } = await load("sse");
+  const { createParser } = await load("stream");
   return streams.map((chunks) => {
     let events = [];
     const parser = createParser(({ event, data, id }) => events.push([event, data, id]));
@@ -40,7 +40,7 @@ async (load, streams) => {
 # One stream in base64 and the events of it as a whole -> the cuts that give others
 CUT = """
 async (load, [stream, whole]) => {
-  const { createParser } = await load("sse");
+  const { createParser } = await load("stream");
   const bytes = Uint8Array.from(atob(stream), (character) => character.charCodeAt(0));
   const parse = (...cuts) => {
     const events = [];
@@ -72,7 +72,7 @@ REFERENCE = (
 )
 ENDLESS = """
 async (load, [begin, piece]) => {
-  const { createParser } = await load("sse");
+  const { createParser } = await load("stream");
   const events = [];
   const parser = createParser((event) => events.push(event.data.length));
   const feed = (text) => parser.feed(new TextEncoder().encode(text));
@@ -91,7 +91,7 @@ async (load, [begin, piece]) => {
 """
 BENCHMARK = """
 async (load, frames) => {
-  const { createParser } = await load("sse");
+  const { createParser } = await load("stream");
   const encoder = new TextEncoder();
   let stream = "";
   for (let number = 1; number <= frames; number += 1) {
@@ -112,7 +112,7 @@ async (load, frames) => {
 """
 MANY_LINES = """
 async (load, [line, times, last]) => {
-  const { createParser } = await load("sse");
+  const { createParser } = await load("stream");
   let events = 0;
   const parser = createParser(() => (events += 1));
   const bytes = new TextEncoder().encode(line.repeat(times) + last);
@@ -275,7 +275,7 @@ def test_sse_given_an_endless_line_throws_and_gives_nothing_more(modules: Module
 def test_sse_given_a_line_just_below_the_bound_gives_it_whole(modules: Modules) -> None:
     source = """
     async (load, length) => {
-      const { createParser } = await load("sse");
+      const { createParser } = await load("stream");
       const lengths = [];
       const parser = createParser(({ data }) => lengths.push(data.length));
       parser.feed(new TextEncoder().encode(`data: ${"x".repeat(length)}`));
@@ -292,7 +292,7 @@ def test_sse_given_a_line_just_below_the_bound_gives_it_whole(modules: Modules) 
 def test_sse_ended_inside_its_own_event_gives_nothing_more(modules: Modules) -> None:
     source = """
     async (load) => {
-      const { createParser } = await load("sse");
+      const { createParser } = await load("stream");
       const seen = [];
       const parser = createParser(({ data }) => {
         seen.push(data);
@@ -323,4 +323,4 @@ def test_sse_given_a_long_answer_tells_its_speed(modules: Modules) -> None:
     frames = 100_000
     for size, measured in modules.run(BENCHMARK, frames).items():
         assert measured["events"] == frames
-        print(f"sse.js, chunks of {size} bytes: {measured['rate'] / 1e6:.0f} MB/s")
+        print(f"the parser, chunks of {size} bytes: {measured['rate'] / 1e6:.0f} MB/s")

@@ -2,8 +2,7 @@
 // and telling the page (`on`) and the other tabs. Must never touch the page or know an address.
 
 import { activeOf, requestOf, shorten, withoutRefused } from "./context.js";
-import { guarded } from "./guard.js";
-import { isOver } from "./machine.js";
+import { guarded, isOver } from "./machine.js";
 import { openStream } from "./stream.js";
 import { createTabs } from "./tabs.js";
 

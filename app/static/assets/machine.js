@@ -1,6 +1,7 @@
 // The states of one answer, and what a connection does to them:
 // sending → waiting → streaming ⇄ slow → reconnecting → … → complete | stopped | interrupted | failed.
 // Pure: the clock and chance come in as arguments, what is to be done goes out as orders. Must never do it itself.
+// And what keeps an exception in the part of the page that threw it (`guarded`).
 
 export const SLOW_MS = 5_000; // without a token, while bytes arrive
 export const STALE_MS = 12_000; // bytes older than this are not trusted after a wake-up
@@ -273,4 +274,19 @@ export function createMachine(answer, { now, random = Math.random, heartbeat = 1
     answer.queued = false;
     return ["drop", "ended"];
   }
+}
+
+/** An exception of one part of the page stays in it: the same part; what a function of it throws is reported, and that call gives undefined. */
+export function guarded(part) {
+  for (const [name, call] of Object.entries(part)) {
+    if (typeof call !== "function") continue;
+    part[name] = (...given) => {
+      try {
+        return call(...given);
+      } catch (error) {
+        return void reportError(error);
+      }
+    };
+  }
+  return part;
 }

@@ -1,8 +1,7 @@
 // The messages of the shown conversation: their text as it comes, their states, actions and details.
 // Must never ask the network, never write a word of its own into [data-answer], never hold a token back.
 
-import { guarded } from "./guard.js";
-import { isOver } from "./machine.js";
+import { guarded, isOver } from "./machine.js";
 import { createProse } from "./markdown.js";
 import { EMPTY, actionsOf, buttonOf, cutOf, detailsOf, failureOf, isCutShort, statusOf, titleOf } from "./words.js";
 
