@@ -127,7 +127,7 @@ function open(id, moves = true) {
   if (id && !found) history.replaceState(null, "", location.pathname);
   const left = shown;
   shown = found;
-  if (left && activeOf(left)) hearOf(left, activeOf(left)); // what was yet to be said of what is shown no more
+  for (const one of [left, shown]) if (one && activeOf(one)) hearOf(one, activeOf(one)); // what goes, and what comes
   marks.delete(id);
   composer.setDraft(store.draft(shown?.id ?? ""));
   composer.say(id && !found ? LOST : found?.isComing ? OPENING : "");
