@@ -19,6 +19,7 @@ export function createKeeping({ storage, now, random, onChange }) {
       remove: (id) => archive().then((one) => one.remove(id), () => {}),
     },
   });
+  (globalThis.requestIdleCallback ?? setTimeout)(load);
   setTimeout(settle, TIDY_MS);
   return { store, settle, tidyLater: () => setTimeout(tidy, TIDY_MS), askIfHeld, exportAll, importAll, persist };
 
@@ -28,16 +29,21 @@ export function createKeeping({ storage, now, random, onChange }) {
     return loading;
   }
 
+  /** The rest of the page, while the server is there. */
+  function load() {
+    archive().catch(() => {});
+    import("./transfer.js").catch(() => {});
+  }
+
   async function tidy() {
     await archive().then((one) => one.tidy(), () => {}); // where it cannot be loaded, all stays where it is
     onChange();
   }
 
-  /** What only the archive has comes back, what is old goes there, and the rest of the page is loaded. */
+  /** What only the archive has comes back, and what is old goes there. */
   async function settle() {
     await archive().then((one) => one.regain()).catch(() => {});
     await tidy();
-    import("./transfer.js").catch(() => {});
   }
 
   /** Have the browser ask before the page is left while something is in its memory only. */

@@ -6,7 +6,7 @@
 // two columns make a nested list, and a fence inside a list may end without its indentation.
 
 import { parseInline } from "./inline.js";
-import { clear, drawRow, patch, place, setText } from "./nodes.js";
+import { clear, direct, drawRow, patch, place, setText } from "./nodes.js";
 
 const DEPTH = 24; // nested lists count twice, quotes once
 const SHORT = 200; // characters of a rule, or of the line that opens a fence
@@ -205,6 +205,7 @@ export function createMarkdown(container) {
       } else {
         there = place(child, host, next);
         draw(child, top);
+        direct(child);
       }
       next = there.nextSibling;
       return there;

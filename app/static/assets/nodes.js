@@ -100,10 +100,27 @@ const build = {
   table: tableBlock,
 };
 
+const LETTER = /\p{L}/u;
+const NEAR = 200; // characters
+const LOOKS = 64; // changes of a block
+
 /** A block finds its direction by its first strong letter; what is first in an item or a quote finds theirs. */
 const isDirected = (type, parent, next) =>
   /para|head|quote|list|table/.test(type) &&
   (!/^li|quote/.test(parent.localName) || Boolean(next ? next.previousElementSibling : parent.lastElementChild));
+
+/**
+ * After each change of a block. The browser looks for the letter anew each time, so it is only asked where there is one
+ * near the beginning, and what it found is final after a while.
+ */
+export function direct({ dom }) {
+  if (!dom.looks) return;
+  dom.looks -= 1;
+  const { el } = dom;
+  if (el.dir !== "auto") {
+    if (LETTER.test(el.textContent.slice(0, NEAR))) el.dir = "auto";
+  } else if (!dom.looks) el.dir = getComputedStyle(el).direction;
+}
 
 const made = new WeakMap(); // element -> {kind, host}: what it was made for, so that it can be used again
 
@@ -119,11 +136,11 @@ export function place(block, parent, next) {
     if (next && made.get(next)?.kind === kind) dom.el = next;
     else {
       const { el, host = el } = build[type](block);
-      if (directed) el.dir = "auto";
       dom.el = el;
       made.set(el, { kind, host });
     }
     dom.host = made.get(dom.el).host;
+    dom.looks = directed && !dom.el.dir ? LOOKS : 0;
   }
   if (dom.el !== next) parent.insertBefore(dom.el, next);
   if (type === "list") widen(block);
