@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -218,7 +219,57 @@ def test_where_a_direction_is_set_depends_on_the_text_alone(modules: Modules) ->
     """
     text = "a `b`\n\n# c\n\n- d\n\n  e\n  - f\n\n> - g\n>\n> h\n\n| i |\n|---|\n| j |\n\n```\nk\n```\n"
     assert modules.run(script, text) == [
-        "p auto", "code ltr", "h3 auto", "ul auto", "li", "p", "p auto", "ul auto", "li", "p",
-        "blockquote auto", "ul", "li", "p", "p auto", "div auto", "table", "thead", "tr", "th", "tbody", "tr", "td",
+        "p ltr", "code ltr", "h3 ltr", "ul ltr", "li", "p", "p ltr", "ul ltr", "li", "p",
+        "blockquote ltr", "ul", "li", "p", "p ltr", "div ltr", "table", "thead", "tr", "th", "tbody", "tr", "td",
         "div ltr", "div", "button", "pre", "code",
     ]  # fmt: skip
+
+
+# texts -> of each block of each text: its direction as it is, and as `dir=auto` would have it
+DIRECTED = """
+async (load, texts) => {
+  const { createMarkdown } = await load("markdown");
+  const place = document.body.appendChild(document.createElement("div"));
+  const markdown = createMarkdown(place);
+  return texts.map((text) => {
+    markdown.set(text);
+    markdown.end();
+    return Array.from(place.children, (one) => {
+      const is = one.dir;
+      one.dir = "auto";
+      return [is, getComputedStyle(one).direction];
+    });
+  });
+}
+"""
+
+
+def test_direction_is_that_of_the_first_letter_in_every_script(modules: Modules) -> None:
+    """As the browser's own `dir=auto`, which would look for the letter anew with each change."""
+    right = [*range(0x0590, 0x0900), *range(0xFB1D, 0xFF00), *range(0x10800, 0x11000), *range(0x1E800, 0x1F000)]
+    codes = [*range(0x41, 0x1E000, 37), *right]
+    letters = [chr(code) for code in codes if unicodedata.category(chr(code)) in {"Lu", "Ll", "Lt", "Lo"}]
+    letters += ["\u200e", "\u200f", "\u061c"]
+    directions = modules.run(DIRECTED, [f"1. {letter}" for letter in letters])
+    wrong = [(letter, one) for letter, [one] in zip(letters, directions, strict=True) if one[0] != one[1]]
+    assert wrong == []
+    assert {one[0] for [one] in directions} == {"ltr", "rtl"}
+
+
+@pytest.mark.parametrize(
+    ("text", "directions"),
+    [
+        ("12 + 30 = שלום", ["rtl"]),
+        ("`code` is שלום", ["ltr"]),
+        ("`code` (שלום) is", ["rtl"]),
+        ("- 1\n- שלום", ["rtl"]),
+        ("| 1 | שלום |\n|---|---|\n| a | b |", ["rtl"]),
+        ("12 + 30", [""]),
+        ("1 " * 120 + "שלום", [""]),  # too far to wait for
+    ],
+)
+def test_direction_is_that_of_the_first_letter_near_the_beginning(
+    modules: Modules, text: str, directions: list[str]
+) -> None:
+    [found] = modules.run(DIRECTED, [text])
+    assert [one[0] for one in found] == directions

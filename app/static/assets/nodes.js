@@ -100,26 +100,33 @@ const build = {
   table: tableBlock,
 };
 
-const LETTER = /\p{L}/u;
-const NEAR = 200; // characters
-const LOOKS = 64; // changes of a block
+const LETTER = /[\p{Lu}\p{Ll}\p{Lt}\p{Lo}\u061c\u200e\u200f]/u; // or a mark that turns like one
+const LEFTWARDS = /[\u0590-\u08ff\u200f\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+const NEAR = 200; // characters and elements
 
-/** A block finds its direction by its first strong letter; what is first in an item or a quote finds theirs. */
+/** A block has the direction of its first letter; what is first in an item or a quote makes theirs. */
 const isDirected = (type, parent, next) =>
   /para|head|quote|list|table/.test(type) &&
   (!/^li|quote/.test(parent.localName) || Boolean(next ? next.previousElementSibling : parent.lastElementChild));
 
-/**
- * After each change of a block. The browser looks for the letter anew each time, so it is only asked where there is one
- * near the beginning, and what it found is final after a while.
- */
-export function direct({ dom }) {
-  if (!dom.looks) return;
-  dom.looks -= 1;
-  const { el } = dom;
-  if (el.dir !== "auto") {
-    if (LETTER.test(el.textContent.slice(0, NEAR))) el.dir = "auto";
-  } else if (!dom.looks) el.dir = getComputedStyle(el).direction;
+// As `dir=auto`, whose search the browser begins anew with each change, through all of a text that has no letter.
+function directionOf(el) {
+  const walker = document.createTreeWalker(el, 5, ({ dir }) => (dir ? 2 : 1)); // elements and texts, but those with their own
+  for (let near = NEAR; near > 0 && walker.nextNode(); ) {
+    const { data = "" } = walker.currentNode;
+    const letter = LETTER.exec(data.slice(0, near));
+    if (letter) return LEFTWARDS.test(letter) ? "rtl" : "ltr";
+    near -= 1 + data.length;
+  }
+  return "";
+}
+
+/** Turns a block as its text begins; after each change of it. */
+export function direct({ dom: { el, directed } }) {
+  const direction = directed ? directionOf(el) : el.dir;
+  if (el.dir === direction) return;
+  if (direction) el.dir = direction;
+  else el.removeAttribute("dir");
 }
 
 const made = new WeakMap(); // element -> {kind, host}: what it was made for, so that it can be used again
@@ -140,7 +147,7 @@ export function place(block, parent, next) {
       made.set(el, { kind, host });
     }
     dom.host = made.get(dom.el).host;
-    dom.looks = directed && !dom.el.dir ? LOOKS : 0;
+    dom.directed = directed;
   }
   if (dom.el !== next) parent.insertBefore(dom.el, next);
   if (type === "list") widen(block);
