@@ -26,6 +26,19 @@ Object.defineProperty(BroadcastChannel.prototype, "onmessage", { set(listen) {
   set.call(this, (event) => ["text", "whole"].includes(event.data.kind) || listen(event));
 } });
 """
+# A tab that is so slow that it hears of a new question together with the end of its answer.
+SLOW = """
+const { set } = Object.getOwnPropertyDescriptor(BroadcastChannel.prototype, "onmessage");
+const late = [];
+Object.defineProperty(BroadcastChannel.prototype, "onmessage", { set(listen) {
+  set.call(this, (event) => {
+    late.push(event);
+    if (!event.data.answer?.endedAt) return;
+    window.wasLate = late.length;
+    for (const one of late.splice(0)) listen(one);
+  });
+} });
+"""
 
 
 @pytest.mark.requirement("page US2 test", "page US3.1", "page FR-006", "page assumption 5")
@@ -105,6 +118,25 @@ def test_end_of_an_answer_is_announced_in_its_place_elsewhere_and_in_the_tab_tha
     follower.reload()
     follower.wait_state("complete")
     assert announced(follower) == []  # what was over is no news
+
+
+def test_end_of_an_answer_of_another_tab_is_announced_however_late_this_tab_hears_of_its_question(
+    chat: ChatPage, upstream: ScriptedUpstream
+) -> None:
+    upstream.always(answer(["One."]))
+    chat.open()
+    chat.send("First")
+    chat.wait_state("complete")
+    follower = watch(chat.tab())
+    follower.page.add_init_script(SLOW)
+    follower.open(chat.page.evaluate("location.hash"))
+    follower.wait_state("complete")
+
+    upstream.always(answer(["Two ", "three."]))
+    chat.send("Second")
+    follower.wait_text("Two three.")
+    wait_announced(follower, ["The answer is complete: 2 words."])
+    assert follower.page.evaluate("wasLate") > 2
 
 
 @pytest.mark.requirement("page FR-005")

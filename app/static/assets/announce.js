@@ -55,13 +55,14 @@ export function createAnnouncer({ polite, alert, now = Date.now }) {
   const met = new Map(); // id -> what was said of an answer
   let quietUntil = 0;
   let lossesFrom = 0;
-  return { asked, resumed, look, started, answering, ended, say: (text) => calm.say(text), error };
+  return { meet: of, asked, resumed, look, started, answering, ended, say: (text) => calm.say(text), error };
 
   function error(text) {
     calm.forget(1);
     urgent.say(text);
   }
 
+  /** Its end is worth a word from now on. */
   function of({ id }) {
     if (!met.has(id)) met.set(id, { link: "", told: "" });
     return met.get(id);

@@ -10,8 +10,8 @@ const SAVE_MS = 1_000;
 const YIELD_MS = 1_500; // tabs that waited for the last answer see that there is nothing to read, and let go
 
 /**
- * `on`: text(conversation, answer, text), change(conversation, answer), show(conversation) when its messages are
- * others than before, refused(conversation, answer), removed(id).
+ * `on`: text(conversation, answer, text), change(conversation, answer), show(conversation, isNew) when its messages are
+ * others than before (isNew: the last was asked in another tab just now), refused(conversation, answer), removed(id).
  */
 export function createAnswers({ api, locks, storage, now, random, limits, ...parts }) {
   const [store, on] = [guarded({ ...parts.store }), guarded(parts.on)];
@@ -281,8 +281,8 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
     for (const { id, active } of store.list() ?? []) if (active) watch(id);
   }
 
-  /** Take over what the store knows better, and tell the page. */
-  function refresh(id) {
+  /** Take over what the store knows better, and tell the page. `isNews`: what this tab did not know is of just now. */
+  function refresh(id, isNews = false) {
     const mine = known.get(id);
     const stored = store.load(id);
     if (!mine || !stored) return mine ?? conversation(id);
@@ -293,7 +293,7 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
       return isRead || (our?.sequence > message.sequence && !isOver(message)) ? our : message;
     });
     mine.title = stored.title;
-    on.show(mine);
+    on.show(mine, isNews && !ours.has(mine.messages.at(-1)?.id));
     return mine;
   }
 
@@ -309,7 +309,7 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
     } else if (kind === "wake") {
       runs.get(id)?.stream?.wake(message.isForced);
     } else if (kind === "messages") {
-      if (mine) refresh(id);
+      if (mine) refresh(id, true);
       watch(id);
     } else if (kind === "ask") {
       const { answer, cancel } = runs.get(id) ?? {};

@@ -231,8 +231,9 @@ function hearOf(conversation, answer) {
   return announcer.look(answer, conversation === shown ? undefined : conversation.title);
 }
 
-function show(conversation) {
+function show(conversation, isNew) {
   const last = conversation.messages.at(-1);
+  if (isNew) announcer.meet(last); // it may be over already
   if (last?.asks) hearOf(conversation, last);
   if (conversation !== shown) return;
   view.show(conversation);
