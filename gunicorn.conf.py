@@ -99,16 +99,42 @@ def most_connections():
     return max(allowed // 4, allowed - (DESCRIPTORS - settings.connections))
 
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+def leave(*_):
+    """End a worker that has nothing to finish yet."""
+    os._exit(0)
+
+
+def end_stopped_at_once():
+    """Have a worker end at once if it is stopped before it has handlers of its own: its master's would lose the signal.
+
+    So no stop arrives between the fork and the first lines of the worker.
+    """
+
+    def begun():
+        for number in STOPS:
+            signal.signal(number, leave)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, STOPS),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS),
+        after_in_child=begun,
+    )
+
+
 def post_fork(server, worker):
     """Have what nobody catches in the worker told as lines, from its first moment on.
 
-    And have it end if it is stopped before it has handlers of its own: its master's would only lose the signal.
+    And let it end at once if it is stopped while it loads the application: gunicorn's own handlers, which it sets
+    before, would let it load to the end first.
     """
+    worker.handle_exit = worker.handle_quit = leave
     from app.logs import catch_uncaught
 
     catch_uncaught()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, lambda *_: os._exit(0))
 
 
 def on_starting(server):
@@ -116,6 +142,7 @@ def on_starting(server):
     from app.logs import catch_uncaught  # loaded already: it formats gunicorn's own lines
 
     catch_uncaught()
+    end_stopped_at_once()
     if told := _told_otherwise(server.cfg):
         print("ChatWait cannot start:\n" + "\n".join(told), file=sys.stderr)
         sys.exit(2)
@@ -215,7 +242,7 @@ def post_worker_init(worker):
     def stop(number, _frame):
         runtime.drain.begin(finished, quick=number != signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+    for number in STOPS:
         signal.signal(number, stop)
 
 

@@ -9,6 +9,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -24,20 +26,71 @@ SOON = 8.0
 Start = Callable[..., ChatWait]
 
 
-def test_stop_in_the_first_moments_of_a_worker_ends_it_at_once(upstream: ScriptedUpstream) -> None:
-    """It has no handlers of its own yet; its master's would lose the signal, and wait for it in vain."""
+SLOW_TO_LOAD = """
+import time
+print("It loads.", flush=True)
+time.sleep(60)
+"""
+# The first worker of a machine is stopped before its first line.
+STOPPED_BY_THEN = """
+import os, signal
+fork = os.fork
+def fork_and_stop():
+    pid = fork()
+    if not pid and not os.environ.get("IS_STOPPED"):
+        print(f"stopped pid: {os.getpid()}", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.environ["IS_STOPPED"] = "1"
+    return pid
+os.fork = fork_and_stop
+"""
+
+
+@contextmanager
+def starting(upstream: ScriptedUpstream, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a service that is not waited for, with this in its environment."""
     chatwait = ChatWait(**settings(upstream, DRAIN_SECONDS=20))
-    with subprocess.Popen(COMMAND, cwd=ROOT, env=chatwait._environment(), stdout=subprocess.PIPE) as process:
+    environment = chatwait._environment() | more
+    with subprocess.Popen(COMMAND, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
         try:
-            assert process.stdout is not None
-            assert any(b"Booting worker" in line for line in process.stdout)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(SOON) == 0
-            assert b"SIGKILL" not in process.stdout.read()
+            yield process
         finally:
             for one in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
                 one.kill()
             chatwait.end()
+
+
+def line_with(process: subprocess.Popen[bytes], text: str) -> str:
+    """Read the service's lines up to the first one that holds this."""
+    assert process.stdout is not None
+    return next(line.decode() for line in process.stdout if text.encode() in line)
+
+
+@pytest.mark.parametrize("text", ["Booting worker", "It loads."])
+def test_stop_in_the_first_moments_of_a_worker_ends_it_at_once(
+    upstream: ScriptedUpstream, tmp_path: Path, text: str
+) -> None:
+    """It has no handlers of its own yet; gunicorn's would let it load to the end first."""
+    (tmp_path / "openai.py").write_text(SLOW_TO_LOAD, encoding="utf-8")
+    with starting(upstream, PYTHONPATH=str(tmp_path)) as process:
+        line_with(process, text)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SOON) == 0
+        assert process.stdout is not None
+        assert b"SIGKILL" not in process.stdout.read()
+
+
+def test_stop_before_the_first_line_of_a_worker_ends_it_and_is_not_lost(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """Its master's handlers are still there, and would only note it for a master that is not there."""
+    (tmp_path / "sitecustomize.py").write_text(STOPPED_BY_THEN, encoding="utf-8")
+    with starting(upstream, PYTHONPATH=str(tmp_path)) as process:
+        stopped = line_with(process, "stopped pid").split(":")[1].strip()
+        booted = line_with(process, "Booting worker")
+        assert stopped not in booted
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SOON) == 0
 
 
 @pytest.fixture
