@@ -132,8 +132,15 @@ class ChatPage:
         return str(self._at(index, "one => one.querySelector('[data-answer]').textContent"))
 
     def shown(self, index: int = -1) -> str:
-        """Tell all that stands at an answer: text, status, errors, and its visible buttons."""
-        return str(self._at(index, "one => one.innerText"))
+        """Tell all that stands at an answer: text, status, errors, and its visible buttons.
+
+        An answer that is new, or far from the view, has none of it laid out before the next frame.
+        """
+        for _ in range(20):
+            if (text := str(self._at(index, "one => one.innerText || '\\n'"))) != "\n":
+                return text
+            self.page.wait_for_timeout(50)
+        return ""
 
     def sequence(self, index: int = -1) -> int:
         """Tell the cursor's number of an open answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
@@ -146,25 +147,42 @@ def service_settings() -> dict[str, Any]:
     return {}
 
 
-@pytest.fixture(scope="module")
-def module_upstream() -> Iterator[ScriptedUpstream]:
+@pytest.fixture(scope="package")
+def shared_upstream() -> Iterator[ScriptedUpstream]:
     with ScriptedUpstream() as upstream:
         yield upstream
 
 
 @pytest.fixture
-def upstream(module_upstream: ScriptedUpstream) -> ScriptedUpstream:
+def upstream(shared_upstream: ScriptedUpstream) -> ScriptedUpstream:
     """Give the model that the service asks, with nothing scripted yet."""
-    module_upstream.reset()
-    return module_upstream
+    shared_upstream.reset()
+    return shared_upstream
+
+
+@pytest.fixture(scope="package")
+def services(shared_upstream: ScriptedUpstream) -> Iterator[RunService]:
+    """Give `services(**settings)`: the one service of the run that has these, with a heartbeat each second.
+
+    A start costs two seconds of a processor.
+    """
+    running: dict[str, ChatWait] = {}
+    with contextlib.ExitStack() as stack:
+
+        def get(**more: Any) -> ChatWait:
+            told = settings(shared_upstream, ALLOWED_HOSTS=f"{LAN},127.0.0.1", **more)
+            key = json.dumps(told, sort_keys=True, default=str)
+            if key not in running or not running[key].is_running:
+                running[key] = stack.enter_context(ChatWait(**told))
+            return running[key]
+
+        yield get
 
 
 @pytest.fixture(scope="module")
-def service(module_upstream: ScriptedUpstream, service_settings: dict[str, Any]) -> Iterator[ChatWait]:
-    """Run one service for the module, with a heartbeat each second."""
-    hosts = {"ALLOWED_HOSTS": f"{LAN},127.0.0.1"}
-    with ChatWait(**settings(module_upstream, **{**hosts, **service_settings})) as service:
-        yield service
+def service(services: RunService, service_settings: dict[str, Any]) -> ChatWait:
+    """Give the service that all modules share which want the same settings."""
+    return services(**service_settings)
 
 
 @pytest.fixture
@@ -175,10 +193,10 @@ def proxy(service: ChatWait) -> Iterator[ChaosProxy]:
 
 
 @pytest.fixture
-def run_service(module_upstream: ScriptedUpstream) -> Iterator[RunService]:
+def run_service(shared_upstream: ScriptedUpstream) -> Iterator[RunService]:
     """Give `run_service(**settings)`: a service of the test's own, which ends after the pages were closed."""
     with contextlib.ExitStack() as stack:
-        yield lambda **more: stack.enter_context(ChatWait(**settings(module_upstream, **more)))
+        yield lambda **more: stack.enter_context(ChatWait(**settings(shared_upstream, **more)))
 
 
 @pytest.fixture

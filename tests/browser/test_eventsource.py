@@ -43,8 +43,8 @@ async () => {
 
 
 @pytest.fixture(scope="module")
-def chatwait(module_upstream: ScriptedUpstream, origin: str) -> Iterator[ChatWait]:
-    with ChatWait(**settings(module_upstream, CORS_ORIGINS=origin)) as chatwait:
+def chatwait(shared_upstream: ScriptedUpstream, origin: str) -> Iterator[ChatWait]:
+    with ChatWait(**settings(shared_upstream, CORS_ORIGINS=origin)) as chatwait:
         yield chatwait
 
 

@@ -107,14 +107,14 @@ def test_end_of_an_answer_is_announced_in_its_place_elsewhere_and_in_the_tab_tha
     open_gates(upstream, 0, 3)
     follower.wait_state("complete")
     wait_announced(chat, [SENT, "In “First”: The answer is complete: 2 words."])
-    wait_announced(follower, ["The answer is complete: 2 words."])
+    wait_announced(follower, ["The answer is complete: 2 words."], progress=False)
 
     # What it follows ends while its messages are read anew.
     upstream.always(answer(["Three."]))
     reader = other_tab(follower)
     reader.send("Second")
     reader.wait_state("complete")
-    wait_announced(follower, ["The answer is complete: 2 words.", "The answer is complete: 1 word."])
+    wait_announced(follower, ["The answer is complete: 2 words.", "The answer is complete: 1 word."], progress=False)
     follower.reload()
     follower.wait_state("complete")
     assert announced(follower) == []  # what was over is no news
@@ -135,7 +135,7 @@ def test_end_of_an_answer_of_another_tab_is_announced_however_late_this_tab_hear
     upstream.always(answer(["Two ", "three."]))
     chat.send("Second")
     follower.wait_text("Two three.")
-    wait_announced(follower, ["The answer is complete: 2 words."])
+    wait_announced(follower, ["The answer is complete: 2 words."], progress=False)
     assert follower.page.evaluate("wasLate") > 2
 
 
