@@ -25,6 +25,8 @@ REFERENCES := $(COMPARE)/references/references
 LITELLM := $(COMPARE)/litellm/litellm
 
 BIN := .venv/bin
+# Six processes read two hundred files of tests: what pytest makes of them is kept, whatever the environment says.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 help: ## Show this list
@@ -36,11 +38,11 @@ run: $(BASE) ## Start the service on http://127.0.0.1:8000; without a key or a b
 
 test: $(DEV) ## Run the tests, except the long ones (TESTS="tests/unit": only these)
 	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "Without the embedded model: its tests are skipped." >&2
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
 
 test-long: $(DEV) ## Run the long tests
 	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "Without the embedded model: its tests are skipped." >&2
-	$(BIN)/python -m pytest -m long -n 6 --dist worksteal
+	$(PYTEST) -m long -n 6 --dist worksteal
 
 check: $(DEV) ## Check format, lint, types and layers
 	$(BIN)/ruff format --check .

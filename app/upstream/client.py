@@ -117,7 +117,7 @@ class OpenAIUpstream:
         self._to_openai = base_url in ("", OPENAI_URL)
         self._dialects: dict[str, _Dialect] = {}
         self._lock = threading.Lock()
-        self._transport = transport or Transport()
+        self._transport = transport or Transport(secure=not base_url.startswith("http:"))
         self._sdk = openai.OpenAI(
             base_url=base_url or OPENAI_URL,
             api_key=api_key or "none",

@@ -255,8 +255,9 @@ def _spoken(received: bytes, *, begun: bool) -> _State:
 class Transport(httpx2.BaseTransport):
     """Sends requests over kept connections; safe to use from many threads."""
 
-    def __init__(self, *, verify: ssl.SSLContext | None = None) -> None:
-        self._tls = verify or ssl.create_default_context()
+    def __init__(self, *, verify: ssl.SSLContext | None = None, secure: bool = True) -> None:
+        """Not `secure`: it is never asked for https, and need not load the machine's certificates (0.1 s)."""
+        self._tls = verify or (ssl.create_default_context() if secure else None)
         self._idle: dict[Origin, list[_Connection]] = {}
         self._slowest: dict[Origin, float] = {}
         self._distrusted: set[Origin] = set()
@@ -356,6 +357,8 @@ class Transport(httpx2.BaseTransport):
 
     def _new(self, scheme: str, host: str, port: int) -> _Connection:
         tls = self._tls if scheme == "https" else None
+        if scheme == "https" and tls is None:
+            raise httpx2.UnsupportedProtocol("This transport is not for https.")
         proxy = _proxy_for(scheme, host, port)
         if proxy is None:
             return _Connection(host, port, tls=tls)

@@ -455,6 +455,12 @@ def test_certificate_that_nobody_vouches_for_is_a_connect_error(tls_upstream: Sc
     assert tls_upstream.requests == []
 
 
+def test_transport_without_certificates_sends_nothing_where_they_are_needed(tls_upstream: ScriptedUpstream) -> None:
+    with httpx2.Client(transport=Transport(secure=False)) as client, pytest.raises(httpx2.UnsupportedProtocol):
+        client.post(url_of(tls_upstream), content=b"a secret")
+    assert tls_upstream.requests == []
+
+
 def test_certificate_of_another_host_is_a_connect_error(
     tls_upstream: ScriptedUpstream, trusting: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -138,6 +139,20 @@ def test_the_network_is_blocked_where_a_mock_does_not_bite() -> None:
     with pytest.raises(AssertionError, match="must not use the network"):
         upstream.ask(QUESTION, Call())
     upstream.close()
+
+
+@pytest.mark.parametrize(
+    ("base_url", "count"),
+    [("http://model.test/v1", 0), ("https://model.test/v1", 1), ("HTTPS://model.test", 1), ("", 1)],
+)
+def test_certificates_are_loaded_where_they_are_needed(
+    monkeypatch: pytest.MonkeyPatch, base_url: str, count: int
+) -> None:
+    loaded: list[ssl.SSLContext] = []
+    create = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda: loaded.append(create()) or loaded[-1])
+    OpenAIUpstream(base_url=base_url, api_key="k").close()
+    assert len(loaded) == count
 
 
 # What is sent
