@@ -11,7 +11,6 @@ from tests.browser.conftest import OpenChat, RunService
 from tests.browser.page_steps import LOST, assert_whole, gated, open_gates, status
 from tests.harness.chaos import ChaosProxy
 from tests.harness.reader import delete, post
-from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Event, Finish, Gate, Script, ScriptedUpstream, Token, error
 
 pytestmark = pytest.mark.browser
@@ -82,9 +81,11 @@ def assert_action_works(chat: ChatPage, upstream: ScriptedUpstream, action: str)
     "action", ["Continue", *(pytest.param(action, marks=pytest.mark.long) for action in ("Ask again", "Copy"))]
 )
 def test_page_of_a_service_that_was_restarted_keeps_the_partial_and_goes_on(
-    chat: ChatPage, service: ChatWait, upstream: ScriptedUpstream, action: str
+    open_chat: OpenChat, run_service: RunService, upstream: ScriptedUpstream, action: str
 ) -> None:
     """A restart forgets every stream: 404."""
+    service = run_service()
+    chat = open_chat(service.base_url)
     chat.expect_fault(LOST)
     chat.expect_fault(status(404))
     begin(chat, upstream)

@@ -34,7 +34,7 @@ Object.defineProperty(BroadcastChannel.prototype, "onmessage", { set(listen) {
   set.call(this, (event) => {
     late.push(event);
     if (!event.data.answer?.endedAt) return;
-    window.wasLate = late.length;
+    window.wasLate = Math.max(window.wasLate ?? 0, late.length);
     for (const one of late.splice(0)) listen(one);
   });
 } });

@@ -93,7 +93,7 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
       return;
     }
     run.release = release;
-    const found = refresh(id);
+    const found = refresh(id, true);
     const answer = found && activeOf(found);
     if (!answer) {
       finish(id);
@@ -320,7 +320,7 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
   function hearOf(mine, { kind, id, answer: told, text, end, sequence, length }) {
     const answer = mine.messages.find((one) => one.id === (told.id ?? told));
     if (!answer || isOver(answer)) {
-      if (!answer || kind === "state") refresh(id);
+      if (!answer || kind === "state") refresh(id, !answer);
       return;
     }
     if (kind === "text") {

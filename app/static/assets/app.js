@@ -233,7 +233,7 @@ function hearOf(conversation, answer) {
 
 function show(conversation, isNew) {
   const last = conversation.messages.at(-1);
-  if (isNew) announcer.meet(last); // it may be over already
+  if (isNew && last) announcer.meet(last); // it may be over already
   if (last?.asks) hearOf(conversation, last);
   if (conversation !== shown) return;
   view.show(conversation);
