@@ -35,7 +35,6 @@ NO_WORKER = "delete Navigator.prototype.serviceWorker"
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
-    "--in-process-gpu",  # what draws needs no process of its own: a tenth less work for each page
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
