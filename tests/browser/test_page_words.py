@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.browser.modules import ASSETS, Modules
 from tests.browser.samples import ENDED, NOW, SERVICE_ERROR, TEXT, answer, question
 from tests.browser.test_page_view import BODY, SEEN, START, show
-from tests.harness.server import ROOT
+from tests.harness.contract import read_document
 
 pytestmark = pytest.mark.browser
 
@@ -44,7 +43,7 @@ OUTCOMES = ("Failed.", "Not answered.", "Interrupted.", "Not sent.", "Stopped by
 
 def told_by_the_service() -> dict[str, dict[str, Any]]:
     """Give an example of each error code of the contract, as the contract has it."""
-    contract = yaml.safe_load((ROOT / "contracts" / "openapi.yaml").read_text(encoding="utf-8"))
+    contract = read_document()
 
     def found(value: Any) -> Iterator[dict[str, Any]]:
         if isinstance(value, dict) and isinstance(value.get("error_code"), str) and "action" in value:

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonschema import Draft202012Validator
 
 from app import errors
-from tests.harness.contract import METHODS
+from tests.harness.contract import METHODS, read_document
 
 ROOT = Path(__file__).parents[2]
-CONTRACT: dict[str, Any] = yaml.safe_load((ROOT / "contracts" / "openapi.yaml").read_text(encoding="utf-8"))
+CONTRACT = read_document()
 GRAMMAR = (ROOT / "contracts" / "events.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "app" / "static" / "docs.html").read_text(encoding="utf-8")
 

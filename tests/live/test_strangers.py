@@ -9,10 +9,10 @@ import string
 from collections.abc import Iterator
 
 import pytest
-import yaml
 
+from tests.harness.contract import read_document
 from tests.harness.reader import KeptAlive, Reply, get, open_stream, post, read_answer, request
-from tests.harness.server import ROOT, ChatWait
+from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token, answer
 from tests.live.rawhttp import HOST, JSON, assert_ours, assert_refused, raw, sized, statuses, talk
 from tests.live.steps import about, asked, begin, live, log_name, new_key, poll, settings
@@ -23,7 +23,7 @@ UNKNOWN = "cw_" + "A" * 22
 
 def contract_routes() -> list[tuple[str, str]]:
     """List every method and path of the contract, with and without /v1."""
-    contract = yaml.safe_load((ROOT / "contracts" / "openapi.yaml").read_text(encoding="utf-8"))
+    contract = read_document()
     routes = []
     for path, item in contract["paths"].items():
         prefixes = ["", "/v1"] if "servers" not in item else [""]
