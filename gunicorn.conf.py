@@ -130,11 +130,20 @@ def post_fork(server, worker):
 
     And let it end at once if it is stopped while it loads the application: gunicorn's own handlers, which it sets
     before, would let it load to the end first.
+
+    And let it load without what loading does not need (DESIGN 59).
     """
-    worker.handle_exit = worker.handle_quit = leave
+    import gc
+
+    from gevent import events
+
     from app.logs import catch_uncaught
 
+    worker.handle_exit = worker.handle_quit = leave
     catch_uncaught()
+    # Before each module that it patches, gevent reads the metadata of every installed package, for plugins.
+    events.notify_and_call_entry_points = events.notify
+    gc.disable()  # what is loaded stays; `post_worker_init` collects the rest
 
 
 def on_starting(server):
@@ -228,6 +237,7 @@ def post_worker_init(worker):
     # What the start left behind lives as long as the worker; a collection that walks all of it stops every stream.
     gc.collect()
     gc.freeze()
+    gc.enable()
     _make_room_for_descriptors()
     runtime = worker.wsgi.extensions["chatwait"]
     runtime.connections.watch(worker, most=most_connections())

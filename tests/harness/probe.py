@@ -51,7 +51,8 @@ class _Probe:
         """Count; it takes the worker a fifth of a second, in which nothing else moves."""
         from greenlet import getcurrent, greenlet
 
-        if gc.isenabled():
+        collects = gc.isenabled()
+        if collects:
             gc.collect()  # what only waits to be collected is not held
         found = gc.get_objects()
         kept = dict.fromkeys(KEPT, 0)
@@ -63,6 +64,7 @@ class _Probe:
             elif type(item).__name__ in kept and type(item).__module__.startswith("app."):
                 kept[type(item).__name__] += 1
         return {
+            "collects": int(collects),
             "greenlets": greenlets,
             "python_threads": threading.active_count(),
             "objects": len(found),

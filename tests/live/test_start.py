@@ -101,6 +101,19 @@ def test_start_without_c_finds_its_configuration_and_raises_what_it_may_open(
     chatwait.check()
 
 
+def test_start_runs_no_plugin_of_gevents_and_leaves_the_collector_on(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """To look for plugins, and to collect while everything is being loaded, took a tenth of a start."""
+    plugin = tmp_path / "plugin-1.0.dist-info"
+    plugin.mkdir()
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    (plugin / "entry_points.txt").write_text("[gevent.plugins.monkey.will_patch_all]\nplugin = plugin:met\n")
+    (tmp_path / "plugin.py").write_text("def met(event): raise SystemExit('a plugin was run')\n")
+    with ChatWait(**settings(upstream, PYTHONPATH=tmp_path), probe=True) as chatwait:
+        assert chatwait.inside()["collects"] == 1
+
+
 def test_start_with_fewer_descriptors_than_the_limits_need_warns_and_serves_beside_any_number_of_connections(
     upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
