@@ -84,9 +84,19 @@ def playwright(chromium_path: str) -> Iterator[Any]:
         yield playwright
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test without Chromium before its other fixtures start a service for it."""
+    if "chromium_path" in getattr(item, "fixturenames", ()):
+        find_chromium()
+
+
 @pytest.fixture(scope="package")
 def chromium_path() -> str:
     """Find the machine's own Chromium."""
+    return find_chromium()
+
+
+def find_chromium() -> str:
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     require_or_skip("Chromium (apt-get install chromium)", path is not None)
     assert path is not None
@@ -200,7 +210,7 @@ def run_service(shared_upstream: ScriptedUpstream) -> Iterator[RunService]:
 
 
 @pytest.fixture
-def open_chat(request: pytest.FixtureRequest, run_service: RunService) -> Iterator[OpenChat]:
+def open_chat(request: pytest.FixtureRequest, chromium_path: str, run_service: RunService) -> Iterator[OpenChat]:
     """Give `open_chat(base_url, context=None, **options)`: a ChatPage, not opened yet, of a new browser context.
 
     Its pages have the worker that shows them without the server only with `worker=True`.
