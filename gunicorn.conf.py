@@ -141,7 +141,7 @@ def post_fork(server, worker):
 
     worker.handle_exit = worker.handle_quit = leave
     catch_uncaught()
-    # Before each module that it patches, gevent reads the metadata of every installed package, for plugins.
+    # Before and after each module that it patches, gevent reads the entry points of every package, for plugins.
     events.notify_and_call_entry_points = events.notify
     gc.disable()  # what is loaded stays; `post_worker_init` collects the rest
 

@@ -47,16 +47,22 @@ def _fail_for_leaks(report: pytest.TestReport) -> None:
         report.longrepr = "\n".join(found[:20])
 
 
+def _limit(items: list[pytest.Item]) -> float:
+    """Add up how long the functions that have a limit of their own may take, each once. Units: seconds."""
+    limits = {(item.path, getattr(item, "originalname", "")): item.get_closest_marker("timeout") for item in items}
+    return sum(float(limit.args[0]) for limit in limits.values() if limit is not None)
+
+
 @pytest.hookimpl(trylast=True)  # when the others are deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order the tests so that nobody waits for the last one.
 
-    In `make test`, whose workers take one file after the other, what mostly waits (for leases, for an engine that is
-    away) comes first, beside the browsers, which keep a core busy.
+    In `make test`, whose workers take one file after the other (not in `.ci/run`'s young machine), what mostly waits
+    (for leases, for an engine that is away) comes first, beside the browsers, which keep a core busy.
 
-    In `make test-long`, half of the workers begin with what takes minutes: what has a limit of time of its own. Most of
-    these wait, so that the other half has the cores; and none of them is left for the end, where it would be alone. The
-    tests are dealt as pytest-xdist's `worksteal` deals them, in equal shares.
+    In `make test-long`, all workers but one begin with what takes minutes: what has a limit of time of its own. They
+    share it by these limits, so that none of it is left for the end, where it would be alone. The tests are dealt as
+    pytest-xdist's `worksteal` deals them, in equal shares.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers < 2:
@@ -70,8 +76,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         (slow.setdefault(item.path, []) if item.get_closest_marker("timeout") else rest).append(item)
     shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
-    for place, together in enumerate(slow.values()):
-        shares[place % ((workers + 1) // 2)] += together
+    for together in sorted(slow.values(), key=_limit, reverse=True):
+        min(shares[: workers - 1], key=_limit).extend(together)
     left = len(items)
     for place, share in enumerate(shares):
         size = left // (workers - place)

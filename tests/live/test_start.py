@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
@@ -110,7 +111,10 @@ def test_start_runs_no_plugin_of_gevents_and_leaves_the_collector_on(
     (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
     (plugin / "entry_points.txt").write_text("[gevent.plugins.monkey.will_patch_all]\nplugin = plugin:met\n")
     (tmp_path / "plugin.py").write_text("def met(event): raise SystemExit('a plugin was run')\n")
-    with ChatWait(**settings(upstream, PYTHONPATH=tmp_path), probe=True) as chatwait:
+    with ChatWait(
+        **settings(upstream, PYTHONPATH=os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))),
+        probe=True,
+    ) as chatwait:
         assert chatwait.inside()["collects"] == 1
 
 

@@ -42,4 +42,4 @@ def test_twenty_thousand_guesses_leave_nothing_behind(
             held.append(chatwait.resources()["rss_bytes"] >> 10)
         record_property("rss_kib", held)
         print(f"KiB held after each 4,000 guesses: {held}")
-        assert held[-1] - held[0] < 1 << 9
+        assert held[-1] - held[1] < 1 << 9  # 43 bytes for each of 12,000; seen: 0
