@@ -1,84 +1,100 @@
-"""tabs.js without Web Locks: how many answers a browser reads at a time, where its tabs hear late of each other."""
+"""tabs.js without Web Locks: how many answers a browser reads at a time, and in which order."""
 
 from __future__ import annotations
+
+import contextlib
+import time
 
 import pytest
 
 from tests.browser.modules import Modules
+from tests.live.steps import poll
 
 pytestmark = pytest.mark.browser
 
 MOST = 4
 
-RACE = """
-async (load, { tabs, late }) => {
+JOIN = """
+async (load) => {
   const { createTabs } = await load("tabs");
-  const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-  // A browser's storage: each tab sees its own writes at once and those of others `late`, in one order for all; until
-  // its own write has been put into that order, it does not see an older one in its place.
-  const views = [];
-  const told = (sender, key, value) => setTimeout(() => {
-    for (const view of views) {
-      if (view === sender) view.pending.set(key, view.pending.get(key) - 1);
-      if (view === sender || !view.pending.get(key)) value === null ? view.seen.delete(key) : view.seen.set(key, value);
-    }
-  }, late);
-  const storage = () => {
-    const view = { seen: new Map(views[0]?.seen), pending: new Map() };
-    const write = (key, value) => {
-      value === null ? view.seen.delete(key) : view.seen.set(key, value);
-      view.pending.set(key, (view.pending.get(key) ?? 0) + 1);
-      told(view, key, value);
-    };
-    views.push(view);
-    return {
-      getItem: (key) => view.seen.get(key) ?? null,
-      setItem: (key, value) => write(key, value),
-      removeItem: (key) => write(key, null),
-    };
-  };
-  let number = 0;
-  const random = () => `tab${number++}`;
-  const make = () => createTabs({ locks: undefined, storage: storage(), random, now: Date.now, onMessage() {} });
-  const all = Array.from({ length: tabs }, make);
-  const read = [];
-  let reading = 0, most = 0, waited = 0;
-  const signal = new AbortController().signal;
-  const take = async (one) => {
-    const release = await one.slot(() => (waited += 1), signal);
-    most = Math.max(most, ++reading);
-    read.push(release);
-  };
-  for (const one of all.slice(0, 4)) {
-    await take(one);
-    await pause(2 * late);
-  }
-  const rest = all.slice(4).map(take); // they look at the same moments
-  await pause(300);
-  const before = [reading, waited];
-  for (let left = 0; left < tabs - 4; left += 1) {
-    reading -= 1;
-    read.shift()();
-    for (let turns = 0; turns < 100 && read.length < 4; turns += 1) await pause(50);
-    await pause(500); // were there another one, it would have shown itself
-  }
-  await Promise.all(rest);
-  for (const one of all) one.close();
-  return { before, most, read: read.length };
+  const tabs = createTabs({ locks: undefined, now: Date.now, onMessage() {} });
+  globalThis.one = { tabs, places: [], cancel: new AbortController() };
+  const release = await tabs.tryOwn("anything"); // its database is open
+  release?.();
 }
 """
+ASK = """
+(load, at) => void setTimeout(async () => {
+  one.release = await one.tabs.slot((place) => one.places.push(place), one.cancel.signal);
+}, at - Date.now())
+"""
+FORGET = "() => new Promise((done) => (indexedDB.deleteDatabase('chatwait.locks').onsuccess = done)).then(() => {})"
+READS = "() => Boolean(globalThis.one.release)"
+PLACE = "() => one.places.at(-1)"
 
 
-@pytest.mark.parametrize("late", [0, 150])
-def test_tabs_that_wait_take_no_more_places_than_there_are_however_late_they_hear_of_each_other(
-    modules: Modules, late: int
-) -> None:
-    """One place after the other becomes free; a busy machine tells a tab late what another one wrote."""
-    told = modules.run(RACE, {"tabs": 2 * MOST, "late": late})
+@pytest.fixture
+def tabs(modules: Modules) -> list[Modules]:
+    """Give eight tabs that are about to read."""
+    modules.run(FORGET)
+    tabs = [modules, *(modules.tab() for _ in range(2 * MOST - 1))]
+    for tab in tabs:
+        tab.run(JOIN)
+    return tabs
 
-    assert told["before"] == [MOST, MOST], "four read, and four wait"
-    assert told["most"] == MOST
-    assert told["read"] == MOST
+
+def ask_at_once(tabs: list[Modules]) -> None:
+    """Have all of them ask for a place at the same moment."""
+    at = time.time() * 1000 + 500
+    for tab in tabs:
+        tab.run(ASK, at)
+
+
+def reading(tabs: list[Modules]) -> list[Modules]:
+    return [tab for tab in tabs if tab.run(READS)]
+
+
+def settled(tabs: list[Modules], most: int = MOST) -> list[Modules]:
+    """Wait until so many read and all others have a place of their own; list those that wait, the next one first."""
+
+    def places() -> list[int]:
+        return sorted(tab.run(PLACE) or 0 for tab in tabs if not tab.run(READS))
+
+    waiting = list(range(1, len(tabs) - most + 1))
+    poll(lambda: len(reading(tabs)) == most and places() == waiting, seconds=20, what=lambda: str(places()))
+    return sorted((tab for tab in tabs if not tab.run(READS)), key=lambda tab: tab.run(PLACE))
+
+
+def test_tabs_that_ask_in_one_moment_take_four_places_and_each_that_waits_knows_its_own(tabs: list[Modules]) -> None:
+    ask_at_once(tabs)
+    row = settled(tabs)
+    while row:
+        reading(tabs)[0].run("() => { one.release(); one.release = null; one.places = [-1]; }")
+        tabs = [tab for tab in tabs if tab.run("() => one.places.at(-1) !== -1")]
+        expected, row = row[1:], settled(tabs)
+        assert row == expected, "each goes one place forward, and nobody overtakes"
+
+
+def test_tab_that_leaves_the_row_is_followed_by_the_next_one(tabs: list[Modules]) -> None:
+    ask_at_once(tabs)
+    row = settled(tabs)
+    row[1].run("() => one.cancel.abort()")
+    tabs.remove(row[1])
+    assert settled(tabs) == [row[0], *row[2:]]
+
+
+@pytest.mark.parametrize("leave", ["closes", "crashes"])
+def test_place_of_a_tab_that_is_gone_is_taken(tabs: list[Modules], leave: str) -> None:
+    ask_at_once(tabs)
+    row = settled(tabs)
+    gone = reading(tabs[1:])[0]  # the first page is all tests'
+    tabs.remove(gone)
+    if leave == "crashes":
+        with contextlib.suppress(Exception):  # it never loads, and that is told somehow
+            gone.page.goto("chrome://crash", timeout=10_000)
+    else:
+        gone.page.close(run_before_unload=True)
+    assert settled(tabs) == row[1:]
 
 
 BROKEN = """
@@ -91,7 +107,7 @@ async (load) => {
       throw new DOMException("", "InvalidStateError");
     },
   };
-  const tabs = createTabs({ locks, storage: null, random: () => "me", now: Date.now, onMessage() {} });
+  const tabs = createTabs({ locks, now: Date.now, onMessage() {} });
   const never = new Promise((resolve) => setTimeout(resolve, 2_000));
   const signal = new AbortController().signal;
   const given = [];

@@ -33,12 +33,12 @@ pytestmark = pytest.mark.browser
 TOKENS = ["One ", "two, ", "thr", "ee é🙂 ", "and four."]
 TEXT = "".join(TOKENS)
 LAST = len(TOKENS)
-TAKEOVER_SECONDS = 15.0  # five times what is promised, and more: the machine of a test may be busy
+TAKEOVER_SECONDS = 15.0  # twice what is promised, and more: the machine of a test may be busy
 
 
 @pytest.fixture(params=["near", pytest.param("lan", marks=pytest.mark.long)])
 def tab(request: pytest.FixtureRequest, open_chat: OpenChat, service: ChatWait, upstream: ScriptedUpstream) -> ChatPage:
-    """Give a page with Web Locks, and one of plain HTTP on a LAN, where a lease stands in for them."""
+    """Give a page with Web Locks, and one of plain HTTP on a LAN, where rows in IndexedDB stand in for them."""
     chat = open_chat(service.base_url if request.param == "near" else lan(service.base_url)).open()
     assert chat.page.evaluate("Boolean(navigator.locks)") is (request.param == "near")
     upstream.always(gated(TOKENS))
@@ -117,7 +117,10 @@ def test_page_whose_reading_tab_is_gone_is_read_on_by_the_other_one(
         gone_at = time.monotonic()
         other.wait(lambda: attached(service, stream) == 2, TAKEOVER_SECONDS, "the other tab to read")
         taken_after = time.monotonic() - gone_at
-        record_property("figure", f"{request.node.name}: read on after {taken_after:.2f} s (promised: 2)")
+        promised = (
+            2 if leave is not crash or other.page.evaluate("Boolean(navigator.locks)") else 7
+        )  # a lease, which a crash leaves
+        record_property("figure", f"{request.node.name}: read on after {taken_after:.2f} s (promised: {promised})")
         open_gates(upstream, 2, LAST + 1)
         assert_same_end(other)
         wait_attached(tab, service, stream, 2)
@@ -143,7 +146,7 @@ def test_page_too_slow_to_keep_its_lease_leaves_the_answer_to_the_tab_that_took_
     upstream.open("0")
     other.wait_text(TOKENS[0])
     stream = stream_id(tab)
-    tab.page.evaluate(BLOCK, 4_000)
+    tab.page.evaluate(BLOCK, 8_000)
     other.wait(lambda: attached(service, stream) == 2, TAKEOVER_SECONDS, "the other tab to read")
     other.wait(lambda: reading(service, stream) == 1, TAKEOVER_SECONDS, "one connection again")
     open_gates(upstream, 1, LAST + 1)
@@ -204,20 +207,17 @@ SEND_AT = """
 def test_page_sent_from_two_tabs_at_the_same_moment_asks_one_question(
     tab: ChatPage, upstream: ScriptedUpstream
 ) -> None:
-    """A storage is seen by another tab a little later, so with leases the second tab sends half a second later."""
     upstream.always(answer(["Hello."]))
     tab.send("Hello?")
     tab.wait_state("complete")
     other = other_tab(tab)
     other.wait_state("complete")
-    apart_ms = 0 if tab.page.evaluate("Boolean(navigator.locks)") else 500
-
     for number in range(1, 6):
-        send_at_once(tab, other, upstream, number, apart_ms)
+        send_at_once(tab, other, upstream, number)
 
 
-def send_at_once(tab: ChatPage, other: ChatPage, upstream: ScriptedUpstream, number: int, apart_ms: int) -> None:
-    """Send the conversation's question of this number from both tabs, so many milliseconds apart."""
+def send_at_once(tab: ChatPage, other: ChatPage, upstream: ScriptedUpstream, number: int) -> None:
+    """Send the conversation's question of this number from both tabs at one moment."""
     words = "An answer is on its way"
     reply = [f"No. {number}"]
     upstream.reset()
@@ -227,8 +227,8 @@ def send_at_once(tab: ChatPage, other: ChatPage, upstream: ScriptedUpstream, num
         chat.button("Send").wait_for()
         chat.box.fill(text)
     at = time.time() * 1000 + 400
-    tab.page.evaluate(SEND_AT, at)
-    other.page.evaluate(SEND_AT, at + apart_ms)
+    for chat in both:
+        chat.page.evaluate(SEND_AT, at)
     tab.wait(lambda: words in hint(tab) or words in hint(other), 10, f"one to be refused; {hint(other)}")
     taken, refused = (tab, other) if words in hint(other) else (other, tab)
     assert refused.box.input_value() == both[refused]

@@ -42,7 +42,7 @@ ms => {
 
 @pytest.fixture(params=["near", pytest.param("lan", marks=pytest.mark.long)])
 def tab(request: pytest.FixtureRequest, open_chat: OpenChat, service: ChatWait, upstream: ScriptedUpstream) -> ChatPage:
-    """Give a page with Web Locks, and one of plain HTTP on a LAN, where a lease stands in for them."""
+    """Give a page with Web Locks, and one of plain HTTP on a LAN, where rows in IndexedDB stand in for them."""
     chat = open_chat(service.base_url if request.param == "near" else lan(service.base_url)).open()
     assert chat.page.evaluate("Boolean(navigator.locks)") is (request.param == "near")
     return chat
@@ -90,7 +90,6 @@ def test_message_sent_right_after_an_end_is_taken_though_two_other_tabs_waited_t
     tab: ChatPage, upstream: ScriptedUpstream
 ) -> None:
     """The end gives the turn to a tab that waited; here it is slow to see that there is nothing to read for it."""
-    has_locks = tab.page.evaluate("Boolean(navigator.locks)")
     ends = [f"end {number}" for number in range(ROUNDS)]
     upstream.then(*(Script(steps=[Token(f"No. {end}"), Gate(end), Finish(), Done()]) for end in ends))
     begin(tab, "Question 0?")
@@ -102,7 +101,7 @@ def test_message_sent_right_after_an_end_is_taken_though_two_other_tabs_waited_t
         if number + 1 < ROUNDS:
             tab.box.fill(f"Question {number + 1}?")
             tab.page.evaluate(SEND_AFTER_THE_END, 40 * number)
-            for other in others if has_locks else []:  # nobody is given a lease
+            for other in others:
                 other.page.evaluate(BE_SLOW, HELD_MS)
         upstream.open(end)
     for chat in (tab, *others):

@@ -13,11 +13,11 @@ const YIELD_MS = 1_500; // tabs that waited for the last answer see that there i
  * `on`: text(conversation, answer, text), change(conversation, answer), show(conversation, isNew) when its messages are
  * others than before (isNew: the last was asked in another tab just now), refused(conversation, answer), removed(id).
  */
-export function createAnswers({ api, locks, storage, now, random, limits, ...parts }) {
+export function createAnswers({ api, locks, now, random, limits, ...parts }) {
   const [store, on] = [guarded({ ...parts.store }), guarded(parts.on)];
   const known = new Map(); // conversations of this tab by id
   const runs = new Map(); // by conversation: what is read here, or waited for
-  const tabs = createTabs({ locks, storage, random, now, onMessage: hear });
+  const tabs = createTabs({ locks, now, onMessage: hear });
   return { conversation, begin, again, stop, wake, watch, keep, save, remove, suspend, resume, isBusy };
 
   /** The conversation of this id, from memory or from the store; null when there is none. */
@@ -129,6 +129,7 @@ export function createAnswers({ api, locks, storage, now, random, limits, ...par
     }
     answer.queued = false;
     run.slot = slot;
+    if (isOver(answer)) return changed(conversation, answer); // a tab that had lost its turn read it to its end all the same
     if (!slot || run.cancel.signal.aborted) {
       if (answer.streamId) {
         const { ok } = await api.stop(answer.streamId, AbortSignal.timeout(5_000)).catch(() => ({}));

@@ -47,7 +47,7 @@ const server = createServer({
   onChange: serverChanged,
 });
 const answers = createAnswers({
-  api, store, storage, now, random, locks: navigator.locks, limits: () => server.limits,
+  api, store, now, random, locks: navigator.locks, limits: () => server.limits,
   on: { text, change, show, refused, removed },
 });
 const announcer = guarded(createAnnouncer({ polite: element("polite"), alert: element("alert"), now }));
