@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pytest
 
@@ -74,3 +75,12 @@ def test_request_without_a_body_is_heard() -> None:
     Tap(Run()).sent(f"GET /chat HTTP/1.1\r\nCookie: {'k' * 20}\r\n\r\n".encode())
 
     assert leaks.leaks([LINE % ("k" * 20)])
+
+
+def test_secret_is_found_wherever_it_lies_and_not_without_its_last_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size, letter in product((14, 15, 16, 23, 31), "k€"):
+        secret = letter + "".join(map(chr, range(ord("A"), ord("A") + size - 2))) + letter
+        monkeypatch.setattr(leaks, "_heard", {secret: "it"})
+        for before, after in product(range(8), (0, 8)):
+            assert len(leaks.leaks([f"{'a' * before}{secret}{'z' * after}"])) == 1, (secret, before, after)
+            assert leaks.leaks([f"{'a' * before}{secret[:-1]}{'z' * after}"]) == [], (secret, before, after)
