@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -30,6 +31,7 @@ from tests.harness.script import (
     TruncatedChunk,
     Usage,
     encode_json,
+    encode_text,
 )
 
 
@@ -171,9 +173,18 @@ class Exchange:
             await self._writer.drain()
 
     def _send_token(self, text: str) -> None:
-        self._record.tokens.append((text, now()))
-        self._send_data(self._with_choice({"content": text}))
+        self._record.note_token(text)
+        try:
+            self._send_chunk(encode_text(text).join(self._around_text))
+        except UnicodeEncodeError:
+            self._send_data(self._with_choice({"content": text}))
         self._watch.changed()
+
+    @functools.cached_property
+    def _around_text(self) -> list[bytes]:
+        """Give what stands before and behind the text of a token: all of it is the same for each."""
+        before, name, behind = encode_json(self._with_choice({"content": ""})).partition(b'"content":""')
+        return [b"data: " + before + name[:-2], behind + b"\n\n"]
 
     def _with_choice(self, delta: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}

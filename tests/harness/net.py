@@ -40,11 +40,13 @@ class Watch:
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
+        self._waiting = 0
 
     def changed(self) -> None:
         """Let every waiting thread judge its predicate again."""
-        with self._condition:
-            self._condition.notify_all()
+        if self._waiting:  # who waits is counted before its predicate is judged: whoever comes now sees the change
+            with self._condition:
+                self._condition.notify_all()
 
     def wait_until(self, predicate: Callable[[], Any], *, timeout: float, what: Callable[[], str]) -> None:
         """Block until the predicate holds.
@@ -52,7 +54,11 @@ class Watch:
         Raises: TimeoutError, with `what()` (evaluated then, so that it can tell how far things got).
         """
         with self._condition:
-            held = self._condition.wait_for(predicate, timeout)
+            self._waiting += 1
+            try:
+                held = self._condition.wait_for(predicate, timeout)
+            finally:
+                self._waiting -= 1
         if not held:
             raise TimeoutError(f"waited {timeout:g} s for {what()}")
 

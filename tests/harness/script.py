@@ -127,6 +127,7 @@ Step: TypeAlias = (
     | TruncatedChunk
     | Paced
 )
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 BARE_STEPS = (Raw, Pause, Gate, Stall, Close, Reset)
 
 
@@ -188,6 +189,11 @@ def error(
 def encode_json(value: Any) -> bytes:
     """Encode as OpenAI does, in UTF-8; half a surrogate pair has no UTF-8 and is escaped."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return _COMPACT.encode(value).encode()
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":")).encode()
+
+
+def encode_text(text: str) -> bytes:
+    """Encode a text in the same way. Raises: UnicodeEncodeError for half a surrogate pair."""
+    return _COMPACT.encode(text).encode()

@@ -191,6 +191,22 @@ def test_upstream_awaited_in_vain_says_what_it_has(upstream: ScriptedUpstream) -
         upstream.wait_reached("g", timeout=0.01)
 
 
+def test_those_who_wait_for_tokens_are_woken_by_theirs(upstream: ScriptedUpstream) -> None:
+    upstream.always(steps(Token("a"), Token("b"), Gate("on"), Token("c"), Finish(), Done()))
+    with ask(upstream), ThreadPoolExecutor(4) as pool:
+        (record,) = upstream.wait_for_requests(1)
+        late, early, last = (pool.submit(record.wait_tokens, count, timeout=30) for count in (3, 1, 3))
+        early.result()
+        record.wait_tokens(2)
+        with pytest.raises(TimeoutError, match="3 tokens; request 1 has 2 tokens out"):
+            record.wait_tokens(3, timeout=0.01)
+        assert not late.done()
+        assert not last.done()
+        upstream.open("on")
+        late.result()
+        last.result()
+
+
 @pytest.mark.parametrize("waiting", [Stall(), Gate("never"), Pause(60), Token("late", pause=60), Paced("abc", 60)])
 @pytest.mark.parametrize("hard", [False, True])
 def test_upstream_notices_a_peer_that_leaves_while_it_waits(
