@@ -59,12 +59,12 @@ def median_ms(chatwait: ChatWait) -> float:
 
 def test_hundreds_of_silent_connections_slow_nobody(chatwait: ChatWait, record_property: pytest.RecordProperty) -> None:
     """Bad input: connections that send nothing, or half a head."""
-    before = chatwait.resources()["sockets"]
+    before = chatwait.sockets()
     alone = min(median_ms(chatwait) for _ in range(3))
     with many(chatwait.port, 300), many(chatwait.port, 200, HALF_HEAD):
-        poll(lambda: chatwait.resources()["sockets"] > 500, seconds=10, what="500 connections")
+        poll(lambda: chatwait.sockets() > 500, seconds=10, what="500 connections")
         beside = min(median_ms(chatwait) for _ in range(3))
-    poll(lambda: chatwait.resources()["sockets"] <= before + 2, seconds=10, what="the descriptors back")
+    poll(lambda: chatwait.sockets() <= before + 2, seconds=10, what="the descriptors back")
     record_property("health_ms", {"alone": round(alone, 2), "beside 500": round(beside, 2)})
     print(f"/health takes {alone:.2f} ms alone and {beside:.2f} ms beside 500 silent connections")
     assert beside < 3 * alone + 5
@@ -76,7 +76,7 @@ def test_connection_that_asks_nothing_makes_room_for_who_comes(small: ChatWait, 
     with many(small.port, SMALL_MOST + 150, data) as socks:
         for _ in range(3):
             assert get(f"{small.base_url}/health").status == 200
-        poll(lambda: small.resources()["sockets"] <= SMALL_MOST + 1, seconds=10, what="the oldest to be shut")
+        poll(lambda: small.sockets() <= SMALL_MOST + 1, seconds=10, what="the oldest to be shut")
         until = time.monotonic() + 10
         while not has_ended(socks[0]):
             assert time.monotonic() < until, "the oldest is still there"
@@ -205,7 +205,7 @@ def test_connection_that_never_finishes_a_request_is_ended(
         "idle": HEALTH,
         "deaf": raw("GET /docs HTTP/1.1") * 4000,
     }
-    before = chatwait.resources()["sockets"]
+    before = chatwait.sockets()
     with ExitStack() as stack:
         socks = {name: stack.enter_context(connect(chatwait.port)) for name in sent}
         for name, data in sent.items():
@@ -236,7 +236,7 @@ def test_connection_that_never_finishes_a_request_is_ended(
     for name in ("nothing", "idle"):
         assert IDLE_SECONDS - 10 < ended[name] < IDLE_SECONDS + 25, name
     assert ended["deaf"] < 90
-    poll(lambda: chatwait.resources()["sockets"] <= before + 2, seconds=10, what="the descriptors back")
+    poll(lambda: chatwait.sockets() <= before + 2, seconds=10, what="the descriptors back")
 
 
 def test_requests_of_one_client_in_a_row_let_others_in_between(chatwait: ChatWait) -> None:

@@ -114,13 +114,13 @@ def small(shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
 @contextmanager
 def unfinished(chatwait: ChatWait, *sizes: int) -> Iterator[list[socket.socket]]:
     """Hold bodies of MOST bytes of which so many have been sent; on leaving, the service has seen them leave."""
-    before = chatwait.resources()["sockets"]
+    before = chatwait.sockets()
     with ExitStack() as stack:
         socks = [stack.enter_context(connect(chatwait.port)) for _ in sizes]
         for sock, size in zip(socks, sizes, strict=True):
             sock.sendall(raw(WAIT, JSON, f"Content-Length: {MOST}", body=b" " * size))
         yield socks
-    poll(lambda: chatwait.resources()["sockets"] <= before + 2, seconds=10, what="the connections to be gone")
+    poll(lambda: chatwait.sockets() <= before + 2, seconds=10, what="the connections to be gone")
 
 
 def ask(chatwait: ChatWait, size: int) -> Reply:
