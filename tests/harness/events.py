@@ -47,10 +47,12 @@ class EventParser:
         self._at_start = True
         self._skip_lf = False
         self._id_buffer = last_event_id
+        self._received_at = 0.0
         self._clear()
 
-    def feed(self, data: bytes) -> list[Event]:
+    def feed(self, data: bytes, received_at: float = 0.0) -> list[Event]:
         """Take the next bytes and give the events that they complete."""
+        self._received_at = received_at
         events = []
         # Only CR, LF and CRLF end lines; bytes.splitlines() knows exactly these, str.splitlines() many more.
         for piece in data.splitlines(keepends=True):
@@ -59,14 +61,17 @@ class EventParser:
                 if piece == b"\n":
                     continue
             text = piece.rstrip(b"\r\n")
-            self._line += text
-            if len(self._line) > MAX_LINE_BYTES:
+            if len(self._line) + len(text) > MAX_LINE_BYTES:
                 raise AssertionError(f"a line has more than {MAX_LINE_BYTES} bytes")
             if len(text) == len(piece):
+                self._line += text
                 break  # only the last piece has no end
+            if self._line:
+                text = bytes(self._line + text)
+                self._line.clear()
             # After a CR the line is complete at once: whoever waits for a possible LF is one event late.
             self._skip_lf = piece.endswith(b"\r")
-            if (event := self._end_line()) is not None:
+            if (event := self._end_line(text)) is not None:
                 events.append(event)
         return events
 
@@ -76,9 +81,8 @@ class EventParser:
         self._own_id: str | None = None
         self._own_retry: int | None = None
 
-    def _end_line(self) -> Event | None:
+    def _end_line(self, raw: bytes) -> Event | None:
         # A line is decoded as a whole, so a character that was cut by a packet is none of our business.
-        raw, self._line = bytes(self._line), bytearray()
         if self._at_start:
             self._at_start = False
             raw = raw.removeprefix(BOM)
@@ -109,6 +113,7 @@ class EventParser:
             id=self._own_id,
             retry=self._own_retry,
             last_event_id=self.last_event_id,
+            received_at=self._received_at,
         )
         # The specification's buffer gets a LF for each line and loses the last one: one empty line leaves it empty
         # after the test for emptiness, so `data` alone dispatches an event with empty data.

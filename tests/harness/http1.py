@@ -37,17 +37,21 @@ class Headers(Mapping[str, str]):
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self.pairs = pairs
+        self._first: dict[str, str] = {}
+        for name, value in pairs:
+            self._first.setdefault(name.lower(), value)
 
     def __getitem__(self, name: str) -> str:
-        for value in self.get_all(name):
-            return value
-        raise KeyError(name)
+        return self._first[name.lower()]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self._first
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(name.lower() for name, _ in self.pairs))
+        return iter(self._first)
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self._first)
 
     def get_all(self, name: str) -> list[str]:
         """List the values of every header with this name."""

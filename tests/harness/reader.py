@@ -8,7 +8,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -76,9 +75,7 @@ class Connection:
         Raises: Dropped, after every event that came whole, TimeoutError when nothing came for the timeout.
         """
         for piece in self.pieces():
-            received_at = time.monotonic()
-            for event in self._parser.feed(piece):
-                yield replace(event, received_at=received_at)
+            yield from self._parser.feed(piece, time.monotonic())
 
     def body(self) -> bytes:
         """Read the whole body. Raises: Dropped, TimeoutError."""
