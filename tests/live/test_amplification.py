@@ -203,6 +203,9 @@ def test_memory_is_back_after_a_thousand_hostile_requests(
 # What others notice
 
 
+LONGEST_GAP_MS = 250
+
+
 class Reader:
     """Read a stream of a hundred tokens a second, and note the longest time between two."""
 
@@ -249,11 +252,9 @@ def gaps(chatwait: ChatWait, upstream: ScriptedUpstream, name: str = "") -> dict
         reading.result()
         if spending:
             assert set(spending.result()["statuses"]) <= expected(name)
-    return {
-        "reader_ms": reader.longest_gap_ms(),
-        "health_ms": max(probes) * 1000,
-        "slowness": slowness(),
-    }
+    longest = {"reader_ms": reader.longest_gap_ms(), "health_ms": max(probes) * 1000}
+    # It widens only what is allowed to gaps that are too long for an idle machine.
+    return {**longest, "slowness": slowness() if max(longest.values()) >= LONGEST_GAP_MS else 1.0}
 
 
 BLOCKING = [
@@ -279,7 +280,7 @@ def test_mebibyte_of_input_blocks_nobody(
     beside = rounds(lambda: gaps(target, upstream, name), 3)
     record_property("beside", beside)
     print(f"{name}: the longest gaps, median of 3 rounds: {beside} beside 20 such requests")
-    allowed = 250 * max(1.0, beside["slowness"])
+    allowed = LONGEST_GAP_MS * max(1.0, beside["slowness"])
     if max(beside["reader_ms"], beside["health_ms"]) >= allowed:
         without = rounds(lambda: gaps(target, upstream), 3)
         record_property("without", without)
