@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.browser.axe import find_by_axe
 from tests.browser.modules import ASSETS
 from tests.browser.parts import Parts, open_parts
 from tests.browser.samples import ANSWERS, LIVE, NOW, conversation, question
-from tests.requirements import require_or_skip
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
@@ -111,15 +111,11 @@ def every_state() -> list[dict[str, Any]]:
 
 
 def found_by_axe(parts: Parts, what: str) -> list[str]:
-    try:
-        from axe_playwright_python.sync_playwright import Axe
-    except ImportError:
-        require_or_skip("axe-playwright-python (pip install -r requirements-dev.txt)", present=False)
-    found = Axe().run(parts.page).response
-    assert len(found["passes"]) > 10  # it has looked
+    violations, kept = find_by_axe(parts.page)
+    assert kept > 10  # it has looked
     return [
         f"{what}: {one['id']} {[node['target'] for node in one['nodes']][:3]} {one['nodes'][0]['failureSummary']}"
-        for one in found["violations"]
+        for one in violations
     ]
 
 
