@@ -17,6 +17,7 @@ from tests.harness.upstream import Close, Script, ScriptedUpstream, Token, answe
 
 pytestmark = pytest.mark.browser
 
+PLAIN = {"color_scheme": "light", "forced_colors": "none", "reduced_motion": "no-preference"}  # as Chromium begins
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light"},
     "dark": {"color_scheme": "dark"},
@@ -107,16 +108,47 @@ def test_page_has_nothing_that_axe_finds_before_during_and_after_an_answer(
     check(chat, "details")
 
 
+# The looks of one size, by the one in which the page is opened.
+SIZES = {
+    "light": ("light", "dark", "forced colours", "reduced motion"),
+    "narrow": ("narrow", "narrow, dark"),
+    "zoomed": ("zoomed",),
+}
+MEDIA = """
+() => ({
+  color_scheme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light",
+  forced_colors: matchMedia("(forced-colors: active)").matches ? "active" : "none",
+  reduced_motion: matchMedia("(prefers-reduced-motion: reduce)").matches ? "reduce" : "no-preference",
+})
+"""
+
+
+def media_of(chat: ChatPage) -> dict[str, str]:
+    """Tell what the page is told about colours and motion."""
+    media: dict[str, str] = chat.page.evaluate(MEDIA)
+    return media
+
+
 @pytest.mark.long
 @pytest.mark.requirement("page US2.3", "page FR-006")
+@pytest.mark.parametrize("size", SIZES)
 def test_page_has_nothing_that_axe_finds_after_other_ends_and_in_its_dialogues(
     open_chat: OpenChat,
     proxy: ChaosProxy,
     upstream: ScriptedUpstream,
-    look: dict[str, Any],
     check: Callable[[ChatPage, str], None],
+    size: str,
 ) -> None:
-    chat = open_chat(proxy.base_url, **look).open()
+    """None of these states ends by itself, so one visit is looked at in each colour of a size."""
+    chat = open_chat(proxy.base_url, **LOOKS[size]).open()
+
+    def check_each(state: str) -> None:
+        for name in SIZES[size]:
+            media = {key: LOOKS[name].get(key, plain) for key, plain in PLAIN.items()}
+            chat.page.emulate_media(**media)
+            assert media_of(chat) == media
+            check(chat, f"{state}, {name}")
+
     chat.expect_fault(r"the server responded with a status of")
     upstream.always(gated(["One ", "two."]))
     begin(chat, "To be stopped")
@@ -124,39 +156,39 @@ def test_page_has_nothing_that_axe_finds_after_other_ends_and_in_its_dialogues(
     chat.wait_text("One ")
     chat.stop()
     chat.wait_state("stopped")
-    check(chat, "stopped")
+    check_each("stopped")
 
     upstream.always(error(400))
     chat.send("To fail")
     chat.wait_state("failed")
-    check(chat, "failed")
+    check_each("failed")
     upstream.always(Script(steps=[Token("A part "), Close()]))
     chat.send("To fail in the middle")
     chat.wait(lambda: chat.states()[2:] == ["failed"], 20, "a failure")
-    check(chat, "failed in the middle")
+    check_each("failed in the middle")
 
     interrupt(chat)
     chat.wait_state("interrupted")
-    check(chat, "interrupted, and a notice")
+    check_each("interrupted, and a notice")
     is_narrow = chat.page.locator("#drawer").is_visible()
     if is_narrow:
         chat.press("Conversations")
         chat.button("New conversation").wait_for()
-        check(chat, "drawer")
+        check_each("drawer")
     choose_name = "To be stopped"
     chat.page.get_by_role("button", name=f"Options for {choose_name}", exact=True).click()
-    check(chat, "menu")
+    check_each("menu")
     chat.page.keyboard.press("Escape")
     choose(chat, choose_name, "Rename")
-    check(chat, "rename")
+    check_each("rename")
     chat.page.keyboard.press("Escape")
     choose(chat, choose_name, "Delete")
     chat.page.get_by_role("dialog").wait_for()
-    check(chat, "dialog")
+    check_each("dialog")
     chat.page.keyboard.press("Escape")
     chat.press("Keyboard shortcuts")
     chat.page.get_by_role("dialog", name="Keyboard shortcuts").wait_for()
-    check(chat, "shortcuts")
+    check_each("shortcuts")
 
 
 INTERRUPT = """
