@@ -27,6 +27,17 @@ async () => {
     window.answer = (id, state, more) => ({id, role: "assistant", state, content: "one two three", ...more});
 }
 """
+# Wait in the page until nothing more is said, a next sentence comes 0.1 s after the last one went, and give what was.
+HEARD = """
+async () => {
+    for (let silent = 0; silent < 6;) {
+        const isQuiet = ["polite", "alert"].every((id) => document.getElementById(id).textContent === "");
+        silent = isQuiet ? silent + 1 : 0;
+        await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    return heard;
+}
+"""
 BROKEN = {
     "error": {
         "code": "upstream_timeout",
@@ -53,14 +64,7 @@ class Announcer:
 
     def heard(self, region: str) -> list[str]:
         """Wait until all was said; give the sentences of a region, and see that it was empty between them."""
-        quiet = (
-            "() => document.getElementById('polite').textContent + document.getElementById('alert').textContent === ''"
-        )
-        silent = 0
-        while silent < 6:  # a next sentence comes 0.1 s after the last one went
-            silent = silent + 1 if self.parts.run(quiet) else 0
-            self.parts.page.wait_for_timeout(100)
-        said = [text for id_, text in self.parts.run("heard") if id_ == region]
+        said = [text for id_, text in self.parts.run(HEARD) if id_ == region]
         assert said[1::2] == [""] * (len(said) // 2), said
         assert len(said) % 2 == 0
         return said[::2]
