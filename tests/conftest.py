@@ -15,7 +15,7 @@ import pytest
 from tests.harness.leaks import leaks
 from tests.requirements import MISSING, is_required
 
-pytest_plugins = ["tests.harness.contract_run", "tests.harness.engines"]
+pytest_plugins = ["tests.collecting", "tests.harness.contract_run", "tests.harness.engines"]
 
 
 def _skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str | None:
