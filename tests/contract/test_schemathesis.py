@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
 import zlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
-from schemathesis import Response
 
-from tests.contract import fuzz
 from tests.harness.contract import DOCUMENT
 from tests.harness.leaks import forgotten
 from tests.harness.reader import get, post, read_answer
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
 from tests.live.steps import poll, settings
+
+if TYPE_CHECKING:
+    from tests.contract.fuzz import Found
 
 OPERATIONS = 13
 FIRST_WORDS = ("POST /chat", "GET /chat/streaming/{stream_id}", "GET /chat/wait/{stream_id}")
@@ -26,6 +29,12 @@ SEED = "CHATWAIT_FUZZ_SEED"
 
 Without it the seed follows from the contract: who changes that meets new requests, and nobody else does.
 """
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> Any:
+    """Import schemathesis where it is used, and not in each process that collects these tests."""
+    return importlib.import_module("tests.contract.fuzz")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def streams(chatwait: ChatWait) -> list[str]:
     return [str(read_answer(f"{chatwait.base_url}/chat/streaming", {"message": "Hi"}).stream_id) for _ in range(3)]
 
 
-def judge(chatwait: ChatWait, found: fuzz.Found, before: dict[str, int], refusals: int = 1) -> None:
+def judge(chatwait: ChatWait, found: Found, before: dict[str, int], refusals: int = 1) -> None:
     """Check that all was tried, with so many refusals of each question, nothing was found, and nothing is left."""
     print(found.summary())
     assert not found.failures, "\n".join(found.failures[:5])
@@ -82,18 +91,20 @@ ROOM = {"fds": 8, "threads": 0}
     ],
 )
 def test_only_what_gunicorn_refuses_for_its_length_is_excused(
-    chatwait: ChatWait, path: str, key: str, status: int, excused: str
+    fuzz: Any, chatwait: ChatWait, path: str, key: str, status: int, excused: str
 ) -> None:
     url = f"{chatwait.base_url}/chat/streaming/{path}"
     answer = requests.get(url, headers={"Idempotency-Key": key}, timeout=10)
 
     assert answer.status_code == status
-    assert fuzz.too_long(Response.from_requests(answer, verify=True)) == excused
+    assert fuzz.too_long(fuzz.Response.from_requests(answer, verify=True)) == excused
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("with_cursors", [False, True], ids=["bodies", "cursors"])
-def test_contract_holds_for_requests_valid_and_not(chatwait: ChatWait, streams: list[str], with_cursors: bool) -> None:
+def test_contract_holds_for_requests_valid_and_not(
+    fuzz: Any, chatwait: ChatWait, streams: list[str], with_cursors: bool
+) -> None:
     before = chatwait.resources()
     cursors = [f"{stream_id}.{sequence}" for stream_id in streams for sequence in range(6)]
 
@@ -105,7 +116,9 @@ def test_contract_holds_for_requests_valid_and_not(chatwait: ChatWait, streams: 
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("with_cursors", [False, True], ids=["bodies", "cursors"])
-def test_contract_holds_for_random_requests(chatwait: ChatWait, streams: list[str], with_cursors: bool) -> None:
+def test_contract_holds_for_random_requests(
+    fuzz: Any, chatwait: ChatWait, streams: list[str], with_cursors: bool
+) -> None:
     asked = os.environ.get(SEED) or str(zlib.crc32(DOCUMENT.read_bytes()))
     seed = secrets.randbelow(2**32) if asked == "random" else int(asked)
     print(f"{SEED}={seed}")

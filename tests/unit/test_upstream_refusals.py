@@ -30,7 +30,6 @@ from tests.unit.shared import ORIGIN
 from tests.unit.test_transport_receive import CHUNKED, HEAD, LAST, QUESTION, Step, chunk, event, reset, saying
 
 WORDS = json.dumps({"error": {"message": "raw words", "type": "x", "param": None, "code": "y"}}).encode()
-BOMB = gzip.compress(bytes(64 << 20))
 DEEP = b'{"error":{"code":' + b"[" * 900 + b"]" * 900 + b"}}"
 BOUNDS = Bounds(silence_seconds=30.0, generation_seconds=60.0, abandoned_seconds=60.0, answer_chars=1000)
 NESTED = b'{"error":' * 900 + b"{}" + b"}" * 900
@@ -140,7 +139,8 @@ def test_words_of_an_error_are_read_where_they_can_be(serve: Serve, upstream_at:
 def test_packed_answer_is_never_unpacked(serve: Serve, upstream_at: UpstreamAt, status: int) -> None:
     """64 KB that would be 64 MiB."""
     headers = ("Content-Type: text/event-stream", "Content-Encoding: gzip")
-    upstream = upstream_at(serve(saying([refusal(status, *headers, body=BOMB)])))
+    bomb = gzip.compress(bytes(64 << 20))
+    upstream = upstream_at(serve(saying([refusal(status, *headers, body=bomb)])))
     tracemalloc.start()
     try:
         with pytest.raises(errors.UpstreamError):
