@@ -42,7 +42,7 @@ def _fail_for_leaks(report: pytest.TestReport) -> None:
         return
     captured = (text for name, text in report.sections if name.startswith("Captured stdout"))
     lines = [line for text in captured for line in text.splitlines() if line.startswith('{"timestamp"')]
-    if report.passed and (found := leaks(lines)):
+    if report.passed and lines and (found := leaks(lines)):
         report.outcome = "failed"
         report.longrepr = "\n".join(found[:20])
 
