@@ -16,7 +16,6 @@ from tests.browser.chatpage import ChatPage
 from tests.browser.conftest import OpenChat, RunService
 from tests.browser.dialogues import exchange, learned, partly, pick
 from tests.browser.page_steps import LOST, assert_whole, open_gates, status
-from tests.browser.test_page_access import axe as axe
 from tests.browser.test_page_access import check as check
 from tests.browser.test_page_presence import notice, said
 from tests.harness.chaos import Answer, BlackholeAfter, ChaosProxy, Pass, Slow

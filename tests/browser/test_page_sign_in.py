@@ -10,7 +10,6 @@ import pytest
 from tests.browser.chatpage import ChatPage
 from tests.browser.conftest import OpenChat
 from tests.browser.page_steps import LOST, assert_whole, gated, open_gates, status
-from tests.browser.test_page_access import axe as axe
 from tests.browser.test_page_access import check as check
 from tests.browser.test_page_storage import notices
 from tests.harness.chaos import Answer, ChaosProxy, Pass
