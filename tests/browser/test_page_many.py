@@ -10,7 +10,7 @@ import pytest
 from tests.browser.chatpage import ChatPage
 from tests.browser.conftest import OpenChat, lan
 from tests.browser.page_steps import status
-from tests.browser.tab_steps import conversation_id, listed, reading_all, stream_id
+from tests.browser.tab_steps import choose, conversation_id, listed, reading_all, stream_id
 from tests.harness.chaos import Answer, ChaosProxy
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token
@@ -283,10 +283,26 @@ def test_answer_that_a_slow_tab_has_brought_to_its_end_while_this_one_waited_is_
     other = chat.tab().open()
     other.page.evaluate(TELL, [ids[-1], chat.stored_answers()[-1]])
     chat.wait_state("complete")
+    about(upstream, Script(steps=[Token("Sure."), Finish(), Done()]), "Another one")
+    chat.send("Another one")  # here, though the other four are being read
+    chat.wait(lambda: chat.states() == ["complete", "sending"], 10, "the next answer")
     for number in range(MOST):
         upstream.open(name(number))
+    chat.wait(lambda: chat.states() == ["complete"] * 2, 30, "the next answer's end")
     chat.wait(lambda: not chat.page.locator("#list [data-mark=streaming]").count(), 30, "all ends")
-    about(upstream, Script(steps=[Token("Sure."), Finish(), Done()]), "Another one")
-    ask_in_new(chat, "Another one")
-    chat.wait_state("complete")
     assert asked(upstream, {"message": "Question E"}) == []
+
+
+@pytest.mark.requirement("page edge 7")
+def test_conversation_deleted_while_its_answer_waits_leaves_the_row(chat: ChatPage, upstream: ScriptedUpstream) -> None:
+    ids = [ask_in_new(chat, script(upstream, number)) for number in range(MOST + 2)]
+    chat.wait_shown(place(1))
+    choose(chat, f"Question {name(MOST)}", "Delete")
+    chat.press("Delete")
+    show(chat, ids[-1])
+    chat.wait_shown(place(0))
+    for number in range(MOST):
+        upstream.open(name(number))
+    upstream.open(name(MOST + 1))
+    chat.wait_state("complete")
+    assert asked(upstream, {"message": f"Question {name(MOST)}"}) == []

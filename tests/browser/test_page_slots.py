@@ -17,10 +17,12 @@ MOST = 4
 JOIN = """
 async (load) => {
   const { createTabs } = await load("tabs");
-  const tabs = createTabs({ locks: undefined, now: Date.now, onMessage() {} });
+  const random = () => crypto.randomUUID();
+  const tabs = createTabs({ locks: undefined, random, now: Date.now, onMessage() {} });
   globalThis.one = { tabs, places: [], cancel: new AbortController() };
   const release = await tabs.tryOwn("anything"); // its database is open
   release?.();
+  addEventListener("pagehide", () => tabs.close());
 }
 """
 ASK = """
@@ -94,7 +96,9 @@ def test_place_of_a_tab_that_is_gone_is_taken(tabs: list[Modules], leave: str) -
             gone.page.goto("chrome://crash", timeout=10_000)
     else:
         gone.page.close(run_before_unload=True)
+    gone_at = time.monotonic()
     assert settled(tabs) == row[1:]
+    assert leave == "crashes" or time.monotonic() - gone_at < 5, "no lease is waited for"
 
 
 BROKEN = """
@@ -107,7 +111,7 @@ async (load) => {
       throw new DOMException("", "InvalidStateError");
     },
   };
-  const tabs = createTabs({ locks, now: Date.now, onMessage() {} });
+  const tabs = createTabs({ locks, random: () => "me", now: Date.now, onMessage() {} });
   const never = new Promise((resolve) => setTimeout(resolve, 2_000));
   const signal = new AbortController().signal;
   const given = [];
@@ -121,3 +125,50 @@ async (load) => {
 
 def test_locks_that_fail_keep_nobody_from_reading(modules: Modules) -> None:
     assert modules.run(BROKEN) == {"given": ["function"] * 3, "isBounded": True}
+
+
+GIVEN_UP = """
+async (load) => {
+  const { createTabs } = await load("tabs");
+  const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+  const locks = {
+    request: async (name, { ifAvailable }, hold) => {
+      await pause(20);
+      if (!name.startsWith("chatwait.slot.")) return hold({});
+      return ifAvailable ? hold(null) : new Promise(() => {});
+    },
+  };
+  const tabs = createTabs({ locks, random: () => "me", now: Date.now, onMessage() {} });
+  const cancel = new AbortController();
+  const slot = tabs.slot(() => {}, cancel.signal);
+  cancel.abort(); // it still looks for a free one
+  return Promise.race([slot, pause(2_000).then(() => "waits for ever")]);
+}
+"""
+
+
+def test_wait_that_is_given_up_before_it_has_begun_is_none(modules: Modules) -> None:
+    assert modules.run(GIVEN_UP) is None
+
+
+TAKEN_AWAY = """
+async (load) => {
+  const { createTabs } = await load("tabs");
+  let takeAway;
+  const locks = {
+    request: (name, options, hold) => {
+      hold({});
+      return new Promise((_, reject) => (takeAway = reject));
+    },
+  };
+  const tabs = createTabs({ locks, random: () => "me", now: Date.now, onMessage() {} });
+  const told = new Promise((resolve) => tabs.slot(() => {}, new AbortController().signal, () => resolve("told")));
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  takeAway(new Error("too slow"));
+  return Promise.race([told, new Promise((resolve) => setTimeout(resolve, 2_000, "not told"))]);
+}
+"""
+
+
+def test_reader_whose_place_was_taken_away_hears_of_it(modules: Modules) -> None:
+    assert modules.run(TAKEN_AWAY) == "told"

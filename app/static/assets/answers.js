@@ -17,7 +17,7 @@ export function createAnswers({ api, locks, now, random, limits, ...parts }) {
   const [store, on] = [guarded({ ...parts.store }), guarded(parts.on)];
   const known = new Map(); // conversations of this tab by id
   const runs = new Map(); // by conversation: what is read here, or waited for
-  const tabs = createTabs({ locks, now, onMessage: hear });
+  const tabs = createTabs({ locks, random, now, onMessage: hear });
   return { conversation, begin, again, stop, wake, watch, keep, save, remove, suspend, resume, isBusy };
 
   /** The conversation of this id, from memory or from the store; null when there is none. */
@@ -109,7 +109,6 @@ export function createAnswers({ api, locks, now, random, limits, ...parts }) {
   function lost(id, run) {
     if (runs.get(id) !== run) return;
     finish(id);
-    run.cancel?.abort();
     watch(id);
   }
 
@@ -122,11 +121,8 @@ export function createAnswers({ api, locks, now, random, limits, ...parts }) {
       Object.assign(answer, { queued: true, place });
       changed(conversation, answer);
     };
-    const slot = await tabs.slot(waits, run.cancel.signal);
-    if (runs.get(id) !== run) {
-      slot?.();
-      return;
-    }
+    const slot = await tabs.slot(waits, run.cancel.signal, () => lost(id, run));
+    if (runs.get(id) !== run) return slot?.();
     answer.queued = false;
     run.slot = slot;
     if (isOver(answer)) return changed(conversation, answer); // a tab that had lost its turn read it to its end all the same
@@ -206,6 +202,7 @@ export function createAnswers({ api, locks, now, random, limits, ...parts }) {
     const run = runs.get(id);
     runs.delete(id);
     clearTimeout(run?.timer);
+    run?.cancel?.abort(); // it may wait for its turn
     run?.stream?.close();
     run?.slot?.();
     run?.release?.();
@@ -270,6 +267,7 @@ export function createAnswers({ api, locks, now, random, limits, ...parts }) {
     keep();
     for (const run of runs.values()) {
       clearTimeout(run.timer);
+      run.cancel?.abort();
       run.stream?.close();
     }
     runs.clear();
@@ -345,6 +343,7 @@ export function createAnswers({ api, locks, now, random, limits, ...parts }) {
       }
       Object.assign(answer, rest);
       on.change(mine, answer);
+      if (isOver(answer) && !runs.get(id)?.stream) runs.get(id)?.cancel?.abort(); // its turn is not waited for
     }
   }
 }

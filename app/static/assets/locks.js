@@ -1,6 +1,6 @@
 // Web Locks for a page that has none (plain HTTP on a LAN), as rows in IndexedDB: the database numbers them as they come,
 // and of those that live the least has the lock. No transaction waits for its page, which may be slow: all are of one
-// step. Who does not renew its row loses what it has. Must never touch page or network.
+// step. Who does not renew its row loses what it has to the next one. Must never touch page or network.
 
 const NAME = "chatwait.locks";
 const ROWS = "rows";
@@ -9,31 +9,33 @@ const RENEW_MS = 1_000;
 const LOOK_MS = 500; // between two looks of who waits, should nobody ring
 const FORGET_MS = 60_000; // rows of the dead
 const PATIENCE_MS = 10_000; // a browser may never answer
+const MOST_FAILURES = 4; // looks in one row
 
 /**
  * navigator.locks, its request() alone. The promise rejects when the lock is lost, as after `steal`, and where there is no
  * such memory.
  */
-export function createLocks({ now }) {
+export function createLocks({ random, now }) {
   const asked = new Set(); // of those that wait, and of those that have
   let opening = null;
   let opened = null;
-  let isSilent = false; // it did not answer once, and is not waited for again
+  let isSilent = false; // it did not answer, and is not waited for again unless it does
+  let failures = 0;
   let timer = null;
   let bell = null; // rung when a lock is free; a page that has one open is not kept for "back"
   return { request };
 
   async function request(name, { ifAvailable, signal }, work) {
-    const one = { name, number: 0, isHeld: false, renewedAt: 0, turn: gate(), lost: gate() };
+    const one = { name, by: random(), number: 0, isHeld: false, renewedAt: 0, turn: gate(), lost: gate() };
     const abort = () => one.turn.reject(signal.reason);
     signal?.addEventListener("abort", abort);
     if (signal?.aborted) abort();
     try {
       if (ifAvailable && living(await read(), name).length) return await work(null);
+      asked.add(one);
       await enter(one);
       await look([one]);
       if (ifAvailable && !one.isHeld) return await work(null);
-      asked.add(one);
       timer ??= setTimeout(tick, LOOK_MS);
       listen();
       await one.turn.promise;
@@ -50,8 +52,10 @@ export function createLocks({ now }) {
     const due = [...asked].filter((one) => !one.isHeld || isOld(one));
     try {
       if (due.length) await look(due);
+      failures = 0;
     } catch (error) {
-      for (const one of due) if (!one.isHeld) one.turn.reject(error);
+      failures += 1;
+      if (isSilent || failures >= MOST_FAILURES) for (const one of due) if (!one.isHeld) one.turn.reject(error);
     }
     timer = asked.size ? setTimeout(tick, LOOK_MS) : null;
   }
@@ -62,7 +66,7 @@ export function createLocks({ now }) {
     const at = now();
     const isDead = ({ until }) => Math.abs(until - at) > FORGET_MS;
     for (const one of ones) await judge(living(rows, one.name), one);
-    const due = ones.filter((one) => asked.has(one) && isOld(one));
+    const due = ones.filter((one) => asked.has(one) && one.number && isOld(one));
     const dead = rows.filter((row) => isDead(row) && !ones.some((one) => one.number === row.number));
     if (!due.length && !dead.length) return;
     await step("readwrite", (store) => {
@@ -71,25 +75,23 @@ export function createLocks({ now }) {
     });
   }
 
+  /** `rows`: the living ones of its name. */
   async function judge(rows, one) {
     if (!one.number) return; // it is being written
-    const isThere = rows.some((row) => row.number === one.number);
+    const isThere = rows.some((row) => row.by === one.by);
     const isFirst = rows.every((row) => row.number >= one.number);
-    if (isFirst && (isThere || rows.length === 0)) {
-      one.isHeld = true; // nobody else is there, should its own row be dead or gone
+    if (isFirst && (isThere || (one.isHeld && rows.length === 0))) {
+      one.isHeld = true; // all may have slept: who had it has it still, unless another comes first
       one.turn.resolve();
     } else if (one.isHeld) one.lost.reject(new Error("too slow"));
-    else if (!isThere) await enter(one); // as the last one: others may have what it waited for
+    else if (!isThere && asked.has(one)) await enter(one); // as the last one: others may have what it waited for
   }
 
   async function enter(one) {
-    const left = one.number;
     one.number = 0;
     const { number, ...row } = rowOf(one);
-    one.number = await step("readwrite", (store) => {
-      if (left) store.delete(left);
-      return store.add(row);
-    });
+    one.number = await step("readwrite", (store) => store.add(row));
+    if (!asked.has(one)) drop(one);
   }
 
   /** At once: the page may be about to go. */
@@ -99,12 +101,13 @@ export function createLocks({ now }) {
 
   function rowOf(one) {
     one.renewedAt = now();
-    return { name: one.name, number: one.number, until: one.renewedAt + LEASE_MS };
+    return { name: one.name, by: one.by, number: one.number, until: one.renewedAt + LEASE_MS };
   }
 
   function living(rows, name) {
     const at = now();
-    return rows.filter((row) => row.name === name && at < row.until && row.until <= at + LEASE_MS); // else it was set back
+    const isAlive = ({ until }) => at < until && until <= at + 2 * LEASE_MS; // else the clock was set back
+    return rows.filter((row) => row.name === name && isAlive(row));
   }
 
   function isOld({ renewedAt }) {
@@ -133,7 +136,7 @@ export function createLocks({ now }) {
     if (isSilent) throw new Error("no answer");
     if (!opened) opened = await (opening ??= open());
     return within((done, failed) => {
-      const transaction = opened.transaction(ROWS, mode);
+      const transaction = begun(mode);
       const request = ask(transaction.objectStore(ROWS));
       transaction.oncomplete = () => done(request?.result);
       transaction.onabort = () => failed(transaction.error);
@@ -141,14 +144,26 @@ export function createLocks({ now }) {
     });
   }
 
+  function begun(mode) {
+    try {
+      return opened.transaction(ROWS, mode);
+    } catch (error) {
+      forget(); // the connection died, and nobody said so
+      throw error;
+    }
+  }
+
+  function forget() {
+    opening = opened = null;
+  }
+
   function open() {
-    return within((done, failed) => {
+    const asking = within((done, failed) => {
       const request = indexedDB.open(NAME, 1);
       request.onupgradeneeded = () => request.result.createObjectStore(ROWS, { keyPath: "number", autoIncrement: true });
       request.onerror = request.onblocked = () => failed(request.error);
       request.onsuccess = () => {
         const database = request.result;
-        const forget = () => (opening = opened = null);
         database.onclose = forget; // its user cleared it
         database.onversionchange = () => {
           database.close();
@@ -157,6 +172,8 @@ export function createLocks({ now }) {
         done(database);
       };
     });
+    asking.catch(() => setTimeout(forget, PATIENCE_MS)); // then it may be tried again
+    return asking;
   }
 
   async function within(work) {
@@ -167,7 +184,10 @@ export function createLocks({ now }) {
           isSilent = true;
           failed(new Error("no answer"));
         }, PATIENCE_MS);
-        work(done, failed);
+        work((value) => {
+          isSilent = false;
+          done(value);
+        }, failed);
       });
     } finally {
       clearTimeout(silence);

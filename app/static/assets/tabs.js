@@ -4,11 +4,11 @@
 const SLOTS = 4; // HTTP/1.1 has six connections to a host; a stop and a page load need theirs
 
 /** `locks`: navigator.locks or undefined. `onMessage(message)`: what others say. */
-export function createTabs({ locks, now, onMessage }) {
+export function createTabs({ locks, random, now, onMessage }) {
   let channel = null;
   const waiting = new Set(); // cancels of those that wait
   const held = new Set(); // releases
-  const manager = locks ?? import("./locks.js").then(({ createLocks }) => createLocks({ now }));
+  const manager = locks ?? import("./locks.js").then(({ createLocks }) => createLocks({ random, now }));
   manager.catch?.(() => {}); // told to who asks for a lock
   open();
   /**
@@ -40,15 +40,15 @@ export function createTabs({ locks, now, onMessage }) {
 
   /**
    * Wait for one of the browser's free connections: a function that gives it back, or null when `signal` aborts.
-   * `onWait(place)` when there is none and whenever the place changes: 1 is next.
+   * `onWait(place)` when there is none and whenever the place changes: 1 is next. `onLost()`: as of `own`.
    */
-  async function slot(onWait, signal) {
+  async function slot(onWait, signal, onLost) {
     for (let number = 0; number < SLOTS; number += 1) {
-      const release = await take(`chatwait.slot.${number}`, false);
+      const release = await take(`chatwait.slot.${number}`, false, undefined, onLost);
       if (release) return release;
     }
     const leave = await queue(onWait, signal);
-    const taken = leave && (await anySlot(signal));
+    const taken = leave && (await anySlot(signal, onLost));
     leave?.();
     return taken;
   }
@@ -69,7 +69,8 @@ export function createTabs({ locks, now, onMessage }) {
     return leave;
   }
 
-  function anySlot(signal) {
+  async function anySlot(signal, onLost) {
+    if (signal.aborted) return null;
     return new Promise((resolve) => {
       const losers = new AbortController();
       const give = (release) => {
@@ -84,7 +85,7 @@ export function createTabs({ locks, now, onMessage }) {
         resolve(null);
       });
       for (let number = 0; number < SLOTS; number += 1) {
-        take(`chatwait.slot.${number}`, true, losers.signal).then(give);
+        take(`chatwait.slot.${number}`, true, losers.signal, onLost).then(give);
       }
     });
   }
@@ -109,6 +110,7 @@ export function createTabs({ locks, now, onMessage }) {
     Promise.resolve(manager)
       .then((from) => from.request(name, options, hold))
       .catch(() => {
+        waiting.delete(stop);
         if (isTaken) onLost?.(); // a hidden tab's timers are slow, and another has it by now
         else resolve(cancel.signal.aborted ? null : keep(() => {})); // blocked or broken: read all the same
       });
