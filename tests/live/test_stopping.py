@@ -27,10 +27,12 @@ SOON = 8.0
 Start = Callable[..., ChatWait]
 
 
+# It sleeps in short turns: gevent looks for signals before each, and one that comes right after is heard at the next.
 SLOW_TO_LOAD = """
 import time
 print("It loads.", flush=True)
-time.sleep(60)
+for _ in range(1_200):
+    time.sleep(0.05)
 """
 # The first worker is stopped before anything of it has run, and what its master does after the fork too.
 STOPPED_BY_THEN = """
@@ -68,6 +70,20 @@ def line_with(process: subprocess.Popen[bytes], text: str) -> str:
     raise AssertionError(f"the service has ended, and never said {text!r}")
 
 
+def wait_ended(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """Wait for its end, and give what it said since. Raises: AssertionError, which tells what runs on."""
+    assert process.stdout is not None
+    try:
+        assert process.wait(seconds) == 0
+    except subprocess.TimeoutExpired:
+        running = [*psutil.Process(process.pid).children(), psutil.Process(process.pid)]
+        told = [f"{one.pid} of {one.ppid()}, {one.status()}, {one.cpu_times()}" for one in running]
+        for one in running:
+            one.kill()
+        raise AssertionError(f"not ended in {seconds:g} s: {told}; it said {process.stdout.read()!r}") from None
+    return process.stdout.read()
+
+
 @pytest.mark.parametrize("text", ["Booting worker", "It loads."])
 def test_stop_in_the_first_moments_of_a_worker_ends_it_at_once(
     upstream: ScriptedUpstream, tmp_path: Path, text: str
@@ -77,9 +93,7 @@ def test_stop_in_the_first_moments_of_a_worker_ends_it_at_once(
     with starting(upstream, PYTHONPATH=str(tmp_path)) as process:
         line_with(process, text)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(SOON) == 0
-        assert process.stdout is not None
-        assert b"SIGKILL" not in process.stdout.read()
+        assert b"SIGKILL" not in wait_ended(process, SOON)
 
 
 def test_stop_before_the_first_line_of_a_worker_ends_it_and_is_not_lost(
@@ -92,7 +106,7 @@ def test_stop_before_the_first_line_of_a_worker_ends_it_and_is_not_lost(
         booted = line_with(process, "Booting worker")
         assert re.search(r"pid: (\d+)", booted)[1] != stopped  # type: ignore[index]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(SOON) == 0
+        wait_ended(process, SOON)
 
 
 @pytest.fixture
