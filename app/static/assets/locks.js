@@ -65,7 +65,7 @@ export function createLocks({ random, now }) {
     const rows = await read();
     const at = now();
     const isDead = ({ until }) => Math.abs(until - at) > FORGET_MS;
-    for (const one of ones) await judge(living(rows, one.name), one);
+    for (const one of ones.filter((one) => isOutside(living(rows, one.name), one))) await enter(one);
     const due = ones.filter((one) => asked.has(one) && one.number && isOld(one));
     const dead = rows.filter((row) => isDead(row) && !ones.some((one) => one.number === row.number));
     if (!due.length && !dead.length) return;
@@ -75,16 +75,16 @@ export function createLocks({ random, now }) {
     });
   }
 
-  /** `rows`: the living ones of its name. */
-  async function judge(rows, one) {
-    if (!one.number) return; // it is being written
+  /** Judge it by the living rows of its name. Gives whether it has to enter anew, as the last one. */
+  function isOutside(rows, one) {
+    if (!one.number || !asked.has(one)) return false; // it is being written, or has left
     const isThere = rows.some((row) => row.by === one.by);
     const isFirst = rows.every((row) => row.number >= one.number);
     if (isFirst && (isThere || (one.isHeld && rows.length === 0))) {
       one.isHeld = true; // all may have slept: who had it has it still, unless another comes first
       one.turn.resolve();
     } else if (one.isHeld) one.lost.reject(new Error("too slow"));
-    else if (!isThere && asked.has(one)) await enter(one); // as the last one: others may have what it waited for
+    return !isThere && !one.isHeld; // others may have what it waited for
   }
 
   async function enter(one) {
