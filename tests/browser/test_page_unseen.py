@@ -63,6 +63,7 @@ def test_person_who_sees_nothing_asks_loses_the_link_comes_back_stops_asks_again
     proxy.refuse()
     proxy.cut_all()
     wait_announced(chat, [SENT, GONE])
+    chat.wait_shown(r"in ([4-9]|10) s")  # its own next try does not take the button away
     proxy.accept()
     press("button", "Try now")
     wait_announced(chat, [SENT, GONE, "Trying to reconnect.", BACK])

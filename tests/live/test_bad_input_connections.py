@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import select
 import socket
 import statistics
@@ -16,7 +17,7 @@ from tests.harness.reader import KeptAlive, get, post
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token
 from tests.live.rawhttp import HOST, JSON, connect, raw, sized, statuses, talk
-from tests.live.steps import about, begin, log_name, poll, settings, together
+from tests.live.steps import about, poll, settings, together
 
 HEALTH = raw("GET /health HTTP/1.1")
 HEAD_SECONDS = 20
@@ -103,11 +104,9 @@ def test_reader_keeps_its_place_among_too_many_connections(small: ChatWait, upst
     )
     with KeptAlive(HOST, small.port) as kept, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(post, f"{small.base_url}/chat/wait", second, timeout=30)
-        stream_id = begin(small.base_url, first)
-        name = log_name(stream_id)
-        small.wait_for_log("reader_left", stream=name)  # or there is room again as soon as it is noticed
-        kept.send(raw(f"GET /chat/streaming/{stream_id} HTTP/1.1"))
-        poll(lambda: len(small.log_of("reader_attached", stream=name)) == 2, seconds=10, what="the reader")
+        body = json.dumps(first).encode()
+        kept.send(sized("POST /chat/streaming HTTP/1.1", JSON, body=body))
+        upstream.wait_reached("one")
         upstream.wait_reached("two")
         with many(small.port, SMALL_MOST + 50) as crowd:  # which stay for longer than this takes, however slow it is
             poll(lambda: has_ended(crowd[40]), seconds=10, what="the oldest to make room")
