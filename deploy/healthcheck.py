@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from app.config import BadSettings, Settings, read_settings
+from app.settings import BadSettings, Settings, read_settings
 
 TIMEOUT_SECONDS = 4.0  # below the one of the Dockerfile's HEALTHCHECK, so that this says what was wrong
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}

@@ -23,13 +23,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from app.config import Settings
-from app.streams import scripts
-from app.streams.committer import MOST_STREAMS, SPACING_SECONDS
-from app.streams.engine import Command, Connection, script
-from app.streams.shared import LEASE_SECONDS, REMEMBERED_SECONDS, ROUND_SECONDS
-from app.streams.store import new_stream_id
-from app.streams.tail import Tail
+from app.settings import Settings
+from app.streams.interface import new_stream_id
+from app.streams.shared import scripts
+from app.streams.shared.committer import MOST_STREAMS, SPACING_SECONDS
+from app.streams.shared.connection import Command, Connection, script
+from app.streams.shared.store import LEASE_SECONDS, REMEMBERED_SECONDS, ROUND_SECONDS
+from app.streams.shared.tail import Tail
 from load.compare.engine import Cores, Engine
 from load.compare.subjects import NotStarted
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from flask import Flask
 
-from app.routes import chat, failures, gate, health, pages, streams
-from app.runtime import Runtime
+from app.routes import chat, health, pages, streams
+from app.web import access as gate
+from app.web import failures
+from app.worker import Runtime
 
 __all__ = ["register"]
 

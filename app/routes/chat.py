@@ -9,13 +9,14 @@ from flask import Blueprint, Response, current_app, g, request
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
-from app import errors, schemas
-from app.logs import utc_now
-from app.routes import reading
-from app.runtime import Runtime
-from app.sse import Place
-from app.streams.store import Binding, Origin, StreamLog
+from app import errors
+from app.dialects.native import request as schemas
+from app.observability.events import utc_now
+from app.reading.loop import Place
+from app.streams.interface import Binding, Origin, StreamLog
 from app.upstream import Question
+from app.web import answers as reading
+from app.worker import Runtime
 
 __all__ = ["blueprint"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from flask import Blueprint, Response, current_app
 
-from app.logs import utc_now
-from app.runtime import Runtime
+from app.observability.events import utc_now
+from app.worker import Runtime
 
 __all__ = ["blueprint"]
 

@@ -13,9 +13,9 @@ from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header
 
 from app import errors
-from app.logs import event
-from app.routes import files
-from app.streams.store import Store
+from app.observability.events import event
+from app.streams.interface import Store
+from app.web import assets as files
 
 __all__ = ["register"]
 

@@ -7,9 +7,9 @@ import json
 from flask import Blueprint, Response, current_app
 
 from app import errors
-from app.routes import reading
-from app.runtime import Runtime
-from app.streams.store import StreamLog
+from app.streams.interface import StreamLog
+from app.web import answers as reading
+from app.worker import Runtime
 
 __all__ = ["blueprint"]
 

@@ -28,9 +28,9 @@ from urllib.parse import unquote, urlsplit
 
 import httpx2
 
-from app.arrivals import each_arrival
-from app.logs import event
-from app.sockets import is_connected, is_quiet, unacknowledged
+from app.observability.events import event
+from app.platform.gevent_loop import each_arrival
+from app.platform.sockets import is_connected, is_quiet, unacknowledged
 from app.upstream.framing import BadFraming, UntilClose
 from app.upstream.head import Head
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app import local_model
+from app.embedded_model import supervisor as local_model
 from tests.browser.chatpage import ChatPage
 from tests.live.embedded import PATIENCE_SECONDS, embedded_service
 

@@ -8,8 +8,9 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import clock, create_app
-from app.config import Settings
+from app import create_app
+from app.platform import clock
+from app.settings import Settings
 from tests.unit.conftest import no_network, restored_logging  # noqa: F401 - fixtures
 from tests.unit.fakes import FakeUpstream, Gate, whole
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app import errors
-from app.config import Settings, plain
+from app.settings import Settings, plain
 from tests.contract.document import CONTRACT, PAGE, operations, statuses
 from tests.contract.documents import golden
 from tests.contract.golden import Golden, goldens

@@ -12,9 +12,11 @@ import pytest
 from flask.testing import FlaskClient
 from marshmallow import INCLUDE, RAISE, Schema, fields, missing, validate
 
-from app import create_app, errors, schemas
-from app.config import Settings
-from app.routes import chat, reading
+from app import create_app, errors
+from app.dialects.native import request as schemas
+from app.routes import chat
+from app.settings import Settings
+from app.web import answers as reading
 from tests.contract.conftest import ASKED, SETTINGS, TEXTS
 from tests.contract.document import CONTRACT, named, seen_through, validator
 from tests.unit.fakes import FakeUpstream, whole

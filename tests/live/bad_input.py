@@ -203,7 +203,7 @@ HIDDEN = [
     "/static/assets/docs.css",
     "/.env",
     "/.git/config",
-    "/app/config.py",
+    "/app/settings.py",
     "/contracts/openapi.yaml",
     "/openapi.yaml/..%2f..%2f.env",
     "/%2fetc%2fpasswd",

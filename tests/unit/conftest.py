@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.output import Event
+from app.observability.stdout import Event
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def restored_logging() -> Iterator[None]:
 
 
 class Events:
-    """Keep the records that `app.logs.event` wrote."""
+    """Keep the records that `app.observability.events.event` wrote."""
 
     def __init__(self) -> None:
         self.records: list[logging.LogRecord] = []

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import gevent  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
-from app.arrivals import each_arrival, in_loop
-from app.generation import Generations
-from app.routes.gate import RESPONSE, direct_writer
+from app.generation.run import Generations
+from app.platform.gevent_loop import each_arrival, in_loop
 from app.upstream import Call, OpenAIUpstream, Part
+from app.web.access import RESPONSE, direct_writer
 from tests.unit.fakes import FakeUpstream, Gate
 from tests.unit.rawserver import read_request, serving
 from tests.unit.test_generation import BOUNDS

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from app import errors
-from app.streams.shared import SharedLog, SharedStore
-from app.streams.store import Origin, StreamLog, Terminal, Totals
+from app.streams.interface import Origin, StreamLog, Terminal, Totals
+from app.streams.shared.store import SharedLog, SharedStore
 
 LEASE_SECONDS = 0.7
 PATIENCE_SECONDS = 20.0

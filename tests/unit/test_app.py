@@ -17,11 +17,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from app import clock, create_app, errors
-from app.config import Settings
-from app.routes import reading
-from app.runtime import Runtime
-from app.streams.store import new_stream_id
+from app import create_app, errors
+from app.platform import clock
+from app.settings import Settings
+from app.streams.interface import new_stream_id
+from app.web import answers as reading
+from app.worker import Runtime
 from tests.harness.events import Event, EventParser
 from tests.unit.fakes import FakeUpstream, Gate, texts, whole
 from tests.unit.shared import wait_until

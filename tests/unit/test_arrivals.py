@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.arrivals import each_arrival
+from app.platform.gevent_loop import each_arrival
 from tests.unit.fakes import PATIENCE_SECONDS
 
 Pair = tuple[socket.socket, socket.socket]

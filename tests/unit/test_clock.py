@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from app import clock
-from app.clock import Clock
+from app.platform import clock
+from app.platform.clock import Clock
 
 
 def test_check_that_fails_stops_neither_the_others_nor_the_next_tick(caplog: pytest.LogCaptureFixture) -> None:

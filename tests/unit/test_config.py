@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from app import config
-from app.config import LOCAL_LIMITS, BadSettings, Settings, needs_local_model, read_settings, table
-from app.local_model import MODEL_ID
+from app import settings as config
+from app.embedded_model.supervisor import MODEL_ID
+from app.settings import LOCAL_LIMITS, BadSettings, Settings, needs_local_model, read_settings, table
 
 REMOTE = {"OPENAI_BASE_URL": "http://model.test/v1", "ENV_FILE": "/nonexistent/.env"}
 SECRET = "s3cret-value"

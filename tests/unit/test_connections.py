@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from app import connections
-from app.connections import GONE_SECONDS, Connections
-from app.sockets import Progress
+from app.platform.sockets import Progress
+from app.server import connections
+from app.server.connections import GONE_SECONDS, Connections
 
 
 class Worker:

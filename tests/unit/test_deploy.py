@@ -17,7 +17,7 @@ import pytest
 import redis
 import yaml
 
-from app.config import read_settings, table
+from app.settings import read_settings, table
 from deploy import healthcheck
 from deploy.dockerfile import read_image
 from deploy.proof import GRACE_SECONDS

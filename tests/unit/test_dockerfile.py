@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.config import BadSettings, Settings, read_settings, table
 from app.routes.pages import CONTRACTS, STATIC
+from app.settings import BadSettings, Settings, read_settings, table
 from deploy import healthcheck
 from deploy.dockerfile import ROOT, NotUnderstood, Run, context_files, copies, read_image
 from deploy.proof import GRACE_SECONDS

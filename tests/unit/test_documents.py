@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.config import Settings, read_settings, table
+from app.settings import Settings, read_settings, table
 
 ROOT = Path(__file__).parents[2]
 

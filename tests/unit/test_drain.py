@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from flask.testing import FlaskClient
 
-from app import clock, create_app, runtime
-from app.config import Settings
-from app.runtime import Drain, Runtime
+from app import create_app
+from app import worker as runtime
+from app.platform import clock
+from app.settings import Settings
+from app.worker import Drain, Runtime
 from tests.unit.fakes import FakeUpstream, Gate, whole
 from tests.unit.shared import wait_until
 

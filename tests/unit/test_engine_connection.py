@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from app import errors
-from app.streams.committer import Committer
-from app.streams.engine import Connection, EngineAway
+from app.streams.shared.committer import Committer
+from app.streams.shared.connection import Connection, EngineAway
 from tests.harness.engine import Database, Engine
 
 TIMEOUT_SECONDS = 0.3
@@ -115,7 +115,7 @@ def test_answer_that_comes_after_its_asker_left_is_nobody_elses(
     own_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An asker that has waited for too long is told so, and what comes then is thrown away."""
-    monkeypatch.setattr("app.streams.committer.ASK_SECONDS", TIMEOUT_SECONDS)
+    monkeypatch.setattr("app.streams.shared.committer.ASK_SECONDS", TIMEOUT_SECONDS)
     committer = Committer(Connection(own_engine.url(), name="asking", timeout_seconds=20.0), live_ms=1, back=bool)
     committer.start()
     assert committer.ask(("ECHO", "first")) == [b"first"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.routes import files
 from app.routes.pages import STATIC
+from app.web import assets as files
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from app.routes import gate
-from app.routes.gate import RESPONSE, direct_writer
-from app.sockets import DirectWriter
+from app.platform.sockets import DirectWriter
+from app.web import access as gate
+from app.web.access import RESPONSE, direct_writer
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from app import errors, generation
-from app.generation import ATTEMPTS, Bounds, Generation, Generations
-from app.streams.memory import MemoryStore
-from app.streams.store import Origin, StreamLog, Terminal
+from app import errors
+from app.generation import run as generation
+from app.generation.run import ATTEMPTS, Bounds, Generation, Generations
+from app.streams.interface import Origin, StreamLog, Terminal
+from app.streams.memory.store import MemoryStore
 from app.upstream import Call, Part, Question
 from tests.unit.conftest import Events
 from tests.unit.fakes import PATIENCE_SECONDS, FakeUpstream, Gate, Last, Step, done, finish, texts, whole

@@ -15,8 +15,8 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
-from app import heads
-from app.connections import Connections
+from app.server import head as heads
+from app.server.connections import Connections
 
 ROOT = Path(__file__).resolve().parents[2]
 

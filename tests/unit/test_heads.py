@@ -10,7 +10,7 @@ from gunicorn.config import Config
 from gunicorn.http.errors import ParseException
 from gunicorn.http.parser import RequestParser
 
-from app import heads
+from app.server import head as heads
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from app import local_model
+from app.embedded_model import supervisor as local_model
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def test_written_line_is_one_json_object_with_the_fields_of_the_services_log(
     assert line == {
         "level": "INFO",
         "event": "local_model_started",
-        "logger": "app.local_model",
+        "logger": "app.embedded_model",
         "correlation_id": None,
         "model": "m",
         "load_ms": 12,
@@ -134,7 +134,9 @@ def test_written_line_is_one_json_object_with_the_fields_of_the_services_log(
 
 
 def test_importing_it_loads_nothing_but_the_standard_library() -> None:
-    program = "import sys, app.local_model; print([n for n in sys.modules if n.split('.')[0] not in KNOWN])"
+    program = (
+        "import sys, app.embedded_model.supervisor; print([n for n in sys.modules if n.split('.')[0] not in KNOWN])"
+    )
     program = program.replace("KNOWN", "{*sys.stdlib_module_names, 'app', '__main__'}")
     # -S leaves out site-packages, and with it what other packages load at every start.
     printed = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import logs
-from app.config import Settings
-from app.logs import LONGEST_LINE_BYTES, ChunkLog, configure, correlation, event, utc_now
-from app.output import Event
-from app.streams.store import new_stream_id
+from app.observability import events as logs
+from app.observability.events import LONGEST_LINE_BYTES, ChunkLog, configure, correlation, event, utc_now
+from app.observability.stdout import Event
+from app.settings import Settings
+from app.streams.interface import new_stream_id
 
 API_KEY = "configured-key-of-the-operator"
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from app import openmp
+from app.embedded_model import openmp
 from tests.requirements import require_or_skip
 
 SCRIPT = """
 import ctypes, json, os, sys
 from pathlib import Path
-from app import openmp
+from app.embedded_model import openmp
 
 openmp.NAME, library = "libnobody-has-this.so.7", {library!r}
 openmp.carried = lambda: None if library is None else Path(library)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from app import logs, output
-from app.logs import LONGEST_LINE_BYTES
-from app.output import Event, LineHandler, Lines
+from app.observability import events as logs
+from app.observability import stdout as output
+from app.observability.events import LONGEST_LINE_BYTES
+from app.observability.stdout import Event, LineHandler, Lines
 
 Pipe = tuple[int, int]
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import redaction
-from app.logs import utc_now
-from app.redaction import MARK, redact
-from app.streams.store import new_stream_id
+from app.observability import redaction
+from app.observability.events import utc_now
+from app.observability.redaction import MARK, redact
+from app.streams.interface import new_stream_id
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c"
 

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import errors, schemas, tokens
-from app.config import Settings
-from app.schemas import read_request
-from app.streams.memory import MemoryStore
-from app.streams.store import Origin, Terminal
+from app import errors
+from app.dialects.native import request as schemas
+from app.dialects.native.request import read_request
+from app.settings import Settings
+from app.streams.interface import Origin, Terminal
+from app.streams.memory.store import MemoryStore
+from app.tokens import counting as tokens
 
 SETTINGS = Settings(
     openai_base_url="http://model.test/v1", openai_model="gpt-4o-mini", allowed_models=("gpt-4o-mini", "other")

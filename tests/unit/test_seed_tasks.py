@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.config import table
+from app.settings import table
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from app import errors
-from app.streams import shared
-from app.streams.memory import LOG_OVERHEAD_BYTES, MemoryReader
-from app.streams.records import Damaged, read_end
-from app.streams.shared import SharedLog
-from app.streams.store import Binding, Terminal, Totals, log_name, new_stream_id
+from app.streams.interface import Binding, Terminal, Totals, log_name, new_stream_id
+from app.streams.memory.store import LOG_OVERHEAD_BYTES, MemoryReader
+from app.streams.shared import store as shared
+from app.streams.shared.records import Damaged, read_end
+from app.streams.shared.store import SharedLog
 from tests.harness.engine import Database
 from tests.unit.conftest import Events
 from tests.unit.shared import ORIGIN, PATIENCE_SECONDS, Worker, end_content, end_with, wait_until, workers

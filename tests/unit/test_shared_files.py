@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from app.streams import shared
-from app.streams.memory import MemoryStore
+from app.streams.memory.store import MemoryStore
+from app.streams.shared import store as shared
 from tests.harness.engine import Database
 from tests.unit.shared import PATIENCE_SECONDS, wait_until, workers
 

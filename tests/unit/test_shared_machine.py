@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 )
 
 from app import errors
-from app.streams.store import Binding
+from app.streams.interface import Binding
 from tests.harness.engine import Engine
 from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Worker, end_with, wait_until
 

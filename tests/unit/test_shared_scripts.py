@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from app.streams import scripts
+from app.streams.shared import scripts
 from tests.harness.engine import Database, Engine
 from tests.harness.engines import EACH_KIND
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from app import errors
-from app.streams import scripts, shared
-from app.streams.shared import SharedLog
-from app.streams.store import Binding, Piece, new_stream_id
+from app.streams.interface import Binding, Piece, new_stream_id
+from app.streams.shared import scripts
+from app.streams.shared import store as shared
+from app.streams.shared.store import SharedLog
 from tests.harness.chaos import BlackholeAfter, ChaosProxy, CutAfter, Late, Pass
 from tests.harness.engine import Database, Engine
 from tests.harness.engines import EACH_KIND

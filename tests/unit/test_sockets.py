@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.sockets import DirectWriter, is_connected, is_dead, is_quiet, progress, shut
+from app.platform.sockets import DirectWriter, is_connected, is_dead, is_quiet, progress, shut
 from tests.live.rawhttp import chunks
 from tests.unit.fakes import PATIENCE_SECONDS
 from tests.unit.shared import wait_until

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import errors, sse
-from app.sse import FRAME_BYTES, Readers, frame, frames, next_token_frame
-from app.streams.memory import MemoryStore
-from app.streams.store import Origin, Piece, Terminal
+from app import errors
+from app.reading import loop as sse
+from app.reading.loop import FRAME_BYTES, Readers, frame, frames, next_token_frame
+from app.streams.interface import Origin, Piece, Terminal
+from app.streams.memory.store import MemoryStore
 from tests.harness.events import Event, EventParser
 
 PATIENCE_SECONDS = 20.0

@@ -16,12 +16,12 @@ from typing import Any, Self
 
 import pytest
 
-from app import sse
-from app.sockets import DirectWriter, shut
-from app.sse import Readers, frames
-from app.streams import memory
-from app.streams.memory import MemoryStore
-from app.streams.store import Origin, Piece, Terminal
+from app.platform.sockets import DirectWriter, shut
+from app.reading import loop as sse
+from app.reading.loop import Readers, frames
+from app.streams.interface import Origin, Piece, Terminal
+from app.streams.memory import store as memory
+from app.streams.memory.store import MemoryStore
 from tests.harness.events import Event, EventParser
 from tests.unit.fakes import PATIENCE_SECONDS
 

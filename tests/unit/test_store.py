@@ -1,4 +1,4 @@
-"""The suite of stores: what every store must do, run over each of them (app/streams/store.py says it)."""
+"""The suite of stores: what every store must do, run over each of them (app/streams/interface.py says it)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import errors
-from app.streams import committer, memory
-from app.streams.memory import LOG_OVERHEAD_BYTES, MemoryStore
-from app.streams.shared import SharedLog, SharedStore
-from app.streams.store import Binding, Origin, Piece, Reader, StreamLog, Terminal, Totals, log_name, new_stream_id
+from app.streams.interface import Binding, Origin, Piece, Reader, StreamLog, Terminal, Totals, log_name, new_stream_id
+from app.streams.memory import store as memory
+from app.streams.memory.store import LOG_OVERHEAD_BYTES, MemoryStore
+from app.streams.shared import committer
+from app.streams.shared.store import SharedLog, SharedStore
 from tests.harness.engine import Database
 from tests.harness.engines import EACH_KIND
 from tests.unit.shared import end_content, wait_until

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from app import errors
-from app.streams import memory
-from app.streams.store import Binding, Origin, Terminal
+from app.streams.interface import Binding, Origin, Terminal
+from app.streams.memory import store as memory
 
 BUDGET_BYTES = 64 << 10
 MOST_BYTES_EACH = 400

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import tokens
-from app.tokens import SLICE_CHARS, count, count_prompt, estimated_usage, is_exact, provider_usage
+from app.tokens import counting as tokens
+from app.tokens.counting import SLICE_CHARS, count, count_prompt, estimated_usage, is_exact, provider_usage
 from tests.requirements import require_or_skip
 
 O200K = "gpt-4o-mini"

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from app import errors
-from app.generation import ATTEMPTS, Bounds, Generation
-from app.streams.memory import MemoryStore
+from app.generation.run import ATTEMPTS, Bounds, Generation
+from app.streams.memory.store import MemoryStore
 from app.upstream import Call
 from app.upstream import transport as transports
 from app.upstream.client import OpenAIUpstream
@@ -45,7 +45,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Transport, "_rest_seconds", lambda *_: 0.0)
-    monkeypatch.setattr("app.generation.BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr("app.generation.run.BACKOFF_SECONDS", 0.0)
     monkeypatch.setattr(transports, "ERROR_BODY_SECONDS", 0.3)
 
 

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from app import errors, tokens
-from app.logs import ChunkLog, event
-from app.streams.store import Origin, StreamLog, Terminal, Totals, log_name
+from app import errors
+from app.observability.events import ChunkLog, event
+from app.streams.interface import Origin, StreamLog, Terminal, Totals, log_name
+from app.tokens import counting as tokens
 from app.upstream import Answer, Call, Part, Question, Upstream
 
 __all__ = ["Bounds", "Generation", "Generations", "end_lost"]

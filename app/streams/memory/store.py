@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import Self
 
 from app import errors
-from app.arrivals import plain_lock
-from app.streams.store import Binding, Origin, Piece, StreamLog, Terminal, Totals, new_stream_id
+from app.platform.gevent_loop import plain_lock
+from app.streams.interface import Binding, Origin, Piece, StreamLog, Terminal, Totals, new_stream_id
 
 __all__ = ["MemoryLog", "MemoryReader", "MemoryStore"]
 

@@ -22,14 +22,14 @@ from itertools import pairwise
 from typing import Any
 
 from app import errors
-from app.logs import event
-from app.streams import records, scripts
-from app.streams.committer import Commit, Committer
-from app.streams.engine import Answer, Command, Connection, Refusal, script
-from app.streams.memory import MemoryLog, MemoryReader, MemoryStore
-from app.streams.records import Damaged
-from app.streams.store import Binding, Origin, Piece, StreamLog, Terminal, log_name, new_stream_id
-from app.streams.tail import Tail
+from app.observability.events import event
+from app.streams.interface import Binding, Origin, Piece, StreamLog, Terminal, log_name, new_stream_id
+from app.streams.memory.store import MemoryLog, MemoryReader, MemoryStore
+from app.streams.shared import records, scripts
+from app.streams.shared.committer import Commit, Committer
+from app.streams.shared.connection import Answer, Command, Connection, Refusal, script
+from app.streams.shared.records import Damaged
+from app.streams.shared.tail import Tail
 
 __all__ = ["LEASE_SECONDS", "SharedLog", "SharedStore"]
 

@@ -15,9 +15,9 @@ from functools import partial
 from json.encoder import encode_basestring_ascii
 
 from app import errors
-from app.config import plain
-from app.sockets import DirectWriter
-from app.streams.store import Piece, Reader, StreamLog, Terminal
+from app.platform.sockets import DirectWriter
+from app.settings import plain
+from app.streams.interface import Piece, Reader, StreamLog, Terminal
 
 __all__ = ["FRAME_BYTES", "Readers", "frame", "frames", "wait", "whole"]
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from app import errors
-from app.arrivals import plain_lock
-from app.logs import event
-from app.streams import scripts
-from app.streams.engine import Answer, Command, Connection, EngineAway, Refusal, script
+from app.observability.events import event
+from app.platform.gevent_loop import plain_lock
+from app.streams.shared import scripts
+from app.streams.shared.connection import Answer, Command, Connection, EngineAway, Refusal, script
 
 __all__ = ["Commit", "Committer", "Committing"]
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from app import openmp
+from app.embedded_model import openmp
 
 __all__ = [
     "CONTEXT_TOKENS_PER_SLOT",
@@ -75,7 +75,7 @@ FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 10.0
 SETTLED_SECONDS = 30.0  # a life of this length forgets the earlier deaths
 
-_PROJECT = Path(__file__).resolve().parent.parent
+_PROJECT = Path(__file__).resolve().parent.parent.parent
 _PR_SET_PDEATHSIG = 1
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -136,7 +136,7 @@ def start_supervisor(port: int, *, log_level: str, key: str) -> subprocess.Popen
     arguments = ["supervise", "--port", str(port), "--parent", str(os.getpid()), "--log-level", log_level]
     # A session of its own: a Ctrl-C reaches it as its parent's death, after the streams have drained.
     return subprocess.Popen(
-        [sys.executable, "-m", "app.local_model", *arguments],
+        [sys.executable, "-m", "app.embedded_model.supervisor", *arguments],
         cwd=_PROJECT,
         env={**os.environ, KEY: key},
         stdin=subprocess.DEVNULL,
@@ -193,7 +193,9 @@ class Supervisor:
         wait = self._backoff.after(lived_seconds=time.monotonic() - started_at)
         fields: dict[str, object] = {"model": MODEL_ID, "exit_code": exit_code, "hung": hung}
         if not was_ready:
-            fields["detail"] = "It never became ready. To see why: python -m app.local_model serve --port 0"
+            fields["detail"] = (
+                "It never became ready. To see why: python -m app.embedded_model.supervisor serve --port 0"
+            )
         self._log("ERROR", "local_model_died", **fields, restart_in_seconds=wait)
         self._sleep(wait)
 
@@ -223,7 +225,7 @@ class Supervisor:
             [
                 sys.executable,
                 "-m",
-                "app.local_model",
+                "app.embedded_model.supervisor",
                 "serve",
                 "--port",
                 str(self._port),
@@ -253,13 +255,13 @@ class Supervisor:
 
 
 def _write_line(level: str, event: str, **fields: object) -> None:
-    # Not app.logs: it brings the service's libraries, and the supervisor is a tiny process without them.
+    # Not app.observability: it brings the service's libraries, and the supervisor is a tiny process without them.
     now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
     line = {
         "timestamp": now,
         "level": level,
         "event": event,
-        "logger": "app.local_model",
+        "logger": "app.embedded_model",
         "correlation_id": None,
     }
     # A reader of the output that went away must not end the supervision.
@@ -270,7 +272,7 @@ def _write_line(level: str, event: str, **fields: object) -> None:
 def serve(*, port: int, parent: int) -> None:
     """Serve the model on this loopback port until the parent is gone; 0 picks a free port."""
     _end_with(parent)
-    openmp.provide("-m", "app.local_model", "serve", "--port", str(port), "--parent", str(parent))
+    openmp.provide("-m", "app.embedded_model.supervisor", "serve", "--port", str(port), "--parent", str(parent))
     # The service comes first on a busy machine: a late heartbeat costs a connection, a late token nothing.
     os.nice(5)
     import xllamacpp  # the only import of it, and in this process alone
@@ -324,7 +326,9 @@ def _end_with(parent: int) -> None:
 
 def main(argv: list[str]) -> int:
     """Be the supervisor (`supervise`) or the server (`serve`), or fail where these could not be (`check`)."""
-    parser = argparse.ArgumentParser(prog="python -m app.local_model", description="The embedded model's processes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m app.embedded_model.supervisor", description="The embedded model's processes."
+    )
     parser.add_argument("role", choices=("supervise", "serve", "check"))
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--parent", type=int, default=os.getppid(), help="end when this is no longer the parent")
@@ -338,7 +342,7 @@ def main(argv: list[str]) -> int:
         )
         return 1
     if options.role == "check":
-        openmp.provide("-m", "app.local_model", *argv)
+        openmp.provide("-m", "app.embedded_model.supervisor", *argv)
         import xllamacpp  # noqa: F401 - an ImportError says what is missing
     elif options.role == "serve":
         serve(port=options.port, parent=options.parent)

@@ -6,16 +6,17 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from app import local_model, tokens
-from app.bodies import Bodies
-from app.clock import TICK_SECONDS, Clock
-from app.config import Settings
-from app.connections import Connections
-from app.generation import Bounds, Generations, end_lost
-from app.logs import event, flush
-from app.sse import Readers
-from app.streams.memory import MemoryStore
-from app.streams.store import Store, StreamLog
+from app.embedded_model import supervisor as local_model
+from app.generation.run import Bounds, Generations, end_lost
+from app.observability.events import event, flush
+from app.platform.clock import TICK_SECONDS, Clock
+from app.reading.loop import Readers
+from app.server.body import Bodies
+from app.server.connections import Connections
+from app.settings import Settings
+from app.streams.interface import Store, StreamLog
+from app.streams.memory.store import MemoryStore
+from app.tokens import counting as tokens
 from app.upstream import OpenAIUpstream, Upstream
 
 __all__ = ["Runtime"]
@@ -111,7 +112,7 @@ def _store(settings: Settings) -> Store:
             budget_bytes=settings.stream_memory_mb * 1_048_576,
             retention_seconds=settings.retention_seconds,
         )
-    from app.streams.shared import SharedStore
+    from app.streams.shared.store import SharedStore
 
     return SharedStore(
         settings.redis_url,

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import msgspec
 
 from app import errors
-from app.streams.store import Binding, Origin, Terminal
+from app.streams.interface import Binding, Origin, Terminal
 
 __all__ = [
     "LARGEST",

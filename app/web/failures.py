@@ -9,8 +9,8 @@ from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
 from app import errors
-from app.logs import event
-from app.routes.gate import allowed_methods
+from app.observability.events import event
+from app.web.access import allowed_methods
 
 __all__ = ["register", "respond"]
 

@@ -13,10 +13,10 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app import errors
-from app.arrivals import in_loop
-from app.logs import correlation, event
-from app.runtime import Runtime
-from app.sockets import DirectWriter
+from app.observability.events import correlation, event
+from app.platform.gevent_loop import in_loop
+from app.platform.sockets import DirectWriter
+from app.worker import Runtime
 
 __all__ = ["direct_writer", "register", "to_its_end"]
 

@@ -10,13 +10,15 @@ from contextlib import contextmanager
 
 from flask import Response, g, request
 
-from app import errors, schemas, sse
-from app.logs import event
-from app.routes import failures
-from app.routes.gate import direct_writer, to_its_end
-from app.runtime import Runtime
-from app.sockets import is_connected, is_dead, shut
-from app.streams.store import StreamLog, Terminal, log_name
+from app import errors
+from app.dialects.native import request as schemas
+from app.observability.events import event
+from app.platform.sockets import is_connected, is_dead, shut
+from app.reading import loop as sse
+from app.streams.interface import StreamLog, Terminal, log_name
+from app.web import failures
+from app.web.access import direct_writer, to_its_end
+from app.worker import Runtime
 
 __all__ = ["Cursor", "after", "cursor_of_request", "event_stream", "waited"]
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from app import errors
-from app.connections import Connections
+from app.server.connections import Connections
 
 __all__ = ["Bodies"]
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
-from app import errors, tokens
-from app.config import Settings
-from app.streams.store import StreamLog, Terminal
+from app import errors
+from app.settings import Settings
+from app.streams.interface import StreamLog, Terminal
+from app.tokens import counting as tokens
 
 __all__ = ["ChatRequest", "answer", "read_request"]
 

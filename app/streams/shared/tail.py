@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from app import errors
-from app.streams.engine import Connection, EngineAway, Refusal
-from app.streams.records import Damaged
+from app.streams.shared.connection import Connection, EngineAway, Refusal
+from app.streams.shared.records import Damaged
 
 __all__ = ["Followed", "Tail"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from app.local_model import CONTEXT_TOKENS_PER_SLOT, MODEL_ID
+from app.embedded_model.supervisor import CONTEXT_TOKENS_PER_SLOT, MODEL_ID
 
 __all__ = ["BadSettings", "Settings", "needs_local_model", "read_settings", "table"]
 
@@ -449,7 +449,7 @@ def main(arguments: list[str]) -> int:
         for row in table():
             print("| `{}` | {} | {} | {} |".format(*(cell.replace("|", "\\|") for cell in row)))
         return 0
-    print("usage: python -m app.config needs-local-model | table", file=sys.stderr)
+    print("usage: python -m app.settings needs-local-model | table", file=sys.stderr)
     return 2
 
 

@@ -10,7 +10,7 @@ import socket
 import time
 from typing import Any
 
-from app.sockets import progress, shut
+from app.platform.sockets import progress, shut
 
 __all__ = ["Connections"]
 

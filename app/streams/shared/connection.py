@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
 from redis.retry import Retry
 
-from app.streams import scripts
+from app.streams.shared import scripts
 
 __all__ = ["Answer", "Command", "Connection", "EngineAway", "Refusal", "script"]
 

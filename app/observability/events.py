@@ -21,9 +21,9 @@ from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
-from app.config import Settings, read_settings
-from app.output import Event, LineHandler
-from app.redaction import MARK, redact
+from app.observability.redaction import MARK, redact
+from app.observability.stdout import Event, LineHandler
+from app.settings import Settings, read_settings
 
 __all__ = ["ChunkLog", "catch_uncaught", "configure", "correlation", "event", "flush", "utc_now"]
 

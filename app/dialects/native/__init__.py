@@ -1,0 +1,1 @@
+"""ChatWait's own dialect, as contracts/ describes it."""

@@ -1,0 +1,1 @@
+"""One answer: asked for, read into its log, and ended once."""

@@ -1,0 +1,1 @@
+"""What happened, told once and written as JSON lines that hold nobody's words."""

@@ -1,0 +1,1 @@
+"""What depends on gevent, on the clock and on the kernel. Nothing else does."""

@@ -1,0 +1,1 @@
+"""The loop that reads a log for one client. It knows no dialect."""

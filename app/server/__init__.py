@@ -1,0 +1,1 @@
+"""What knows gunicorn: heads, bodies and connections of requests. Nothing here knows Flask."""

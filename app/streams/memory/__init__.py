@@ -1,0 +1,1 @@
+"""Logs of one process, in its memory."""

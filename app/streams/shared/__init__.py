@@ -1,0 +1,1 @@
+"""Logs that many workers share through Valkey."""
