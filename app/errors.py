@@ -40,9 +40,27 @@ Texts never hold a stack trace, a host name, a key, a stream id or the upstream'
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-__all__ = ["ChatError"]  # the others are named where they are raised: `errors.MessageEmpty`
+__all__ = ["ChatError", "Failure"]  # the others are named where they are raised: `errors.MessageEmpty`
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong, as a value: it can be stored with a log, and written in any dialect.
+
+    Units: `retry_after_seconds` in whole seconds.
+    """
+
+    error_code: str
+    message: str
+    detail: str
+    action: str
+    origin: str
+    retryable: bool
+    retry_after_seconds: int | None = None
+    fields: dict[str, list[str]] | None = None
 
 
 class ChatError(Exception):
@@ -71,22 +89,18 @@ class ChatError(Exception):
         self.fields = fields
         self.allow = allow
 
-    def body(self, correlation_id: str) -> dict[str, Any]:
-        """Shape: `Error` in contracts/openapi.yaml, its keys in that order."""
-        body: dict[str, Any] = {
-            "error_code": self.error_code,
-            "message": self.message,
-            "detail": self.detail,
-            "action": self.action,
-            "correlation_id": correlation_id,
-            "origin": self.origin,
-            "retryable": self.retryable,
-        }
-        if self.retry_after_seconds is not None:
-            body["retry_after_seconds"] = self.retry_after_seconds
-        if self.fields:
-            body["fields"] = self.fields
-        return body
+    @property
+    def failure(self) -> Failure:
+        return Failure(
+            error_code=self.error_code,
+            message=self.message,
+            detail=self.detail,
+            action=self.action,
+            origin=self.origin,
+            retryable=self.retryable,
+            retry_after_seconds=self.retry_after_seconds,
+            fields=self.fields or None,
+        )
 
 
 class ClientError(ChatError):

@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from app import errors
 from app.observability.events import ChunkLog, event
-from app.streams.interface import Origin, StreamLog, Terminal, Totals, log_name
-from app.tokens import counting as tokens
+from app.streams.interface import End, Origin, StreamLog, Totals, log_name
+from app.tokens.usage import Usage, estimated_usage, provider_usage
 from app.upstream import Answer, Call, Part, Question, Upstream
 
 __all__ = ["Bounds", "Generation", "Generations", "end_lost"]
@@ -53,7 +54,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
+class _Ending:
     """Why a generation ends: completed, cancelled for a reason, or failed with an error."""
 
     reason: str | None = None
@@ -101,7 +102,7 @@ class Generation:
         self._finish_reason: str | None = None
         self._whole = False
         self._done = False
-        self._usage: tokens.Usage | None = None
+        self._usage: Usage | None = None
         self._first_token_ms: int | None = None
         self._room = bounds.answer_chars
         self._name = log_name(log.stream_id)
@@ -188,7 +189,7 @@ class Generation:
                 raise _Stopped  # the log takes no more
         if self._stopped.is_set():
             raise _Stopped
-        if self._finish_reason is None and self.log.terminal is None:
+        if self._finish_reason is None and self.log.end is None:
             raise errors.UpstreamError("The model's server broke off in the middle of its answer.")
 
     def _take(self, parts: Sequence[Part]) -> bool:
@@ -214,7 +215,7 @@ class Generation:
                 self._whole = True
                 known = _FINISH_REASON.fullmatch(part.finish_reason)
                 self._finish_reason = part.finish_reason if known else "unknown"
-            if part.usage is not None and (usage := tokens.provider_usage(part.usage)):
+            if part.usage is not None and (usage := provider_usage(part.usage)):
                 if self._usage is None:
                     self.last_life = now
                 self._usage = usage
@@ -237,14 +238,14 @@ class Generation:
 
     def end(self) -> bool:
         """End as complete."""
-        return self._end(_End())
+        return self._end(_Ending())
 
     def cancel(self, reason: str) -> bool:
         """End as cancelled by `client`, `abandoned` or `shutdown`; False when it had ended already."""
-        return self._end(_End(reason=reason))
+        return self._end(_Ending(reason=reason))
 
     def fail(self, error: errors.ChatError) -> bool:
-        return self._end(_End(error=error))
+        return self._end(_Ending(error=error))
 
     def abort(self) -> None:
         """Stop, and write no end: the log is another's now."""
@@ -252,7 +253,7 @@ class Generation:
         self._call.cancel()
 
     def _fail(self, error: errors.ChatError, cause: BaseException | None = None) -> None:
-        self._end(_End(error=error, cause=cause or error))
+        self._end(_Ending(error=error, cause=cause or error))
 
     def due(self, now: float) -> Callable[[], bool] | None:
         """Return what ends it, if it has outlived one of its deadlines. Units: monotonic seconds."""
@@ -283,22 +284,22 @@ class Generation:
         if now - self.last_life > TAIL_SECONDS:
             self._call.cancel()
 
-    def _end(self, end: _End) -> bool:
+    def _end(self, ending: _Ending) -> bool:
         self._append_half()
-        terminal: Terminal | None = None
+        end: End | None = None
 
-        def write(totals: Totals) -> Terminal:
-            nonlocal terminal
-            terminal = self._terminal(end, totals)
-            return terminal
+        def write(totals: Totals) -> End:
+            nonlocal end
+            end = self._written(ending, totals)
+            return end
 
         if not self.log.finish(write):
             return False
         self._stopped.set()
-        if end.reason or end.error:
+        if ending.reason or ending.error:
             self._call.cancel()
-        assert terminal is not None
-        self._report(end, terminal)
+        assert end is not None
+        self._report(ending, end)
         return True
 
     def _append_half(self) -> None:
@@ -309,15 +310,15 @@ class Generation:
                 if self.log.append(half):
                     self._chunks.add(1, time.monotonic())
 
-    def _terminal(self, end: _End, totals: Totals) -> Terminal:
+    def _written(self, ending: _Ending, totals: Totals) -> End:
         usage = self._usage
         # Figures that came before the end are of the part until then: good only for a whole answer, and not
         # when they deny the text that is there.
-        is_whole = not end.reason and not end.error
-        if not is_whole or usage is None or not (usage["completion_tokens"] or not totals.tokens):
+        is_whole = not ending.reason and not ending.error
+        if not is_whole or usage is None or not (usage.completion_tokens or not totals.records):
             usage = None
-        return _terminal(
-            end,
+        return _written(
+            ending,
             totals,
             self.log.origin,
             usage=usage,
@@ -326,75 +327,64 @@ class Generation:
             duration_ms=int((time.monotonic() - self.started) * 1000),
         )
 
-    def _report(self, end: _End, terminal: Terminal) -> None:
+    def _report(self, ending: _Ending, end: End) -> None:
         """Book the generation: called by the one `_end` that won, so once."""
         self._chunks.flush(time.monotonic())
         rate_limits = dict(self._answer.rate_limits) if self._answer is not None else {}
-        _report(self.log, end, terminal, rate_limits)
+        _report(self.log, ending, end, rate_limits)
 
 
-def _terminal(
-    end: _End,
+def _written(
+    ending: _Ending,
     totals: Totals,
     origin: Origin,
     *,
-    usage: tokens.Usage | None = None,
+    usage: Usage | None = None,
     finish_reason: str | None = None,
     first_token_ms: int | None = None,
     duration_ms: int,
-) -> Terminal:
-    """Write the terminal event; without the provider's `usage` it is estimated."""
-    status = "cancelled" if end.reason else "failed" if end.error else "complete"
-    content = {
-        "sequence": totals.tokens + 1,
-        "is_final": True,
-        "status": status,
-        "finish_reason": finish_reason,
-        "model": origin.model,
-        "tokens": totals.tokens,
-        "usage": usage or tokens.estimated_usage(origin.prompt_tokens, totals.text, origin.model),
-        "first_token_ms": first_token_ms,
-        "duration_ms": duration_ms,
-        "characters": totals.characters,
-        "sha256": totals.sha256,
-        "correlation_id": origin.correlation_id,
-    }
-    if end.reason:
-        content["reason"] = end.reason
-    if end.error:
-        content["error"] = end.error.body(origin.correlation_id)
-    name = {"complete": "done"}.get(status, status)
-    frees_key = end.error is not None and end.error.retryable and totals.tokens == 0
-    return Terminal(name, content, frees_key)
+) -> End:
+    """Write how it ended; without the provider's `usage` it is estimated."""
+    return End(
+        status="cancelled" if ending.reason else "failed" if ending.error else "complete",
+        records=totals.records,
+        characters=totals.characters,
+        sha256=totals.sha256,
+        usage=usage or estimated_usage(origin.prompt_tokens, totals.text, origin.model),
+        finish_reason=finish_reason,
+        first_token_ms=first_token_ms,
+        duration_ms=duration_ms,
+        reason=ending.reason,
+        error=ending.error.failure if ending.error else None,
+    )
 
 
-def _report(log: StreamLog, end: _End, terminal: Terminal, rate_limits: dict[str, str]) -> None:
-    content = terminal.content
-    about = {"stream": log_name(log.stream_id), "correlation_id": content["correlation_id"]}
-    if end.error is not None:
+def _report(log: StreamLog, ending: _Ending, end: End, rate_limits: dict[str, str]) -> None:
+    about: dict[str, Any] = {"stream": log_name(log.stream_id), "correlation_id": log.origin.correlation_id}
+    if ending.error is not None:
         event(
             "error_occurred",
-            level=logging.ERROR if end.error.origin == "service" else logging.WARNING,
-            failure=end.cause,
-            error_type=end.error.error_code,
-            error_message=end.error.message,
-            detail=end.error.detail,
-            recovery_action=end.error.action,
+            level=logging.ERROR if ending.error.origin == "service" else logging.WARNING,
+            failure=ending.cause,
+            error_type=ending.error.error_code,
+            error_message=ending.error.message,
+            detail=ending.error.detail,
+            recovery_action=ending.error.action,
             **about,
         )
-    reason = end.reason  # and no more of the end: its error may hold on to much
+    reason = ending.reason  # and no more of the end: its error may hold on to much
 
     def write(name: str) -> None:
         event(
             name,
-            status=content["status"],
+            status=end.status,
             reason=reason,
-            model=content["model"],
-            finish_reason=content["finish_reason"] if content["finish_reason"] in KNOWN_FINISH_REASONS else None,
-            tokens=content["tokens"],
-            duration_ms=content["duration_ms"],
-            first_token_ms=content["first_token_ms"],
-            usage=content["usage"],
+            model=log.origin.model,
+            finish_reason=end.finish_reason if end.finish_reason in KNOWN_FINISH_REASONS else None,
+            tokens=end.records,
+            duration_ms=end.duration_ms,
+            first_token_ms=end.first_token_ms,
+            usage=end.usage._asdict(),
             resumes=log.resumes,
             rate_limits=rate_limits,
             **about,
@@ -405,16 +395,16 @@ def _report(log: StreamLog, end: _End, terminal: Terminal, rate_limits: dict[str
 
 def end_lost(log: StreamLog, error: errors.ChatError) -> None:
     """End a log that nobody can go on with, with what there is of it."""
-    end = _End(error=error)
+    ending = _Ending(error=error)
     age = datetime.now(UTC) - datetime.fromisoformat(log.origin.created)
-    written: list[Terminal] = []
+    written: list[End] = []
 
-    def write(totals: Totals) -> Terminal:
-        written.append(_terminal(end, totals, log.origin, duration_ms=max(0, int(age.total_seconds() * 1000))))
+    def write(totals: Totals) -> End:
+        written.append(_written(ending, totals, log.origin, duration_ms=max(0, int(age.total_seconds() * 1000))))
         return written[-1]
 
     if log.finish(write):
-        _report(log, end, written[-1], {})
+        _report(log, ending, written[-1], {})
 
 
 def _cause(error: BaseException) -> list[str]:
@@ -445,7 +435,7 @@ class Generations:
     @property
     def live(self) -> int:
         """How many have not ended."""
-        return sum(generation.log.terminal is None for generation in list(self._live.values()))
+        return sum(generation.log.end is None for generation in list(self._live.values()))
 
     def start(self, log: StreamLog, question: Question) -> None:
         """Begin to generate into a new log."""
@@ -475,7 +465,7 @@ class Generations:
 
     def logs(self) -> list[StreamLog]:
         """List the logs of those that have not ended."""
-        return [live.log for live in list(self._live.values()) if live.log.terminal is None]
+        return [live.log for live in list(self._live.values()) if live.log.end is None]
 
     def cancel(self, stream_id: str, reason: str) -> bool:
         """Stop one; False when it has ended already."""
@@ -495,14 +485,14 @@ class Generations:
     def begin_cancel_all(self, reason: str) -> None:
         """Have all stopped one by one; `ending` tells until when."""
         for generation in list(self._live.values()):
-            if generation.log.terminal is None:
+            if generation.log.end is None:
                 self._endings.add(generation, partial(generation.cancel, reason))
 
     def check(self, now: float) -> None:
         """Have those ended that have outlived a deadline, and let go of upstreams that do not end."""
         for generation in list(self._live.values()):
             try:
-                if generation.log.terminal is not None:
+                if generation.log.end is not None:
                     generation.check_tail(now)
                 elif generation.due(now):
                     # Judged again in its turn: what said something meanwhile goes on.

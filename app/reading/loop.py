@@ -15,9 +15,10 @@ from functools import partial
 from json.encoder import encode_basestring_ascii
 
 from app import errors
+from app.dialects.native.answer import end_data
 from app.platform.sockets import DirectWriter
 from app.settings import plain
-from app.streams.interface import Piece, Reader, StreamLog, Terminal
+from app.streams.interface import End, Piece, Reader, StreamLog
 
 __all__ = ["FRAME_BYTES", "Readers", "frame", "frames", "wait", "whole"]
 
@@ -73,8 +74,9 @@ def _resumability(log: StreamLog) -> bytes:
     return frame("unresumable" if log.is_unresumable else "resumable", {"tokens": log.stored})
 
 
-def _terminal(log: StreamLog, terminal: Terminal) -> bytes:
-    return frame(terminal.event, terminal.content, f"{log.stream_id}.{terminal.content['sequence']}")
+def _end(log: StreamLog, end: End) -> bytes:
+    name = "done" if end.status == "complete" else end.status
+    return frame(name, end_data(log.origin, end), f"{log.stream_id}.{end.records + 1}")
 
 
 def next_token_frame(log: StreamLog, reader: Reader) -> bytes | None:
@@ -245,7 +247,7 @@ def frames(
             reader.sending = False
             while True:
                 # Looked at before the log is read: once it is there, what is read next is the last.
-                terminal = log.terminal
+                end = log.end
                 sent: bytes | None
                 if log.is_unresumable is not reader.knows_unresumable:
                     reader.knows_unresumable = not reader.knows_unresumable
@@ -253,10 +255,10 @@ def frames(
                 else:
                     sent = next_token_frame(log, reader)
                 if sent is None:
-                    if terminal is not None:
+                    if end is not None:
                         reader.frame_at = time.monotonic()
                         reader.sending = True
-                        yield _terminal(log, terminal)
+                        yield _end(log, end)
                         log.end_read = True
                         return
                     if reader.is_released:
@@ -297,7 +299,7 @@ def wait(
     seconds: float | None,
     gone: Callable[[], bool],
     departed: Callable[[], bool] | None = None,
-) -> Terminal | None:
+) -> End | None:
     """Wait for the end of a log, for at most `seconds`; None when it has not come or the client is `gone`. Who has only
     sent its last byte (`departed`) may still read, and is waited for.
 
@@ -309,9 +311,9 @@ def wait(
     with log.reader(log.head, only_end=True) as reader:
         readers.add(reader, every_seconds=0.0, departed=departed)
         try:
-            while log.terminal is None and (deadline is None or time.monotonic() < deadline):
+            while log.end is None and (deadline is None or time.monotonic() < deadline):
                 reader.wait()
-                if reader.is_released and log.terminal is None:
+                if reader.is_released and log.end is None:
                     if reader.is_departed and not readers.is_leaving and not reader.is_foreign:
                         raise errors.Overloaded(retry_after_seconds=2)
                     raise errors.ShuttingDown(retry_after_seconds=1)
@@ -320,7 +322,7 @@ def wait(
                     asked_at = now
                     if gone():
                         break
-            return log.terminal
+            return log.end
         finally:
             readers.remove(reader)
 

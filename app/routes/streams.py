@@ -43,16 +43,16 @@ def cancel(stream_id: str) -> Response:
     try:
         log = runtime.store.find(stream_id)
     except errors.Overloaded:  # no room for its text here; to stop it needs none
-        terminal, tokens = runtime.store.cancel(stream_id)
+        end, tokens = runtime.store.cancel(stream_id)
     else:
-        if log.terminal is None:
+        if log.end is None:
             if log.is_foreign:
                 runtime.store.cancel(stream_id)
             else:
                 runtime.generations.cancel(stream_id, "client")
             log.settle(CANCEL_SECONDS)
-        terminal, tokens = log.terminal, log.head
-    status = terminal.content["status"] if terminal is not None else "running"
+        end, tokens = log.end, log.head
+    status = end.status if end is not None else "running"
     body = {"stream_id": stream_id, "status": status, "tokens": tokens}
     return Response(json.dumps(body), 200, mimetype="application/json")
 

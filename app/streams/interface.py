@@ -11,26 +11,30 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 import msgspec
 
-from app.errors import ChatError
+from app.errors import ChatError, Failure
+from app.tokens.usage import Usage
 
 __all__ = [
     "Binding",
+    "End",
     "Origin",
     "Piece",
     "Reader",
+    "Status",
     "Store",
     "StreamLog",
-    "Terminal",
     "Totals",
     "log_name",
     "new_stream_id",
 ]
 
 STREAM_ID_PREFIX = "cw_"
+
+Status = Literal["complete", "cancelled", "failed"]
 
 
 def new_stream_id() -> str:
@@ -52,22 +56,36 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
 
 
 class Totals(NamedTuple):
-    """What a log holds at its end. Units: tokens in chunks, characters in code points, sha256 in hex."""
+    """What a log holds at its end. Units: characters in code points, sha256 in hex of the text's UTF-8."""
 
-    tokens: int
+    records: int
     characters: int
     sha256: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Terminal:
-    """The one last event: `event` is done, cancelled or failed; `content` is its data, keys in order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How a generation ended. Units: milliseconds since it began; for the rest see `Totals`.
 
-    event: str
-    content: dict[str, Any]
-    frees_key: bool = False
-    """Nothing was delivered and asking again may help: the idempotency key may be used again."""
+    `reason` is set when it was cancelled, `error` when it failed.
+    """
+
+    status: Status
+    records: int
+    characters: int
+    sha256: str
+    usage: Usage
+    finish_reason: str | None
+    first_token_ms: int | None
+    duration_ms: int
+    reason: str | None = None
+    error: Failure | None = None
+
+    @property
+    def frees_key(self) -> bool:
+        """Tell whether nothing was delivered and asking again may help: the idempotency key may be used again."""
+        return self.error is not None and self.error.retryable and not self.records
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +179,8 @@ class StreamLog(Protocol):
         """The last chunk's sequence number that readers may have, 0 for none."""
 
     @property
-    def terminal(self) -> Terminal | None: ...
+    def end(self) -> End | None:
+        """How it ended, once readers may know; None before."""
 
     def append(self, *chunks: str) -> bool:
         """Add chunks that came together, and tell the readers once; False when the log has ended, or is about to.
@@ -169,7 +188,7 @@ class StreamLog(Protocol):
         Never waits. Raises: Overloaded when the store has no memory left for them; none is added then.
         """
 
-    def finish(self, end: Callable[[Totals], Terminal]) -> bool:
+    def finish(self, end: Callable[[Totals], End]) -> bool:
         """End the log, once only: the first call's `end` is asked for the terminal event, and wakes the
         readers; any later call returns False and changes nothing.
 
@@ -234,7 +253,7 @@ class Store(Protocol):
         Raises: StreamExpired, StreamUnknown, StoreUnavailable.
         """
 
-    def cancel(self, stream_id: str) -> tuple[Terminal | None, int]:
+    def cancel(self, stream_id: str) -> tuple[End | None, int]:
         """Have a log of another worker's ended there, without a copy of it here.
 
         Returns its end, if it had one before, and how many tokens it has by now. Raises: StreamUnknown, StreamExpired,

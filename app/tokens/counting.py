@@ -1,4 +1,4 @@
-"""Counting tokens offline with a real tokenizer, and the usage of a generation.
+"""Count tokens offline with a real tokenizer.
 
 Exact where the model's vocabulary is known (OpenAI's), an estimate with the newest of them elsewhere. Counting
 may be asked for a megabyte by anybody, so it works in slices, lets others run between them, and stops early.
@@ -15,16 +15,12 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard, cast
+from typing import Protocol, cast
 
-__all__ = ["Usage", "count", "count_prompt", "is_exact", "provider_usage"]
-
-Usage = dict[str, int | str]
-"""Shape: prompt_tokens, completion_tokens, total_tokens, source ("provider" or "estimated")."""
+__all__ = ["count", "count_prompt", "is_exact", "warm"]
 
 LONGEST_TOKEN_BYTES = 128
 SLICE_CHARS = 16_384
-LARGEST_COUNT = 1_000_000_000
 TOKENS_PER_MESSAGE = 3  # Source: OpenAI's cookbook, "How to count tokens with tiktoken"
 TOKENS_PER_REPLY = 3
 
@@ -141,36 +137,3 @@ def count_prompt(messages: Iterable[Mapping[str, str]], model: str, *, at_most: 
             unyielding = 0
             time.sleep(0)
     return total
-
-
-def _is_count(value: Any) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= LARGEST_COUNT
-
-
-def provider_usage(reported: Any) -> Usage | None:
-    """Read a provider's usage, or None where it is not one: partial, negative, or no numbers at all."""
-    if not isinstance(reported, dict):
-        return None
-    prompt, completion = reported.get("prompt_tokens"), reported.get("completion_tokens")
-    if not _is_count(prompt) or not _is_count(completion):
-        return None
-    total = reported.get("total_tokens")
-    if not _is_count(total) or total < prompt + completion:
-        total = prompt + completion
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": total,
-        "source": "provider",
-    }
-
-
-def estimated_usage(prompt_tokens: int, text: str, model: str) -> Usage:
-    """Count what the provider did not tell: the prompt and the delivered text."""
-    completion = count(text, model)
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion,
-        "total_tokens": prompt_tokens + completion,
-        "source": "estimated",
-    }

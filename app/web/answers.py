@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from flask import Response, g, request
 
 from app import errors
-from app.dialects.native import request as schemas
+from app.dialects.native.answer import answer, error_body
 from app.observability.events import event
 from app.platform.sockets import is_connected, is_dead, shut
 from app.reading import loop as sse
-from app.streams.interface import StreamLog, Terminal, log_name
+from app.streams.interface import End, StreamLog, log_name
 from app.web import failures
 from app.web.access import direct_writer, to_its_end
 from app.worker import Runtime
@@ -66,10 +66,10 @@ def after(log: StreamLog, cursor: Cursor | None) -> int | None:
     if cursor is None:
         return 0
     _, sequence = cursor
-    terminal = log.terminal  # before the head: a log that ends in between only grows
+    end = log.end  # before the head: a log that ends in between only grows
     if sequence <= log.head:
         return sequence
-    if terminal is not None and sequence == log.head + 1:
+    if end is not None and sequence == log.head + 1:
         return None
     raise errors.CursorAhead
 
@@ -137,25 +137,25 @@ def _drop(client: socket.socket | None) -> None:
 def waited(runtime: Runtime, log: StreamLog, cursor: Cursor | None = None, *, is_admitted: bool = False) -> Response:
     """Answer with the whole of a log as JSON when it has ended, or with 202 after `Prefer: wait=N`."""
     after(log, cursor)
-    terminal = log.terminal
+    end = log.end
     prefer = _WAIT.search(request.headers.get("Prefer", ""))
-    if terminal is None and request.method != "HEAD":
+    if end is None and request.method != "HEAD":
         if not is_admitted:
             g.place = runtime.readers.admit()
             is_admitted = True
-        terminal = _wait(runtime, log, seconds=float(prefer[1]) if prefer else None)
-    if terminal is None:
+        end = _wait(runtime, log, seconds=float(prefer[1]) if prefer else None)
+    if end is None:
         response = _running(log)
     else:
-        response = _ended(runtime, log, terminal, is_admitted=is_admitted or request.method == "HEAD")
+        response = _ended(runtime, log, end, is_admitted=is_admitted or request.method == "HEAD")
         log.end_read = log.end_read or request.method != "HEAD"
-    if prefer and terminal is None:
+    if prefer and end is None:
         response.headers["Preference-Applied"] = f"wait={prefer[1]}"
     response.headers["X-Stream-Id"] = log.stream_id
     return response
 
 
-def _wait(runtime: Runtime, log: StreamLog, *, seconds: float | None) -> Terminal | None:
+def _wait(runtime: Runtime, log: StreamLog, *, seconds: float | None) -> End | None:
     name, correlation_id = log_name(log.stream_id), g.correlation_id
     client: socket.socket | None = request.environ.get("gunicorn.socket")
     has_left = False
@@ -194,21 +194,18 @@ def _running(log: StreamLog) -> Response:
     return response
 
 
-def _ended(runtime: Runtime, log: StreamLog, terminal: Terminal, *, is_admitted: bool) -> Response:
-    end = terminal.content
-    error: dict[str, object] | None = end.get("error")
-    if end.get("reason") == "shutdown":
-        error = errors.ShuttingDown(retry_after_seconds=5).body("")
-    if error is None:
+def _ended(runtime: Runtime, log: StreamLog, end: End, *, is_admitted: bool) -> Response:
+    failure = errors.ShuttingDown(retry_after_seconds=5).failure if end.reason == "shutdown" else end.error
+    error = None if failure is None else error_body(failure, g.correlation_id)
+    if failure is None or error is None:
         response = Response(status=200, mimetype="application/json")
     else:
-        error = {**error, "correlation_id": g.correlation_id}
-        response = failures.respond(errors.status_of(str(error["error_code"])), error)
+        response = failures.respond(errors.status_of(failure.error_code), error)
 
     def body(text: str) -> str:
         if error is None:
-            return json.dumps(schemas.answer(log, terminal, g.correlation_id, text=text))
-        return json.dumps({**error, "partial": {"content": text, "tokens": end["tokens"]}})
+            return json.dumps(answer(log.stream_id, log.origin, end, g.correlation_id, text=text))
+        return json.dumps({**error, "partial": {"content": text, "tokens": end.records}})
 
     piece = log.reader(0).read(SHORT_BYTES)
     is_all = piece is None or (piece.sequence == log.head and len(piece.text) <= SHORT_BYTES)

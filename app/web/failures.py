@@ -9,6 +9,7 @@ from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
 from app import errors
+from app.dialects.native.answer import error_body
 from app.observability.events import event
 from app.web.access import allowed_methods
 
@@ -43,7 +44,7 @@ def _answer(error: errors.ChatError, cause: BaseException | None = None) -> Resp
         recovery_action=error.action,
         status=error.status,
     )
-    return respond(error.status, error.body(g.correlation_id), allow=error.allow)
+    return respond(error.status, error_body(error.failure, g.correlation_id), allow=error.allow)
 
 
 def respond(status: int, body: dict[str, object], *, allow: tuple[str, ...] = ()) -> Response:

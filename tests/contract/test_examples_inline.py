@@ -10,6 +10,7 @@ import pytest
 from jsonschema import ValidationError
 
 from app import errors
+from app.dialects.native.answer import error_body
 from tests.contract import documents
 from tests.contract.document import (
     CONTRACT,
@@ -65,7 +66,10 @@ def test_example_error_is_one_of_ours(name: str) -> None:
     value = dict(EXAMPLES[name]["value"])
     partial = value.pop("partial", None)
     more = {key: value[key] for key in ("retry_after_seconds", "fields") if key in value}
-    ours = [kind(value["detail"], **more).body(value["correlation_id"]) for kind in kinds(value["error_code"])]
+    ours = [
+        error_body(kind(value["detail"], **more).failure, value["correlation_id"])
+        for kind in kinds(value["error_code"])
+    ]
 
     assert value in ours
     assert partial is None or value["origin"] == "upstream" or value["error_code"] == "producer_lost"

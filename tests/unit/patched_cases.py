@@ -270,4 +270,4 @@ def test_others_run_between_the_ends_that_an_outage_makes_due_at_once(outage: st
 
     assert len(seen) == count
     assert all(later > earlier for earlier, later in pairwise(seen)), "two ends without a turn between them"
-    assert all(log.terminal is not None for log in logs)
+    assert all(log.end is not None for log in logs)

@@ -8,39 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from app import errors
-from app.streams.interface import Origin, StreamLog, Terminal, Totals
+from app.streams.interface import Origin, StreamLog
 from app.streams.shared.store import SharedLog, SharedStore
+from tests.unit.ends import end_with
 
 LEASE_SECONDS = 0.7
 PATIENCE_SECONDS = 20.0
 ORIGIN = Origin("c-1", "m", "2026-11-21T09:00:00.000Z", 7)
-
-
-def end_content(event: str, totals: Totals) -> dict[str, Any]:
-    """Write what a terminal event holds."""
-    content: dict[str, Any] = {
-        "sequence": totals.tokens + 1,
-        "is_final": True,
-        "status": {"done": "complete"}.get(event, event),
-        "finish_reason": None,
-        "model": "m",
-        "tokens": totals.tokens,
-        "usage": {},
-        "first_token_ms": None,
-        "duration_ms": 1,
-        "characters": totals.characters,
-        "sha256": totals.sha256,
-        "correlation_id": "c-1",
-    }
-    if event == "failed":
-        content["error"] = errors.ProducerLost().body("c-1")
-    return content
-
-
-def end_with(event: str = "done", *, frees_key: bool = False) -> Callable[[Totals], Terminal]:
-    """Write an end that tells what it was told."""
-    return lambda totals: Terminal(event, end_content(event, totals), frees_key)
 
 
 class Worker:

@@ -1051,6 +1051,6 @@ def test_application_closed_cancels_what_runs_and_closes_the_upstream(gate: Gate
     runtime_of(app).close()
 
     assert upstream.is_closed
-    terminal = runtime_of(app).store.find(stream_id).terminal
-    assert terminal is not None
-    assert terminal.content["reason"] == "shutdown"
+    end = runtime_of(app).store.find(stream_id).end
+    assert end is not None
+    assert end.reason == "shutdown"

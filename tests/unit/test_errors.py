@@ -8,6 +8,7 @@ import re
 import pytest
 
 from app import errors
+from app.dialects.native.answer import error_body
 
 ALL = errors.walk()
 
@@ -93,7 +94,7 @@ def test_errors_of_one_code_have_one_status() -> None:
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 @pytest.mark.requirement("core constitution V", "core SC-005", "core UX-002")
 def test_error_says_what_happened_why_and_what_to_do(kind: type[errors.ChatError]) -> None:
-    body = kind().body("c-1")
+    body = error_body(kind().failure, "c-1")
 
     assert list(body) == KEYS
     for part in ("message", "detail", "action"):
@@ -107,7 +108,7 @@ def test_error_says_what_happened_why_and_what_to_do(kind: type[errors.ChatError
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 @pytest.mark.requirement("chatwait errors 3")
 def test_error_names_no_host_key_id_or_place_in_the_program(kind: type[errors.ChatError]) -> None:
-    text = json.dumps(kind().body(""))
+    text = json.dumps(error_body(kind().failure, ""))
 
     for secret in (
         r"https?://",
@@ -125,14 +126,18 @@ def test_error_names_no_host_key_id_or_place_in_the_program(kind: type[errors.Ch
 def test_error_given_a_detail_tells_it_instead_of_its_own() -> None:
     error = errors.MessageTooLong("It has 9120 characters; this server takes at most 8000.")
 
-    assert error.body("")["detail"] == str(error) == "It has 9120 characters; this server takes at most 8000."
-    assert errors.MessageTooLong().body("")["detail"] == errors.MessageTooLong.why
+    assert (
+        error_body(error.failure, "")["detail"]
+        == str(error)
+        == "It has 9120 characters; this server takes at most 8000."
+    )
+    assert error_body(errors.MessageTooLong().failure, "")["detail"] == errors.MessageTooLong.why
 
 
 def test_error_with_retry_after_and_fields_puts_them_last() -> None:
     error = errors.InvalidRequest(retry_after_seconds=0, fields={"message": ["Missing."]})
 
-    body = error.body("")
+    body = error_body(error.failure, "")
 
     assert list(body) == [*KEYS, "retry_after_seconds", "fields"]
     assert (body["retry_after_seconds"], body["fields"]) == (0, {"message": ["Missing."]})

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from app import errors
+from app.dialects.native.answer import error_body
 from app.upstream import failures
 
 RAW = "raw words of the upstream at https://internal.example:8443 with sk-secret12345678"
@@ -61,7 +62,7 @@ def test_every_exception_class_of_the_sdk_is_mapped_without_its_words(kind: type
     error = failures.from_sdk(build(kind))
 
     assert isinstance(error, errors.UpstreamError)
-    shown = json.dumps(error.body("c"))
+    shown = json.dumps(error_body(error.failure, "c"))
     assert "raw words" not in shown
     assert "internal.example" not in shown
     assert "sk-secret" not in shown
@@ -140,7 +141,7 @@ def test_status_of_the_upstream_has_the_error_of_the_table(
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 413, 422, 429, 500, 503])
 @pytest.mark.parametrize("body", [RAW, {"message": RAW}, {"error": {"message": RAW, "code": RAW}}, [RAW], 5, None])
 def test_body_of_an_upstream_error_is_never_passed_on(status: int, body: Any) -> None:
-    shown = json.dumps(failures.from_sdk(status_error(status, body)).body("c"))
+    shown = json.dumps(error_body(failures.from_sdk(status_error(status, body)).failure, "c"))
 
     for word in ("raw words", "internal.example", "sk-secret"):
         assert word not in shown
@@ -165,7 +166,7 @@ def test_report_inside_a_stream_is_an_upstream_error_without_its_words(report: o
     error = failures.from_report(report)
 
     assert type(error) is errors.UpstreamError
-    assert "raw words" not in json.dumps(error.body("c"))
+    assert "raw words" not in json.dumps(error_body(error.failure, "c"))
 
 
 def test_report_inside_a_stream_that_the_prompt_is_too_long_says_so() -> None:
@@ -240,7 +241,7 @@ def test_retry_after_that_is_absent_is_none() -> None:
 def test_retry_after_of_the_upstream_is_passed_on(status: int) -> None:
     error = failures.from_sdk(status_error(status, None, {"Retry-After": "7"}))
 
-    assert error.body("c")["retry_after_seconds"] == 7
+    assert error_body(error.failure, "c")["retry_after_seconds"] == 7
 
 
 # Parameters that a server does not know

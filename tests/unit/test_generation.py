@@ -13,10 +13,11 @@ import pytest
 from app import errors
 from app.generation import run as generation
 from app.generation.run import ATTEMPTS, Bounds, Generation, Generations
-from app.streams.interface import Origin, StreamLog, Terminal
+from app.streams.interface import Origin, StreamLog
 from app.streams.memory.store import MemoryStore
 from app.upstream import Call, Part, Question
 from tests.unit.conftest import Events
+from tests.unit.ends import Terminal, terminal_of
 from tests.unit.fakes import PATIENCE_SECONDS, FakeUpstream, Gate, Last, Step, done, finish, texts, whole
 from tests.unit.shared import wait_until
 
@@ -93,8 +94,7 @@ class Run:
     @property
     def terminal(self) -> Terminal:
         """The one terminal event, once it has been seen that there is one and that nothing follows it."""
-        terminal = self.log.terminal
-        assert terminal is not None, "no terminal event"
+        terminal = terminal_of(self.log)
         assert self.log.finished.count(True) == 1
         content = terminal.content
         text = self.log.text()
@@ -145,7 +145,7 @@ def test_generation_that_finishes_is_done_with_its_reason(reason: str, events: E
     assert made.terminal.content["finish_reason"] == reason
     assert made.log.text() == "Hello"
     assert list(made.terminal.content) == KEYS
-    assert made.terminal.frees_key is False
+    assert made.log.end.frees_key is False
     assert made.upstream.answers[0].closed.is_set()
 
 
@@ -380,7 +380,7 @@ def test_generation_silent_for_too_long_fails_and_says_so(gate: Gate, after: int
     gate.wait_reached()
 
     check_at(made, 30.0)
-    assert made.log.terminal is None
+    assert made.log.end is None
     check_at(made, 30.1)
 
     terminal = made.join()
@@ -411,7 +411,7 @@ def test_generation_longer_than_allowed_fails_and_says_so(gate: Gate) -> None:
 
     with made.log.reader(0):
         made.generation.check(made.generation.started + 599.9)
-        assert made.log.terminal is None
+        assert made.log.end is None
         made.generation.check(made.generation.started + 600.1)
 
     error = made.join().content["error"]
@@ -435,7 +435,7 @@ def test_whole_answer_followed_by_comments_is_done_when_it_was_silent_for_too_lo
 
     assert now() == lives[0], "a comment is no life of what is whole"
     check_at(made, 30.1)
-    assert made.log.terminal is not None
+    assert made.log.end is not None
     gate.open()
     assert (terminal := made.join()).event == "done"
     assert terminal.content["finish_reason"] == "stop"
@@ -481,9 +481,9 @@ def test_whole_answer_that_goes_on_without_text_for_longer_than_allowed_is_done(
 
     with made.log.reader(0):
         made.generation.check(made.generation.started + 599.9)
-        assert made.log.terminal is None
+        assert made.log.end is None
         made.generation.check(made.generation.started + 600.1)
-        assert made.log.terminal is not None
+        assert made.log.end is not None
 
     gate.open()
     assert made.join().event == "done"
@@ -512,10 +512,10 @@ def test_generation_without_a_reader_is_abandoned_only_after_its_time(gate: Gate
     made.generation.last_life += 400
     with made.log.reader(0):
         made.generation.check(made.generation.started + 350)
-        assert made.log.terminal is None, "a reader keeps it"
+        assert made.log.end is None, "a reader keeps it"
     left = made.log.unread_since
     made.generation.check(left + 299.9)
-    assert made.log.terminal is None, "and leaving starts the time anew"
+    assert made.log.end is None, "and leaving starts the time anew"
 
     made.generation.check(left + 300.1)
 
@@ -529,7 +529,7 @@ def test_generation_silent_after_its_finish_reason_is_done_and_lets_the_upstream
     generations.start(log, QUESTION)
     gate.wait_reached()
     generations.check(time.monotonic())
-    assert log.terminal is None
+    assert log.end is None
 
     generations.check(time.monotonic() + 31)
     assert wait_for_end(log).event == "done"
@@ -543,8 +543,8 @@ def test_generation_whose_upstream_stays_silent_after_done_lets_it_go(gate: Gate
     log = new_log()
     generations.start(log, QUESTION)
     gate.wait_reached()
-    assert log.terminal is not None
-    assert log.terminal.event == "done"
+    assert log.end is not None
+    assert terminal_of(log).event == "done"
 
     for _ in range(3):
         generations.check(time.monotonic() + 31)
@@ -773,9 +773,9 @@ def new_log() -> StreamLog:
 
 def wait_for_end(log: StreamLog) -> Terminal:
     with log.reader(0, only_end=True) as reader:
-        while log.terminal is None:
+        while log.end is None:
             reader.wait()
-        return log.terminal
+        return terminal_of(log)
 
 
 def test_generations_run_until_cancelled_and_are_forgotten(gate: Gate) -> None:
@@ -816,7 +816,7 @@ def test_generations_checked_hold_each_to_its_deadlines(gate: Gate) -> None:
     gate.wait_reached()
 
     generations.check(time.monotonic())
-    assert log.terminal is None
+    assert log.end is None
     generations.check(time.monotonic() + 31)
 
     assert wait_for_end(log).content["error"]["error_code"] == "upstream_timeout"
@@ -843,7 +843,7 @@ def test_generations_that_cannot_be_judged_or_ended_keep_no_other_from_its_end(
         generations.check(time.monotonic() + 31)
         for made in others:
             assert wait_for_end(made.log).event == "failed"
-        assert unjudged.log.terminal is unended.log.terminal is None
+        assert unjudged.log.end is unended.log.end is None
     messages = {record.message for record in caplog.records}
     assert messages >= {"a generation's deadlines could not be checked", "a generation could not be ended"}
 
@@ -867,7 +867,7 @@ def test_generation_that_lives_again_before_its_turn_goes_on() -> None:
         generations._live[logs[0].stream_id].last_life += 31
     assert wait_for_end(logs[1]).event == "failed"
     wait_until(lambda: not generations.ending, "the turns are over")
-    assert logs[0].terminal is None
+    assert logs[0].end is None
     generations.cancel_all("shutdown")
     for gate in gates:
         gate.close()
@@ -891,7 +891,7 @@ def test_generations_that_are_due_are_told_to_be_so_until_the_last_has_ended(mon
     generations.begin_cancel_all("shutdown")
 
     assert generations.ending
-    assert [log.terminal for log in logs] == [None] * 3
+    assert [log.end for log in logs] == [None] * 3
     held.set()
     assert {wait_for_end(log).content["reason"] for log in logs} == {"shutdown"}
     for gate in gates:
@@ -1027,7 +1027,7 @@ def test_generation_whose_upstream_goes_on_for_ever_after_done_is_done_and_lets_
     monkeypatch.setattr(generation, "TAIL_SECONDS", 0.05)
     made.start()
     until = time.monotonic() + PATIENCE_SECONDS
-    while made.log.terminal is None:
+    while made.log.end is None:
         assert time.monotonic() < until
         time.sleep(0.001)
     ended = time.monotonic()

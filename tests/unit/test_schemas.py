@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from app import errors
 from app.dialects.native import request as schemas
+from app.dialects.native.answer import answer, error_body
 from app.dialects.native.request import read_request
 from app.settings import Settings
-from app.streams.interface import Origin, Terminal
+from app.streams.interface import End, Origin
 from app.streams.memory.store import MemoryStore
 from app.tokens import counting as tokens
+from app.tokens.usage import Usage
 
 SETTINGS = Settings(
     openai_base_url="http://model.test/v1", openai_model="gpt-4o-mini", allowed_models=("gpt-4o-mini", "other")
@@ -133,7 +135,7 @@ def test_body_that_is_not_json_is_invalid_json(body: bytes) -> None:
     error = refused(body)
 
     assert type(error) is errors.InvalidJson
-    assert len(json.dumps(error.body("c"))) < 1000
+    assert len(json.dumps(error_body(error.failure, "c"))) < 1000
 
 
 @given(st.binary(max_size=50))
@@ -163,7 +165,7 @@ def test_body_of_any_json_is_read_or_refused_by_a_client_error(value: Any) -> No
     try:
         read(json.dumps(value).encode())
     except errors.ClientError as error:
-        json.dumps(error.body("c"))
+        json.dumps(error_body(error.failure, "c"))
 
 
 # invalid_request
@@ -369,11 +371,11 @@ def test_refusal_of_hostile_fields_is_bounded(body: Any) -> None:
     error = refused(body)
 
     assert len(error.fields or {}) <= 20
-    assert len(json.dumps(error.body("c"))) <= 32_768
+    assert len(json.dumps(error_body(error.failure, "c"))) <= 32_768
 
 
 def test_refusal_names_no_half_of_a_surrogate_pair() -> None:
-    shown = json.dumps(refused({"message": "a", "half \ud800": 1}).body("c"), ensure_ascii=False)
+    shown = json.dumps(error_body(refused({"message": "a", "half \ud800": 1}).failure, "c"), ensure_ascii=False)
 
     shown.encode()  # raises for what no JSON reader of the client's need take
 
@@ -440,24 +442,19 @@ def test_answer_folds_a_log_in_the_order_of_the_contract() -> None:
     store = MemoryStore(max_active=1, budget_bytes=100_000, retention_seconds=60)
     log, _ = store.create(Origin("c-1", "m", "2026-11-21T09:00:00.000Z"))
     log.append("Rome.")
-    content = {
-        "sequence": 2,
-        "is_final": True,
-        "status": "cancelled",
-        "finish_reason": None,
-        "model": "m",
-        "tokens": 1,
-        "usage": {"total_tokens": 3},
-        "first_token_ms": 1,
-        "duration_ms": 2,
-        "characters": 5,
-        "sha256": "x",
-        "correlation_id": "c-1",
-        "reason": "client",
-    }
-    terminal = Terminal("cancelled", content)
+    end = End(
+        status="cancelled",
+        records=1,
+        characters=5,
+        sha256="x",
+        usage=Usage(1, 2, 3, "provider"),
+        finish_reason=None,
+        first_token_ms=1,
+        duration_ms=2,
+        reason="client",
+    )
 
-    folded = schemas.answer(log, terminal, "c-2", text=log.text())
+    folded = answer(log.stream_id, log.origin, end, "c-2", text=log.text())
 
     assert list(folded) == [
         "stream_id",
@@ -477,7 +474,10 @@ def test_answer_folds_a_log_in_the_order_of_the_contract() -> None:
     ]
     assert (folded["stream_id"], folded["correlation_id"]) == (log.stream_id, "c-2")
     assert (folded["content"], folded["reason"]) == ("Rome.", "client")
-    assert (folded["created"], folded["usage"]) == ("2026-11-21T09:00:00.000Z", {"total_tokens": 3})
+    assert (folded["created"], folded["usage"]) == (
+        "2026-11-21T09:00:00.000Z",
+        {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "source": "provider"},
+    )
 
 
 @pytest.mark.parametrize("depth", [600, 5000, 100_000, 500_000])

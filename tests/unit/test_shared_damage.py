@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 
 from app import errors
-from app.streams.interface import Binding, Terminal, Totals, log_name, new_stream_id
+from app.streams.interface import Binding, Totals, log_name, new_stream_id
 from app.streams.memory.store import LOG_OVERHEAD_BYTES, MemoryReader
 from app.streams.shared import store as shared
-from app.streams.shared.records import Damaged, read_end
+from app.streams.shared.records import Damaged, read_end, write_end
 from app.streams.shared.store import SharedLog
 from tests.harness.engine import Database
 from tests.unit.conftest import Events
-from tests.unit.shared import ORIGIN, PATIENCE_SECONDS, Worker, end_content, end_with, wait_until, workers
+from tests.unit.ends import end_with, terminal_of
+from tests.unit.shared import ORIGIN, PATIENCE_SECONDS, Worker, wait_until, workers
 
 KEY = Binding("k" * 64, "f" * 64)
 STREAM = "cw_" + "s" * 22
@@ -67,7 +68,7 @@ def nobody_else_is_harmed(*workers: Worker) -> Iterator[None]:
         assert log.finish(end_with())
         assert log.settle(PATIENCE_SECONDS)
         assert copy.settle(PATIENCE_SECONDS)
-        assert (copy.text(), copy.terminal.event) == ("ab", "done")
+        assert (copy.text(), terminal_of(copy).event) == ("ab", "done")
     for worker in workers:
         assert worker.store.ready()
         worker.begin().finish(end_with())
@@ -130,7 +131,7 @@ def test_record_of_a_live_stream_that_is_damaged_is_written_anew_by_its_producer
         assert log.finish(end_with())
         assert log.settle(PATIENCE_SECONDS)
         copy = two.store.find(log.stream_id)
-        assert (copy.text(), copy.terminal.content) == ("abc", log.terminal.content)
+        assert (copy.text(), copy.end) == ("abc", log.end)
     (said,) = events.of("stream_damaged")
     assert said["stream"] == log_name(log.stream_id)
     assert events.of("store_away") == []
@@ -162,7 +163,7 @@ def test_record_that_is_damaged_again_and_again_is_given_up_and_its_own_readers_
         assert (log.is_cut_off, log.is_unresumable) == (True, True)
         assert log.append("c")
         assert log.finish(end_with())
-        assert (log.text(), log.terminal.event) == ("abbbbc", "done")
+        assert (log.text(), terminal_of(log).event) == ("abbbbc", "done")
         with pytest.raises((errors.StreamExpired, errors.StreamUnknown)):
             two.store.find(log.stream_id)
             two.store.cancel(log.stream_id)
@@ -194,10 +195,10 @@ def _only_for(log: SharedLog, usual: Callable[..., Any], other: Callable[..., An
 
 def end_text(**changed: Any) -> str:
     """Write the end of a log of one chunk, "a"."""
-    totals = Totals(1, 1, "0" * 64, "a")
     event = changed.pop("event", "done")
-    content = end_content(event if event in ("done", "cancelled", "failed") else "done", totals) | changed
-    return json.dumps({"event": event, "content": content})
+    end = end_with(event if event in ("done", "cancelled", "failed") else "done")(Totals(1, 1, "0" * 64, "a"))
+    stored = json.loads(write_end(ORIGIN, end))
+    return json.dumps({"event": event, "content": stored["content"] | changed})
 
 
 ENTRIES: list[tuple[str, dict[str, str | bytes]]] = [
@@ -235,7 +236,7 @@ def test_entry_that_is_none_is_410_for_its_readers_alone(
             database.client.xadd(one.store.keys(log.stream_id)[1], entry, at)
             wait_of(reader)
             assert reader.is_released, "and comes back"
-        assert (copy.terminal, copy.text()) == (None, "a")
+        assert (copy.end, copy.text()) == (None, "a")
         for _ in range(2):
             with pytest.raises(errors.StreamExpired):
                 two.store.find(log.stream_id)
@@ -262,7 +263,7 @@ def test_copy_that_fails_at_what_is_read_stops_no_other(pair: list[Worker], monk
 
 def test_end_that_newer_versions_add_to_is_read() -> None:
     text = json.loads(end_text(more=[1]))
-    assert read_end(json.dumps(text | {"later": 1}).encode(), 2) == Terminal("done", text["content"])
+    assert read_end(json.dumps(text | {"later": 1}).encode(), 2) == end_with()(Totals(1, 1, "0" * 64, "a"))
     with pytest.raises(Damaged):
         read_end(json.dumps(text).encode(), 3)
 
@@ -392,11 +393,9 @@ def test_damaged_streams_of_a_dead_worker_keep_no_other_from_its_end(database: D
             spoil(database, dying.store.keys(log.stream_id))
         for copy in (copies[0], copies[-1]):
             assert copy.settle(PATIENCE_SECONDS)
-            assert (copy.text(), copy.terminal.event) == ("a", "failed")
+            assert (copy.text(), terminal_of(copy).event) == ("a", "failed")
         for copy, reader in zip(copies, readers, strict=True):
-            wait_until(
-                lambda c=copy, r=reader: r.is_released or c.terminal is not None, "it is not waited for for ever"
-            )
+            wait_until(lambda c=copy, r=reader: r.is_released or c.end is not None, "it is not waited for for ever")
         wait_until(lambda: heir.store.ready() and not heir.store._adopting, "it goes on")
 
 
@@ -470,7 +469,7 @@ def test_fence_that_is_none_keeps_no_producer_from_its_log(
         for log, copy in zip(logs, copies, strict=True):
             assert log.settle(PATIENCE_SECONDS), "its producer goes on with it"
             assert copy.settle(PATIENCE_SECONDS), "and so do who read it elsewhere"
-            assert (copy.text(), copy.terminal.content) == (log.text(), log.terminal.content)
+            assert (copy.text(), copy.end) == (log.text(), log.end)
     assert events.of("stream_fenced") == events.of("stream_cut_off") == []
     assert {said["stream"] for said in events.of("stream_damaged")} == {log_name(log.stream_id) for log in logs}
 
@@ -493,10 +492,10 @@ def test_text_that_its_end_denies_is_nobodys_answer(database: Database, pair: li
                 assert log.finish(end_with())
                 assert log.settle(PATIENCE_SECONDS)
             wait_until(lambda: readers[0].is_released, "it comes back, and is not told that this is all", 5.0)
-        assert [copy.terminal for copy in copies] == [None, None]
+        assert [copy.end for copy in copies] == [None, None]
         for log in (forged_chunk, forged_end):
             again = two.store.find(log.stream_id)
-            assert (again.text(), again.terminal.content) == ("ab", log.terminal.content)
+            assert (again.text(), again.end) == ("ab", log.end)
     assert {said["what"] for said in events.of("stream_damaged")} <= {"the text that its end tells of", "its record"}
 
 

@@ -31,7 +31,8 @@ from hypothesis.stateful import (
 from app import errors
 from app.streams.interface import Binding
 from tests.harness.engine import Engine
-from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Worker, end_with, wait_until
+from tests.unit.ends import end_with, terminal_of
+from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Worker, wait_until
 
 CLOCKS = (1.0, 1.25, 1.5)
 """How long each worker's second takes: of its lease, and of its looks at the others."""
@@ -120,7 +121,7 @@ class Workers(RuleBasedStateMachine):
             stream.chunks += chunks
             if settles:
                 wait_until(
-                    lambda: log.head == len(stream.chunks) or log.is_foreign or log.terminal is not None,
+                    lambda: log.head == len(stream.chunks) or log.is_foreign or log.end is not None,
                     "the chunks are shown",
                 )
                 self.look(stream, log)
@@ -129,7 +130,7 @@ class Workers(RuleBasedStateMachine):
     def finish(self, stream: Stream, frees_key: bool) -> None:
         if not self.runs(stream.worker):
             return
-        ends = stream.log.finish(end_with(frees_key=frees_key))
+        ends = stream.log.finish(end_with("failed" if frees_key else "done", frees_key=frees_key))
         assert ends is not stream.is_ended or (stream.may_be_taken and not ends)
         stream.is_ended = True
         assert stream.log.settle(20.0)
@@ -160,7 +161,7 @@ class Workers(RuleBasedStateMachine):
         lives = stream.worker in self.workers and not stream.may_be_taken
         if lives:
             wait_until(lambda: not log.is_unresumable, "what is told of an engine that was late is taken back")
-        terminal = log.terminal
+        terminal = log.end
         head = log.head
         text = log.text()
         if terminal is None and not log.is_unresumable:
@@ -180,10 +181,10 @@ class Workers(RuleBasedStateMachine):
         assert "".join(stream.chunks).startswith(text)
         stream.shown = max(stream.shown, head)
         if terminal is not None:
-            assert terminal.content["tokens"] == log.head
-            assert terminal.content["sha256"] == hashlib.sha256(log.text().encode()).hexdigest()
+            assert terminal.records == log.head
+            assert terminal.sha256 == hashlib.sha256(log.text().encode()).hexdigest()
             known = stream.terminal or terminal
-            assert (terminal.event, terminal.content) == (known.event, known.content)
+            assert terminal == known
             stream.terminal = terminal
             assert stream.is_ended or not lives, "nobody ends what lives"
         return None
@@ -300,7 +301,7 @@ def test_worker_that_stood_still_and_was_taken_over_contradicts_nobody(engine: E
         for stream in streams:
             for at in (2, 0, 1):
                 game.read(stream, at)
-        assert [stream.terminal.event for stream in streams] == ["failed", "done"], (
+        assert [terminal_of(stream).event for stream in streams] == ["failed", "done"], (
             "the one that was read, and the other"
         )
     finally:

@@ -18,7 +18,8 @@ from app.streams.shared.store import SharedLog
 from tests.harness.chaos import BlackholeAfter, ChaosProxy, CutAfter, Late, Pass
 from tests.harness.engine import Database, Engine
 from tests.harness.engines import EACH_KIND
-from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Worker, end_with, wait_until, workers
+from tests.unit.ends import end_with, terminal_of
+from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Worker, wait_until, workers
 
 KEY = Binding("k" * 64, "f" * 64)
 LONG = 30.0
@@ -76,11 +77,11 @@ def test_end_is_shown_when_the_engine_has_it_and_not_before(own_engine: Engine) 
             assert not log.finish(end_with("failed")), "it is decided"
             assert not log.append("b")
             assert not log.settle(0.3)
-            assert log.terminal is None
+            assert log.end is None
         finally:
             own_engine.thaw()
         assert log.settle(PATIENCE_SECONDS)
-        assert (log.terminal.event, log.text(), log.end_read) == ("done", "a", True)
+        assert (terminal_of(log).event, log.text(), log.end_read) == ("done", "a", True)
 
 
 def test_append_never_waits_for_the_engine(own_engine: Engine) -> None:
@@ -134,7 +135,7 @@ def test_large_backlog_is_stored_in_parts(own_engine: Engine) -> None:
         assert log.settle(PATIENCE_SECONDS)
         copy = two.store.find(log.stream_id)
         assert (copy.head, copy.text()) == (3000, log.text())
-        assert copy.terminal.content == log.terminal.content
+        assert copy.end == log.end
 
 
 # Read anywhere
@@ -155,7 +156,10 @@ def test_copy_follows_its_log_to_the_end(database: Database) -> None:
         assert copy.settle(PATIENCE_SECONDS)
         assert log.settle(PATIENCE_SECONDS)  # its own worker may hear of what is stored a moment later
         assert (copy.head, copy.text()) == (302, log.text())
-        assert (copy.terminal.event, copy.terminal.content) == (log.terminal.event, log.terminal.content)
+        assert (terminal_of(copy).event, terminal_of(copy).content) == (
+            terminal_of(log).event,
+            terminal_of(log).content,
+        )
         assert two.store.find(log.stream_id) is copy
 
 
@@ -262,7 +266,7 @@ def test_stop_at_another_worker_reaches_the_one_that_generates(database: Databas
         assert log.finish(end_with("cancelled"))
         assert log.settle(PATIENCE_SECONDS)
         asked = stops_asked(database, one)
-        assert two.store.cancel(log.stream_id) == (log.terminal, 2)
+        assert two.store.cancel(log.stream_id) == (log.end, 2)
         database.let_pass(1.0)
         with pytest.raises(errors.StreamExpired):
             two.store.cancel(log.stream_id)
@@ -359,8 +363,8 @@ def test_log_that_was_taken_over_is_booked_by_its_heir_alone(database: Database)
         assert copy.settle(PATIENCE_SECONDS)
         assert log.finish(end_with()), "it does not know it yet"
         lines = booked(log)
-        wait_until(lambda: log.terminal is not None, "the end that the other one wrote")
-        assert (log.terminal.event, lines, stopped.store.unbooked) == ("failed", [], set())
+        wait_until(lambda: log.end is not None, "the end that the other one wrote")
+        assert (terminal_of(log).event, lines, stopped.store.unbooked) == ("failed", [], set())
         wait_until(lambda: heirs_lines and heirs_lines[0], "the line")
         assert heirs_lines == [[("response_complete", 0)]]
 
@@ -452,7 +456,7 @@ def test_copy_without_memory_sends_its_readers_away_and_leaves_nothing(database:
             log.append("x" * 200_000)
             reader.wait()
             assert reader.is_released
-        assert copy.terminal is None
+        assert copy.end is None
         wait_until(lambda: two.store.used_bytes == 0, "its memory is given back")
         with pytest.raises(errors.Overloaded):
             two.store.find(log.stream_id)
@@ -493,7 +497,7 @@ def test_log_whose_worker_dies_is_ended_by_one_of_those_who_read_it(database: Da
         dying.crash()
         for copy in copies:
             assert copy.settle(PATIENCE_SECONDS)
-            assert (copy.terminal.event, copy.head, copy.text()) == ("failed", 2, "aé")
+            assert (terminal_of(copy).event, copy.head, copy.text()) == ("failed", 2, "aé")
         for log in logs:
             entries = database.client.xrange(others[0].store.keys(log.stream_id)[1])
             assert len(entries) == 3, "one end, though three noticed"
@@ -512,8 +516,8 @@ def test_worker_that_was_stopped_and_goes_on_changes_nothing(database: Database)
         assert copy.settle(PATIENCE_SECONDS)
 
         assert log.append("b"), "it does not know it yet"
-        wait_until(lambda: log.terminal is not None, "the end that the other one wrote")
-        assert (log.terminal.event, log.text(), log.is_foreign) == ("failed", "a", True)
+        wait_until(lambda: log.end is not None, "the end that the other one wrote")
+        assert (terminal_of(log).event, log.text(), log.is_foreign) == ("failed", "a", True)
         assert not log.append("c")
         assert not log.finish(end_with())
         assert stopped.aborted == [log.stream_id]
@@ -550,7 +554,7 @@ def test_worker_whose_sign_of_life_is_missing_once_is_not_taken_for_dead(databas
         assert not look(signs=False)
         assert look(signs=False)
         assert copy.settle(PATIENCE_SECONDS)
-        assert copy.terminal.event == "failed"
+        assert terminal_of(copy).event == "failed"
 
 
 def test_worker_that_could_not_reach_the_engine_waits_before_it_judges_others(own_engine: Engine) -> None:
@@ -583,7 +587,7 @@ def told(log: SharedLog) -> list[bool]:
 
     def watch() -> None:
         until = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < until and log.terminal is None:
+        while time.monotonic() < until and log.end is None:
             if seen[-1] is not log.is_unresumable:
                 seen.append(log.is_unresumable)
             time.sleep(0.001)
@@ -672,8 +676,8 @@ def test_end_that_comes_while_the_engine_is_away_is_shown_and_stored_afterwards(
         assert log.settle(PATIENCE_SECONDS)
         assert (log.text(), log.is_unresumable) == ("a", True)
         proxy.accept()
-        wait_until(lambda: two.store.find(log.stream_id).terminal is not None, "it is stored")
-        assert two.store.find(log.stream_id).terminal.content == log.terminal.content
+        wait_until(lambda: two.store.find(log.stream_id).end is not None, "it is stored")
+        assert two.store.find(log.stream_id).end == log.end
 
 
 @pytest.mark.parametrize("answers", [True, False], ids=["cut", "silent"])
@@ -722,7 +726,7 @@ def test_engine_that_lost_everything_is_given_it_again_by_those_who_live(own_eng
             copy = two.store.find(log.stream_id, reach=len(text))
             assert copy.text() == text
         assert (two.store.create(ORIGIN, KEY)[0].stream_id) == bound.stream_id
-        assert two.store.find(ended.stream_id).terminal.content == ended.terminal.content
+        assert two.store.find(ended.stream_id).end == ended.end
         assert -1 not in own_engine.keys().values()
 
 
@@ -815,7 +819,7 @@ def test_log_whose_beginning_was_not_acknowledged_ends_and_leaves_its_key_free(
         wait_until(one.store.ready, "the engine is back")
         if reading.is_foreign:
             assert reading.settle(PATIENCE_SECONDS), "whoever reads it is told"
-            assert reading.terminal.event == "failed"
+            assert terminal_of(reading).event == "failed"
             log, created = two.store.create(ORIGIN, KEY)
             assert created
         else:
@@ -848,8 +852,8 @@ def test_readers_that_have_more_than_was_stored_go_on_when_their_worker_was_take
         wait_until(lambda: log.is_cut_off, "it knows")
         assert log.append("c")
         assert log.finish(end_with())
-        assert (log.text(), log.terminal.event, log.is_unresumable) == ("abc", "done", True)
-        assert (copy.text(), copy.terminal.event) == ("a", "failed")
+        assert (log.text(), terminal_of(log).event, log.is_unresumable) == ("abc", "done", True)
+        assert (copy.text(), terminal_of(copy).event) == ("a", "failed")
         assert one.aborted == []
 
 
@@ -887,11 +891,11 @@ def test_writes_refused_for_longer_than_a_lease_make_nobody_pass_for_dead(own_en
             time.sleep(3 * LEASE_SECONDS)
         wait_until(lambda: one.store.ready() and two.store.ready(), "writes are taken again")
         time.sleep(2 * LEASE_SECONDS)
-        assert (log.terminal, copy.terminal) == (None, None)
+        assert (log.end, copy.end) == (None, None)
         log.append("b")
         log.finish(end_with())
         assert copy.settle(PATIENCE_SECONDS)
-        assert (copy.text(), copy.terminal.event) == ("ab", "done")
+        assert (copy.text(), terminal_of(copy).event) == ("ab", "done")
 
 
 def test_copies_dropped_while_their_tokens_are_on_the_way_leave_no_memory_behind(
@@ -910,7 +914,7 @@ def test_copies_dropped_while_their_tokens_are_on_the_way_leave_no_memory_behind
         monkeypatch.setattr(shared, "IDLE_COPY_SECONDS", 30.0)
         copy = two.store.find(log.stream_id)
         assert copy.settle(PATIENCE_SECONDS)
-        assert (copy.text(), copy.terminal.event) == (log.text(), "done")
+        assert (copy.text(), terminal_of(copy).event) == (log.text(), "done")
         two.store._finished.clear()
         assert two.store.used_bytes == copy.cost, "what was dropped is counted no more"
 
@@ -951,7 +955,7 @@ def test_adoption_whose_answer_is_lost_is_finished_in_the_next_round(own_engine:
         dying.crash()
         for copy in copies:
             assert copy.settle(PATIENCE_SECONDS)
-            assert (copy.text(), copy.terminal.event) == ("a", "failed")
+            assert (copy.text(), terminal_of(copy).event) == ("a", "failed")
         assert asked
         assert len(own_engine.client().xrange(heir.store.keys(logs[0].stream_id)[1])) == 2
 
@@ -966,7 +970,7 @@ def test_log_that_died_and_was_lost_gets_one_end_though_two_write_it_anew(own_en
         own_engine.client().flushdb()
         for copy in copies:
             assert copy.settle(PATIENCE_SECONDS)
-            assert (copy.text(), copy.terminal.event) == ("ab", "failed")
+            assert (copy.text(), terminal_of(copy).event) == ("ab", "failed")
         entries = own_engine.client().xrange(second.store.keys(log.stream_id)[1])
         assert [name for _, fields in entries for name in fields] == [b"t", b"t", b"e"]
 
@@ -1023,7 +1027,7 @@ def test_log_whose_adopter_does_not_know_of_it_is_ended_by_it_all_the_same(datab
         assert adopted == 1
         copy = two.store.find(log.stream_id)
         assert copy.settle(PATIENCE_SECONDS)
-        assert (copy.text(), copy.terminal.event) == ("a", "failed")
+        assert (copy.text(), terminal_of(copy).event) == ("a", "failed")
 
 
 def test_stream_that_the_engine_lost_is_not_unknown_while_its_worker_may_write_it_again(own_engine: Engine) -> None:
@@ -1158,7 +1162,7 @@ def test_log_that_is_given_up_shows_no_more_of_its_own_in_that_moment(
         assert (log.is_foreign, log.head, log.is_unresumable) == (True, 1, False)
         one.go_on()
         assert log.settle(PATIENCE_SECONDS)
-        assert log.terminal.content == copy.terminal.content
+        assert log.end == copy.end
 
 
 def test_log_that_is_written_anew_is_never_there_without_its_workers_sign_of_life(database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import time
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from app import errors
 from app.reading import loop as sse
 from app.reading.loop import FRAME_BYTES, Readers, frame, frames, next_token_frame
-from app.streams.interface import Origin, Piece, Terminal
+from app.streams.interface import End, Origin, Piece, Totals
 from app.streams.memory.store import MemoryStore
 from tests.harness.events import Event, EventParser
+from tests.unit.ends import end_with
 
 PATIENCE_SECONDS = 20.0
 
@@ -38,7 +40,7 @@ def log_of(*chunks: str, end: bool = True) -> Any:
 
 
 def finish(log: Any) -> None:
-    log.finish(lambda totals: Terminal("done", {"sequence": totals.tokens + 1, "is_final": True}))
+    log.finish(end_with())
 
 
 def ignore(*_: object) -> None: ...
@@ -74,7 +76,10 @@ def test_stream_from_the_beginning_is_start_tokens_and_terminal_byte_by_byte() -
         % (stream_id.encode(), stream_id.encode()),
         b'event: token\ndata: {"sequence":2,"count":2,"content":"Hello","is_final":false}\nid: %s.2\n\n'
         % stream_id.encode(),
-        b'event: done\ndata: {"sequence":3,"is_final":true}\nid: %s.3\n\n' % stream_id.encode(),
+        b'event: done\ndata: {"sequence":3,"is_final":true,"status":"complete","finish_reason":null,"model":"m",'
+        b'"tokens":2,"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9,"source":"estimated"},"first_token_ms":null,'
+        b'"duration_ms":1,"characters":5,"sha256":"%s","correlation_id":"c-1"}\nid: %s.3\n\n'
+        % (hashlib.sha256(b"Hello").hexdigest().encode(), stream_id.encode()),
     ]
 
 
@@ -218,7 +223,7 @@ class ScriptedLog:
     stream_id = "cw_x"
     origin = Origin("c-1", "m", "2026-11-21T09:00:00.000Z")
     head = 0
-    terminal: Terminal | None = None
+    end: End | None = None
     is_unresumable = False
 
     def __init__(self, reader: ScriptedReader) -> None:
@@ -241,7 +246,7 @@ def test_stream_pings_after_a_heartbeat_without_a_frame_and_not_before(monkeypat
         reader.pieces.append(Piece(log.head, 1, "a"))
 
     def end() -> None:
-        log.terminal = Terminal("done", {"sequence": log.head + 1})
+        log.end = end_with()(Totals(log.head, 0, "", ""))
 
     waits: list[Callable[[], None]] = [
         lambda: pass_seconds(9.75),  # woken for nothing: no ping yet
@@ -275,7 +280,7 @@ def test_stream_resumed_gives_its_later_pings_no_id(monkeypatch: pytest.MonkeyPa
         time.now += 10
 
     def end() -> None:
-        log.terminal = Terminal("done", {"sequence": 3})
+        log.end = end_with()(Totals(2, 0, "", ""))
 
     log: Any = ScriptedLog(ScriptedReader(time, [beat, end]))
     log.head = 2
@@ -386,10 +391,10 @@ class LateLog:
             finish(self._log)
 
     @property
-    def terminal(self) -> Terminal | None:
-        terminal: Terminal | None = self._log.terminal
+    def end(self) -> End | None:
+        end: End | None = self._log.end
         self._pass("terminal")
-        return terminal
+        return end
 
     def reader(self, after: int) -> Any:
         reader = self._log.reader(after)
@@ -490,7 +495,7 @@ def test_wait_returns_the_end_of_a_finished_log_at_once() -> None:
     log = log_of("a")
     readers = Readers(limit=10, heartbeat_seconds=10.0)
 
-    assert sse.wait(log, readers, seconds=None, gone=lambda: False) is log.terminal
+    assert sse.wait(log, readers, seconds=None, gone=lambda: False) is log.end
     assert (log.readers, readers.count) == (0, 0)
 
 
@@ -502,7 +507,7 @@ def test_wait_returns_when_the_log_ends() -> None:
         while not log.readers:
             threading.Event().wait(0.001)
         finish(log)
-        assert waiting.result(PATIENCE_SECONDS) is log.terminal
+        assert waiting.result(PATIENCE_SECONDS) is log.end
 
 
 @pytest.fixture

@@ -19,10 +19,11 @@ import pytest
 from app.platform.sockets import DirectWriter, shut
 from app.reading import loop as sse
 from app.reading.loop import Readers, frames
-from app.streams.interface import Origin, Piece, Terminal
+from app.streams.interface import Origin, Piece
 from app.streams.memory import store as memory
 from app.streams.memory.store import MemoryStore
 from tests.harness.events import Event, EventParser
+from tests.unit.ends import end_with
 from tests.unit.fakes import PATIENCE_SECONDS
 
 
@@ -32,7 +33,7 @@ def new_log() -> Any:
 
 
 def finish(log: Any) -> None:
-    log.finish(lambda totals: Terminal("done", {"sequence": totals.tokens + 1, "is_final": True}))
+    log.finish(end_with())
 
 
 def wait_until(fact: Any, what: str) -> None:
@@ -94,7 +95,7 @@ class Served:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.log.terminal:
+        if not self.log.end:
             finish(self.log)
         self.client.close()
         self._thread.join(PATIENCE_SECONDS)

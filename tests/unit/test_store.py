@@ -19,14 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import errors
-from app.streams.interface import Binding, Origin, Piece, Reader, StreamLog, Terminal, Totals, log_name, new_stream_id
+from app.streams.interface import Binding, End, Origin, Piece, Reader, StreamLog, Totals, log_name, new_stream_id
 from app.streams.memory import store as memory
 from app.streams.memory.store import LOG_OVERHEAD_BYTES, MemoryStore
 from app.streams.shared import committer
 from app.streams.shared.store import SharedLog, SharedStore
 from tests.harness.engine import Database
 from tests.harness.engines import EACH_KIND
-from tests.unit.shared import end_content, wait_until
+from tests.unit.ends import end_with
+from tests.unit.shared import wait_until
 
 PATIENCE_SECONDS = 20.0
 BUDGET_BYTES = 1_048_576
@@ -106,7 +107,7 @@ class SettledLog(SharedLog):
         self._shared.flush()
         return taken
 
-    def finish(self, end: Callable[[Totals], Terminal]) -> bool:
+    def finish(self, end: Callable[[Totals], End]) -> bool:
         ended = super().finish(end)
         assert not ended or self.settle(PATIENCE_SECONDS)
         return ended
@@ -156,16 +157,18 @@ def begin(store: Any, binding: Binding | None = None) -> Any:
     return log
 
 
-def end_with(event: str = "done", *, frees_key: bool = False) -> Callable[[Totals], Terminal]:
-    return lambda totals: Terminal(event, {**end_content(event, totals), "totals": totals}, frees_key)
-
-
 def finished(store: Any, *chunks: str, binding: Binding | None = None, frees_key: bool = False) -> Any:
     log = begin(store, binding)
     for chunk in chunks:
         assert log.append(chunk)
-    assert log.finish(end_with(frees_key=frees_key))
+    assert log.finish(end_with("failed" if frees_key else "done", frees_key=frees_key))
     return log
+
+
+def totals_of(log: StreamLog) -> tuple[int, int, str]:
+    """Tell what the end of a log says of its text."""
+    assert log.end is not None
+    return log.end.records, log.end.characters, log.end.sha256
 
 
 def read_all(log: StreamLog, after: int = 0, max_bytes: int = 1_000_000) -> list[Piece]:
@@ -177,12 +180,12 @@ def read_all(log: StreamLog, after: int = 0, max_bytes: int = 1_000_000) -> list
     return pieces
 
 
-def follow(log: StreamLog, after: int = 0, max_bytes: int = 64) -> tuple[list[Piece], Terminal]:
+def follow(log: StreamLog, after: int = 0, max_bytes: int = 64) -> tuple[list[Piece], End]:
     """Read as the frames' loop does: to the terminal event."""
     pieces = []
     with log.reader(after) as reader:
         while True:
-            terminal = log.terminal
+            terminal = log.end
             piece = reader.read(max_bytes)
             if piece is not None:
                 pieces.append(piece)
@@ -205,7 +208,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 def test_log_when_created_is_empty_and_found_by_its_id(store: Any) -> None:
     log = begin(store)
 
-    assert (log.head, log.terminal, log.text(), log.readers, log.resumes) == (0, None, "", 0, 0)
+    assert (log.head, log.end, log.text(), log.readers, log.resumes) == (0, None, "", 0, 0)
     assert log.origin == ORIGIN
     assert store.find(log.stream_id) is log
     assert read_all(log) == []
@@ -280,9 +283,8 @@ def test_log_given_any_chunks_any_cursor_and_any_bound_reads_them_exactly(
         assert piece.chunks == 1 or len(piece.text.encode()) <= max_bytes
         place = piece.sequence
     assert place == len(chunks)
-    totals = log.terminal.content["totals"]
     text = "".join(chunks)
-    assert totals == Totals(len(chunks), len(text), hashlib.sha256(text.encode()).hexdigest(), text)
+    assert totals_of(log) == (len(chunks), len(text), hashlib.sha256(text.encode()).hexdigest())
 
 
 # The end
@@ -290,31 +292,28 @@ def test_log_given_any_chunks_any_cursor_and_any_bound_reads_them_exactly(
 
 def test_log_when_finished_keeps_its_first_end_and_takes_nothing_more(store: Any) -> None:
     log = finished(store, "a", "é")
-    terminal = log.terminal
+    terminal = log.end
 
     assert log.finish(end_with("failed")) is False
     assert log.append("b") is False
-    assert log.terminal is terminal
+    assert log.end is terminal
     assert (log.head, log.text()) == (2, "aé")
-    totals = terminal.content["totals"]
-    assert totals == Totals(2, 2, hashlib.sha256("aé".encode()).hexdigest(), "aé")
+    assert totals_of(log) == (2, 2, hashlib.sha256("aé".encode()).hexdigest())
 
 
 def test_log_finished_without_chunks_has_the_totals_of_nothing(store: Any) -> None:
-    totals = finished(store).terminal.content["totals"]
-
-    assert totals == Totals(0, 0, hashlib.sha256(b"").hexdigest(), "")
+    assert totals_of(finished(store)) == (0, 0, hashlib.sha256(b"").hexdigest())
 
 
 def test_log_whose_end_cannot_be_written_has_not_ended(store: Any) -> None:
     log = begin(store)
 
-    def fail(_: Totals) -> Terminal:
+    def fail(_: Totals) -> End:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
         log.finish(fail)
-    assert log.terminal is None
+    assert log.end is None
     assert log.append("a")
     assert log.finish(end_with())
 
@@ -327,7 +326,7 @@ def test_log_finished_by_eight_threads_while_another_appends_ends_once_with_exac
         barrier = threading.Barrier(9)
         asked: list[Totals] = []
 
-        def end(totals: Totals, asked: list[Totals] = asked) -> Terminal:
+        def end(totals: Totals, asked: list[Totals] = asked) -> End:
             asked.append(totals)
             return end_with()(totals)
 
@@ -368,7 +367,7 @@ def test_reader_at_the_head_wakes_for_a_chunk_and_for_the_end(store: Any, thread
     for future in got:
         pieces, terminal = future.result(PATIENCE_SECONDS)
         assert "".join(piece.text for piece in pieces) == "ab"
-        assert terminal is log.terminal
+        assert terminal is log.end
 
 
 class Interposed:
@@ -403,17 +402,17 @@ def test_reader_paused_between_looking_and_sleeping_gets_what_came_in_between(
             assert log.finish(end_with())
         happened.set()
 
-    def read() -> tuple[str, Terminal | None]:
+    def read() -> tuple[str, End | None]:
         with log.reader(1) as reader:
             assert reader.read(100) is None  # looked: at the head
-            assert log.terminal is None
+            assert log.end is None
             reader._wake = Interposed(reader._wake, between)
             reader.wait()
             text = ""
             while (piece := reader.read(100)) is not None:
                 text += piece.text
                 reader.after = piece.sequence
-            return text, log.terminal
+            return text, log.end
 
     text, terminal = threads.submit(read).result(PATIENCE_SECONDS)
 
@@ -427,14 +426,14 @@ class Looked:
 
     def __init__(self, log: Any, then: Callable[[], None]) -> None:
         self._log = log
-        self._seen = (log.terminal, log.head)
+        self._seen = (log.end, log.head)
         self._then = [then]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
 
     @property
-    def terminal(self) -> Terminal | None:
+    def end(self) -> End | None:
         while self._then:
             self._then.pop()()
         return self._seen[0]  # type: ignore[no-any-return]
@@ -524,12 +523,12 @@ def test_reader_that_wants_only_the_end_sleeps_through_chunks(store: Any, thread
     asleep = threading.Event()
     woken = threading.Event()
 
-    def wait() -> Terminal | None:
+    def wait() -> End | None:
         with log.reader(log.head, only_end=True) as reader:
             reader._wake = Interposed(reader._wake, asleep.set)
             reader.wait()
             woken.set()
-            terminal: Terminal | None = log.terminal
+            terminal: End | None = log.end
             return terminal
 
     waiting = threads.submit(wait)
@@ -539,7 +538,7 @@ def test_reader_that_wants_only_the_end_sleeps_through_chunks(store: Any, thread
     assert not woken.is_set()
     log.finish(end_with())
 
-    assert waiting.result(PATIENCE_SECONDS) is log.terminal
+    assert waiting.result(PATIENCE_SECONDS) is log.end
 
 
 def test_readers_attached_a_thousand_times_at_random_moments_get_the_log_exactly(factory: Factory, kind: str) -> None:
@@ -566,7 +565,7 @@ def test_readers_attached_a_thousand_times_at_random_moments_get_the_log_exactly
         text, place = "", after
         with log.reader(after) as reader:
             while goes_on or place < enough:
-                terminal = log.terminal
+                terminal = log.end
                 piece = reader.read(4096)
                 if piece is not None:
                     place += piece.chunks
@@ -898,7 +897,6 @@ def test_store_keeps_a_finished_answer_in_its_text_and_little_more(factory: Fact
     chunks = [f"{number:04} " for number in range(tokens)]
     store = factory(budget_bytes=64 * BUDGET_BYTES)
     finished(store, *chunks)
-    content = {"content": "of a size of its own"}
     kept = []
     gc.collect()
     tracemalloc.start()
@@ -907,7 +905,7 @@ def test_store_keeps_a_finished_answer_in_its_text_and_little_more(factory: Fact
         for _ in range(logs):
             log = begin(store, Binding(new_stream_id(), new_stream_id()))
             log.append(*chunks)
-            log.finish(lambda totals: Terminal("done", content))
+            log.finish(end_with())
             kept.append(log.stream_id)
         del log
         gc.collect()
@@ -1066,7 +1064,7 @@ def test_log_given_chunks_together_reads_them_as_if_each_had_come_alone(
             assert together.read(after, bound) == alone.read(after, bound)
     together.finish(end_with())
     alone.finish(end_with())
-    assert together.terminal.content == alone.terminal.content
+    assert together.end == alone.end
 
 
 def test_log_given_chunks_together_wakes_its_readers_once(store: Any) -> None:
@@ -1100,7 +1098,7 @@ def test_log_without_memory_for_all_chunks_takes_none_of_them(factory: Factory) 
     assert log.append("c", "d")
     assert log.text() == "abcd"
     assert log.finish(end_with())
-    assert log.terminal.content["totals"] == Totals(4, 4, hashlib.sha256(b"abcd").hexdigest(), "abcd")
+    assert totals_of(log) == (4, 4, hashlib.sha256(b"abcd").hexdigest())
 
 
 def test_log_whose_end_is_being_written_takes_nothing_and_makes_nobody_wait(
@@ -1111,21 +1109,21 @@ def test_log_whose_end_is_being_written_takes_nothing_and_makes_nobody_wait(
     log.append("a")
     taken: list[bool] = []
 
-    def end(totals: Totals) -> Terminal:
+    def end(totals: Totals) -> End:
         taken.append(threads.submit(log.append, "b", "c").result(1.0))
         return end_with()(totals)
 
     assert log.finish(end)
 
     assert taken == [False]
-    assert (log.text(), log.terminal.content["totals"].tokens) == ("a", 1)
+    assert (log.text(), totals_of(log)[0]) == ("a", 1)
 
 
 def test_log_whose_end_could_not_be_written_goes_on_and_ends_later(store: Any, threads: ThreadPoolExecutor) -> None:
     log = begin(store)
     taken: list[bool] = []
 
-    def fail(_: Totals) -> Terminal:
+    def fail(_: Totals) -> End:
         taken.append(threads.submit(log.append, "a").result(1.0))
         raise KeyboardInterrupt
 
@@ -1135,7 +1133,7 @@ def test_log_whose_end_could_not_be_written_goes_on_and_ends_later(store: Any, t
         assert log.append("b", "c")
     assert taken == [False, False]
     assert log.finish(end_with())
-    assert (log.text(), log.terminal.content["totals"].tokens, store.live) == ("bcbc", 4, 0)
+    assert (log.text(), totals_of(log)[0], store.live) == ("bcbc", 4, 0)
 
 
 def test_log_whose_end_fails_while_another_one_ends_it_is_ended_by_that(
@@ -1144,7 +1142,7 @@ def test_log_whose_end_fails_while_another_one_ends_it_is_ended_by_that(
     log = begin(store)
     inside, go = threading.Event(), threading.Event()
 
-    def fail(_: Totals) -> Terminal:
+    def fail(_: Totals) -> End:
         inside.set()
         assert go.wait(PATIENCE_SECONDS)
         raise KeyboardInterrupt
@@ -1159,7 +1157,7 @@ def test_log_whose_end_fails_while_another_one_ends_it_is_ended_by_that(
     with pytest.raises(KeyboardInterrupt):
         first.result(PATIENCE_SECONDS)
     assert second.result(PATIENCE_SECONDS)
-    assert log.terminal is not None
+    assert log.end is not None
 
 
 # Readers that are served where they sleep

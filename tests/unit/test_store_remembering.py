@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from app import errors
-from app.streams.interface import Binding, Origin, Terminal
+from app.streams.interface import Binding, Origin
 from app.streams.memory import store as memory
+from tests.unit.ends import end_with
 
 BUDGET_BYTES = 64 << 10
 MOST_BYTES_EACH = 400
@@ -29,7 +30,7 @@ def live_and_forget(store: memory.MemoryStore, first: int, count: int) -> list[s
     for number in range(first, first + count):
         binding = Binding(key=f"key {number}", fingerprint=f"fingerprint {number}")
         log, _ = store.create(Origin(correlation_id="c", model="m", created="now"), binding)
-        log.finish(lambda totals: Terminal("done", {"sequence": 1}, False))
+        log.finish(end_with())
         ids.append(log.stream_id)
     return ids
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.tokens import counting as tokens
-from app.tokens.counting import SLICE_CHARS, count, count_prompt, estimated_usage, is_exact, provider_usage
+from app.tokens.counting import SLICE_CHARS, count, count_prompt, is_exact
+from app.tokens.usage import Usage, estimated_usage, provider_usage
 from tests.requirements import require_or_skip
 
 O200K = "gpt-4o-mini"
@@ -203,12 +204,7 @@ def test_count_of_a_prompt_just_within_its_bound_is_exact() -> None:
     ],
 )
 def test_usage_of_a_provider_is_taken_or_refused(reported: Any, usage: tuple[int, int, int] | None) -> None:
-    expected = usage and {
-        "prompt_tokens": usage[0],
-        "completion_tokens": usage[1],
-        "total_tokens": usage[2],
-        "source": "provider",
-    }
+    expected = usage and Usage(*usage, "provider")
 
     assert provider_usage(reported) == expected
 
@@ -220,17 +216,13 @@ def test_usage_of_absurd_size_can_be_written_and_read_as_json(digits: int) -> No
     usage = provider_usage({"prompt_tokens": absurd, "completion_tokens": absurd})
 
     # Beyond 2**53 a browser reads another number; beyond 4300 digits the terminal event cannot be written at all.
-    shown = json.dumps(usage)
+    assert usage is None or isinstance(usage, Usage)
+    shown = json.dumps(usage and usage._asdict())
     assert json.loads(shown, parse_int=float) == json.loads(shown)
 
 
 def test_usage_that_is_estimated_adds_up() -> None:
-    assert estimated_usage(31, "hello world", O200K) == {
-        "prompt_tokens": 31,
-        "completion_tokens": 2,
-        "total_tokens": 33,
-        "source": "estimated",
-    }
+    assert estimated_usage(31, "hello world", O200K) == Usage(31, 2, 33, "estimated")
 
 
 # What the tables were built from

@@ -15,6 +15,7 @@ import pytest
 import respx
 
 from app import errors
+from app.dialects.native.answer import error_body
 from app.upstream import Call, OpenAIUpstream, Part, Question
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -364,7 +365,7 @@ def test_answer_that_is_no_event_stream_is_an_upstream_error(clients: Clients, a
         upstream.ask(QUESTION, Call())
 
     assert type(raised.value) is errors.UpstreamError
-    assert "raw words" not in json.dumps(raised.value.body("c"))
+    assert "raw words" not in json.dumps(error_body(raised.value.failure, "c"))
     assert answer.is_closed
 
 
@@ -457,7 +458,7 @@ def test_stream_that_goes_wrong_gives_what_came_before_and_then_its_error(
     answer.close()
 
     assert type(raised.value) is kind
-    assert "raw words" not in json.dumps(raised.value.body("c"))
+    assert "raw words" not in json.dumps(error_body(raised.value.failure, "c"))
 
 
 def test_stream_that_goes_wrong_gives_each_part_before_its_error(clients: Clients) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from app import errors
+from app.dialects.native.answer import error_body
 from app.generation.run import ATTEMPTS, Bounds, Generation
 from app.streams.memory.store import MemoryStore
 from app.upstream import Call
@@ -24,6 +25,7 @@ from app.upstream import transport as transports
 from app.upstream.client import OpenAIUpstream
 from app.upstream.transport import Transport
 from tests.unit.conftest import Events
+from tests.unit.ends import terminal_of
 from tests.unit.fakes import PATIENCE_SECONDS
 from tests.unit.rawserver import RawServer, Serve, read_request, serving
 from tests.unit.shared import ORIGIN
@@ -125,7 +127,7 @@ def test_error_is_what_its_status_says_whatever_its_body_is(
         upstream.ask(QUESTION, Call())
 
     assert type(raised.value) is KINDS[status]
-    assert "raw words" not in json.dumps(raised.value.body("c"))
+    assert "raw words" not in json.dumps(error_body(raised.value.failure, "c"))
 
 
 def test_words_of_an_error_are_read_where_they_can_be(serve: Serve, upstream_at: UpstreamAt) -> None:
@@ -234,7 +236,7 @@ def test_upstream_that_resets_what_it_has_read_is_asked_three_times_and_each_is_
 
     Generation(log, QUESTION, upstream=upstream, bounds=BOUNDS).run()
 
-    assert log.terminal is not None
-    assert log.terminal.content["error"]["error_code"] == "upstream_unavailable"
+    assert log.end is not None
+    assert terminal_of(log).content["error"]["error_code"] == "upstream_unavailable"
     assert dying.asked == 1 + ATTEMPTS
     assert [line["attempt"] for line in events.of("upstream_retry")] == told

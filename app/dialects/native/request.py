@@ -1,4 +1,4 @@
-"""What requests may hold and answers do hold: marshmallow's schemas, their limits those of the contract."""
+"""What requests may hold: marshmallow's schemas, with the limits of the contract."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
 from app import errors
 from app.settings import Settings
-from app.streams.interface import StreamLog, Terminal
 from app.tokens import counting as tokens
 
-__all__ = ["ChatRequest", "answer", "read_request"]
+__all__ = ["ChatRequest", "read_request"]
 
 ROLES = ("system", "user", "assistant")
 DEEPEST_FIELDS = 20
@@ -260,27 +259,3 @@ def _flatten(messages: Any, path: str = "") -> dict[str, list[str]]:
     else:
         found[path or "_schema"] = [str(message)[:200] for message in list(messages)[:5]]
     return dict(list(found.items())[:DEEPEST_FIELDS])
-
-
-def answer(log: StreamLog, terminal: Terminal, correlation_id: str, *, text: str) -> dict[str, Any]:
-    """Fold a finished log into the wait-mode answer, with `text` as its content. Shape: `Answer` in
-    contracts/openapi.yaml."""
-    end = terminal.content
-    folded = {
-        "stream_id": log.stream_id,
-        "correlation_id": correlation_id,
-        "status": end["status"],
-        "model": end["model"],
-        "content": text,
-        "finish_reason": end["finish_reason"],
-        "tokens": end["tokens"],
-        "usage": end["usage"],
-        "created": log.origin.created,
-        "first_token_ms": end["first_token_ms"],
-        "duration_ms": end["duration_ms"],
-        "characters": end["characters"],
-        "sha256": end["sha256"],
-    }
-    if "reason" in end:
-        folded["reason"] = end["reason"]
-    return folded

@@ -19,7 +19,7 @@ from typing import Self
 
 from app import errors
 from app.platform.gevent_loop import plain_lock
-from app.streams.interface import Binding, Origin, Piece, StreamLog, Terminal, Totals, new_stream_id
+from app.streams.interface import Binding, End, Origin, Piece, StreamLog, Totals, new_stream_id
 
 __all__ = ["MemoryLog", "MemoryReader", "MemoryStore"]
 
@@ -82,7 +82,7 @@ class MemoryReader:
         log = self._log
         # Looked at after `_asleep` is set: what is appended from here on calls `nudge`, which then sees it.
         # The other order would sleep through a chunk, or the terminal event, that came in between.
-        if log.terminal is not None or (log.head > self.after and not self.only_end) or self.is_released:
+        if log.end is not None or (log.head > self.after and not self.only_end) or self.is_released:
             self._asleep = False
             return
         self._wake.acquire()
@@ -121,8 +121,8 @@ class MemoryLog:
 
     __slots__ = (
         "_ending",
-        "_ends",
         "_lock",
+        "_offsets",
         "_readers",
         "_store",
         "_text",
@@ -130,12 +130,12 @@ class MemoryLog:
         "attached",
         "binding",
         "cost",
+        "end",
         "end_read",
         "head",
         "origin",
         "prompt_bytes",
         "stream_id",
-        "terminal",
         "used_at",
     )
 
@@ -146,7 +146,7 @@ class MemoryLog:
         self.origin = origin
         self.binding = binding
         self.head = 0
-        self.terminal: Terminal | None = None
+        self.end: End | None = None
         self.attached = 0
         self.prompt_bytes = prompt_bytes
         self.cost = LOG_OVERHEAD_BYTES + prompt_bytes
@@ -155,7 +155,7 @@ class MemoryLog:
         self._unread_since: float | None = self.used_at
         self._store = store
         self._text = bytearray()
-        self._ends = array("I")
+        self._offsets = array("I")
         self._ending = False
         self._readers: list[MemoryReader] = []
         self._lock = plain_lock()
@@ -182,7 +182,7 @@ class MemoryLog:
 
     def _size(self) -> int:
         """Units: bytes."""
-        return len(self._text) + 4 * len(self._ends) + LOG_OVERHEAD_BYTES
+        return len(self._text) + 4 * len(self._offsets) + LOG_OVERHEAD_BYTES
 
     def append(self, *chunks: str) -> bool:
         added = "".join(chunks)
@@ -190,13 +190,13 @@ class MemoryLog:
             if self._ending:
                 return False
             self._add(chunks, added.encode())
-            head = self.head = len(self._ends)
+            head = self.head = len(self._offsets)
         self._tell(Piece(head, len(chunks), added))
         return True
 
     def _add(self, chunks: Sequence[str], data: bytes) -> None:
         """Keep chunks, whose text together is `data`, without showing them. Called with the lock held."""
-        text, ends = self._text, self._ends
+        text, ends = self._text, self._offsets
         end = len(text)
         missing = end + len(data) + 4 * (len(ends) + len(chunks)) + LOG_OVERHEAD_BYTES - self.cost
         if missing > 0:
@@ -210,33 +210,33 @@ class MemoryLog:
         for reader in self._readers:
             reader.tell(piece)
 
-    def finish(self, end: Callable[[Totals], Terminal]) -> bool:
+    def finish(self, end: Callable[[Totals], End]) -> bool:
         while not self._begin_end():
             if self._is_decided():
                 return False
             time.sleep(0.001)  # another is at it; should it fail, the end is ours
         try:
             text = self._text.decode()
-            terminal = end(Totals(len(self._ends), len(text), hashlib.sha256(self._text).hexdigest(), text))
+            ended = end(Totals(len(self._offsets), len(text), hashlib.sha256(self._text).hexdigest(), text))
         except BaseException:
             self._ending = False
             raise
-        self._decided(terminal)
+        self._decided(ended)
         return True
 
     def _is_decided(self) -> bool:
         """Tell whether it is known how the log ends, so that no other end is wanted."""
-        return self.terminal is not None
+        return self.end is not None
 
-    def _decided(self, terminal: Terminal) -> None:
-        self._close(terminal)
+    def _decided(self, end: End) -> None:
+        self._close(end)
 
-    def _close(self, terminal: Terminal) -> None:
+    def _close(self, end: End) -> None:
         """Show the end, and keep no more than is needed from here on."""
-        self.terminal = terminal
+        self.end = end
         # A growing buffer is up to an eighth larger than its text; a finished one is kept for an hour.
         self._text = bytearray(bytes(self._text))
-        self._ends = array("I", self._ends.tobytes())
+        self._offsets = array("I", self._offsets.tobytes())
         self.used_at = time.monotonic()
         self.release_prompt()
         self._store.grow(self, self._size() - self.cost)
@@ -248,7 +248,7 @@ class MemoryLog:
         self._store.release_prompt(self)
 
     def settle(self, seconds: float) -> bool:
-        return self.terminal is not None
+        return self.end is not None
 
     def book(self, write: Callable[[str], None]) -> None:
         write("response_complete")
@@ -268,7 +268,7 @@ class MemoryLog:
         head = self.head
         if after >= head:
             return None
-        ends = self._ends
+        ends = self._offsets
         start = ends[after - 1] if after else 0
         last = head
         if ends[last - 1] - start > max_bytes:
@@ -277,10 +277,10 @@ class MemoryLog:
 
     def text(self) -> str:
         head = self.head
-        return self._text[: self._ends[head - 1]].decode() if head else ""
+        return self._text[: self._offsets[head - 1]].decode() if head else ""
 
     def sizes(self, first: int, last: int) -> list[int]:
-        ends = self._ends[first - 2 : last] if first > 1 else (0, *self._ends[:last])
+        ends = self._offsets[first - 2 : last] if first > 1 else (0, *self._offsets[:last])
         return [end - start for start, end in pairwise(ends)]
 
     def attach(self, reader: MemoryReader) -> None:
@@ -346,7 +346,7 @@ class MemoryStore:
     def close(self) -> None:
         """Nothing is held open."""
 
-    def cancel(self, stream_id: str) -> tuple[Terminal | None, int]:
+    def cancel(self, stream_id: str) -> tuple[End | None, int]:
         """There are no other workers."""
         raise errors.StreamUnknown
 
@@ -457,7 +457,7 @@ class MemoryStore:
         with self._lock:
             self._live.pop(log.stream_id, None)
             self._finished[log.stream_id] = log
-            if log.binding is not None and log.terminal is not None and log.terminal.frees_key:
+            if log.binding is not None and log.end is not None and log.end.frees_key:
                 self._keys.pop(log.binding.key, None)
 
     def used(self, log: MemoryLog) -> None:

@@ -6,26 +6,30 @@ newer version has added are passed over.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from app import errors
-from app.streams.interface import Binding, Origin, Terminal
+from app.streams.interface import Binding, End, Origin, Status
+from app.tokens.usage import Usage
 
 __all__ = [
     "LARGEST",
     "Damaged",
     "Record",
     "damage",
+    "end_kind",
     "read_binding",
     "read_end",
     "read_number",
     "read_owner",
     "read_stream",
+    "write_end",
 ]
 
 LARGEST = 2**53
@@ -54,38 +58,46 @@ class Record(NamedTuple):
     is_ended: bool
 
 
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    source: str
+
+
 class _Error(msgspec.Struct):
     error_code: str
     message: str
     detail: str
     action: str
+    correlation_id: str
     origin: str
     retryable: bool
-    correlation_id: str
+    retry_after_seconds: int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _Content(msgspec.Struct):
-    """What readers need of a terminal event."""
-
     sequence: int
     is_final: Literal[True]
-    status: Literal["complete", "cancelled", "failed"]
+    status: Status
     finish_reason: str | None
     model: str
     tokens: int
-    usage: dict[str, Any]
+    usage: _Usage
     first_token_ms: int | None
     duration_ms: int
     characters: int
     sha256: str
     correlation_id: str
-    reason: str | None = None
-    error: _Error | None = None
+    reason: str | msgspec.UnsetType | None = msgspec.UNSET
+    error: _Error | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _End(msgspec.Struct):
+    """The stored form of an end, as version 0.1 wrote it: one JSON object in the order of these fields."""
+
     event: Literal["done", "cancelled", "failed"]
-    content: dict[str, Any]
+    content: _Content
     frees_key: bool = False
 
 
@@ -144,22 +156,83 @@ def read_stream(told: list[bytes]) -> Record:
     )
 
 
-def read_end(text: bytes, sequence: int) -> Terminal:
-    """Read a terminal event, which belongs at a sequence number. Raises: Damaged."""
+def write_end(origin: Origin, end: End) -> bytes:
+    """Write an end as `read_end` reads it. Version 0.1 reads it too."""
+    failure = end.error
+    content = _Content(
+        sequence=end.records + 1,
+        is_final=True,
+        status=end.status,
+        finish_reason=end.finish_reason,
+        model=origin.model,
+        tokens=end.records,
+        usage=_Usage(*end.usage),
+        first_token_ms=end.first_token_ms,
+        duration_ms=end.duration_ms,
+        characters=end.characters,
+        sha256=end.sha256,
+        correlation_id=origin.correlation_id,
+        reason=end.reason or msgspec.UNSET,
+        error=msgspec.UNSET
+        if failure is None
+        else _Error(
+            failure.error_code,
+            failure.message,
+            failure.detail,
+            failure.action,
+            origin.correlation_id,
+            failure.origin,
+            failure.retryable,
+            msgspec.UNSET if failure.retry_after_seconds is None else failure.retry_after_seconds,
+        ),
+    )
+    return json.dumps(msgspec.to_builtins(_End(end_kind(end), content, end.frees_key))).encode()
 
-    def read() -> Terminal:
-        end = msgspec.json.decode(text, type=_End)
-        content = msgspec.convert(end.content, type=_Content)
-        status = "complete" if end.event == "done" else end.event
+
+def end_kind(end: End) -> Literal["done", "cancelled", "failed"]:
+    """Name the kind of an end, as it stands in a stream's hash."""
+    return "done" if end.status == "complete" else end.status
+
+
+def read_end(text: bytes, sequence: int) -> End:
+    """Read an end, which belongs at a sequence number. Raises: Damaged."""
+
+    def read() -> End:
+        stored = msgspec.json.decode(text, type=_End)
+        content, error = stored.content, stored.content.error or None
+        status = "complete" if stored.event == "done" else stored.event
         if (content.sequence, content.tokens, content.status) != (sequence, sequence - 1, status):
             raise ValueError
-        if (content.error is not None) is not (end.event == "failed"):
+        if (error is not None) is not (stored.event == "failed"):
             raise ValueError
-        if content.error is not None:
-            errors.status_of(content.error.error_code)
-        return Terminal(end.event, end.content, end.frees_key)
+        if error is not None:
+            errors.status_of(error.error_code)
+        return End(
+            status=content.status,
+            records=content.tokens,
+            characters=content.characters,
+            sha256=content.sha256,
+            usage=Usage(*msgspec.structs.astuple(content.usage)),
+            finish_reason=content.finish_reason,
+            first_token_ms=content.first_token_ms,
+            duration_ms=content.duration_ms,
+            reason=content.reason or None,
+            error=None if error is None else _failure(error),
+        )
 
     return damage("end", read)
+
+
+def _failure(error: _Error) -> errors.Failure:
+    return errors.Failure(
+        error_code=error.error_code,
+        message=error.message,
+        detail=error.detail,
+        action=error.action,
+        origin=error.origin,
+        retryable=error.retryable,
+        retry_after_seconds=error.retry_after_seconds or None,
+    )
 
 
 def read_binding(answer: object) -> tuple[str, str]:

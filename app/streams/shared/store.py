@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import secrets
 import threading
@@ -23,7 +22,7 @@ from typing import Any
 
 from app import errors
 from app.observability.events import event
-from app.streams.interface import Binding, Origin, Piece, StreamLog, Terminal, log_name, new_stream_id
+from app.streams.interface import Binding, End, Origin, Piece, StreamLog, log_name, new_stream_id
 from app.streams.memory.store import MemoryLog, MemoryReader, MemoryStore
 from app.streams.shared import records, scripts
 from app.streams.shared.committer import Commit, Committer
@@ -125,7 +124,7 @@ class SharedLog(MemoryLog):
         self._shared = store
         self._stored = 0
         self._unsent: list[bytes] | None = []  # None: to be taken from the text
-        self._last: Terminal | None = None
+        self._last: End | None = None
         self._repairs = 0
         self._noted = 0
         """How many of those who began to read it here the engine knows of."""
@@ -141,7 +140,7 @@ class SharedLog(MemoryLog):
 
     def is_copied(self) -> bool:
         """Tell whether it is a copy, and goes on."""
-        return self.is_foreign and not self.is_dropped and self.terminal is None
+        return self.is_foreign and not self.is_dropped and self.end is None
 
     @property
     def stored(self) -> int:
@@ -182,7 +181,7 @@ class SharedLog(MemoryLog):
                     self._unsent.append(data)
                 else:
                     self._unsent += [chunk.encode() for chunk in chunks]
-            piece = self._raise_head(len(self._ends)) if self._shows_ahead else None
+            piece = self._raise_head(len(self._offsets)) if self._shows_ahead else None
         if piece is not None:
             self._tell(piece)
         if not self.is_cut_off:
@@ -190,25 +189,25 @@ class SharedLog(MemoryLog):
         return True
 
     def _is_decided(self) -> bool:
-        return self._last is not None or self.terminal is not None or self.is_foreign
+        return self._last is not None or self.end is not None or self.is_foreign
 
-    def _decided(self, terminal: Terminal) -> None:
+    def _decided(self, end: End) -> None:
         with self._lock:
             if self.is_foreign:
                 return  # it has been taken over while its end was written
-            self._last = terminal
+            self._last = end
             is_shown = self._shows_ahead
         if is_shown:
-            self._close(terminal)
+            self._close(end)
         if not self.is_cut_off:
             self._shared.changed(self)
 
-    def _close(self, terminal: Terminal) -> None:
+    def _close(self, end: End) -> None:
         with self._lock:
-            if self.terminal is not None:
+            if self.end is not None:
                 return
-            self.terminal = terminal
-        super()._close(terminal)
+            self.end = end
+        super()._close(end)
         self.ended.set()
 
     def book(self, write: Callable[[str], None]) -> None:
@@ -245,8 +244,8 @@ class SharedLog(MemoryLog):
         shown = self.head
         if head <= shown:
             return None
-        start = self._ends[shown - 1] if shown else 0
-        text = self._text[start : self._ends[head - 1]].decode()
+        start = self._offsets[shown - 1] if shown else 0
+        text = self._text[start : self._offsets[head - 1]].decode()
         self.head = head
         return Piece(head, head - shown, text)
 
@@ -256,13 +255,13 @@ class SharedLog(MemoryLog):
         if self.is_foreign or self.is_cut_off or self.is_dropped:
             return None
         with self._lock:
-            total, last_event = len(self._ends), self._last
+            total, last_event = len(self._offsets), self._last
             first = self._stored + 1
             if self._unsent is not None and len(self._unsent) <= MOST_CHUNKS:
                 chunks, self._unsent = self._unsent, []
             else:
                 last = min(total, self._stored + MOST_CHUNKS)
-                ends = [self._ends[first - 2] if first > 1 else 0, *self._ends[first - 1 : last]]
+                ends = [self._offsets[first - 2] if first > 1 else 0, *self._offsets[first - 1 : last]]
                 chunks = [bytes(self._text[start:end]) for start, end in pairwise(ends)]
                 self._unsent = [] if last == total else None
         is_all = self._unsent is not None
@@ -285,7 +284,7 @@ class SharedLog(MemoryLog):
             self._has_stored(answer[1])
             self._shared.cancel_asked(self.stream_id)
         elif kind == b"ended" and self._last is not None:
-            self._has_stored(len(self._ends))
+            self._has_stored(len(self._offsets))
         else:
             self._not_written(answer)
 
@@ -337,7 +336,7 @@ class SharedLog(MemoryLog):
         self._unsent = None
 
     def _has_stored(self, head: int) -> None:
-        if head > len(self._ends):
+        if head > len(self._offsets):
             self.not_committable()  # nobody else writes it
             return
         with self._lock:
@@ -361,11 +360,11 @@ class SharedLog(MemoryLog):
     def go_on_unstored(self) -> None:
         """Show what is there though the engine is away; readers are told first."""
         with self._lock:
-            if self.is_foreign or (self.terminal is not None and not self.is_cut_off):
+            if self.is_foreign or (self.end is not None and not self.is_cut_off):
                 return  # it has become another's, or ended, since it was looked at
             is_told = self.is_unresumable
             self._shows_ahead = self.is_unresumable = True
-            piece = self._raise_head(len(self._ends))
+            piece = self._raise_head(len(self._offsets))
             last = self._last
         if not is_told:
             self._nudge()
@@ -392,13 +391,13 @@ class SharedLog(MemoryLog):
         False when it cannot: its readers have more than the engine's head, or its end, or are about to.
         """
         with self._lock:
-            if self.head > head or self.terminal is not None or (self.is_unresumable and self._last is not None):
+            if self.head > head or self.end is not None or (self.is_unresumable and self._last is not None):
                 return False
             self._ending = True
             self.fence = 0
             self._last = None
-            del self._text[self._ends[self.head - 1] if self.head else 0 :]
-            del self._ends[self.head :]
+            del self._text[self._offsets[self.head - 1] if self.head else 0 :]
+            del self._offsets[self.head :]
             self._unsent = None
             self.owner = ""  # nobody's sign of life: it is looked up
             self.is_unresumable = self._shows_ahead = False
@@ -423,7 +422,7 @@ class SharedLog(MemoryLog):
         when the end tells of another text.
         """
         chunks: list[str] = []
-        terminal: Terminal | None = None
+        ended: End | None = None
         with self._lock:  # the tail and who catches up may be at it together
             if self.is_dropped or not self.is_foreign:
                 return
@@ -436,17 +435,17 @@ class SharedLog(MemoryLog):
                     sequence = int(place)
                     if sequence <= head:
                         continue
-                    if sequence != head + 1 or terminal is not None:
+                    if sequence != head + 1 or ended is not None:
                         raise Damaged("the order of its entries")
                     if name == b"t":
                         chunks.append(value.decode())
                         head += 1
                     elif name == b"e":
-                        terminal = records.read_end(value, sequence)
+                        ended = records.read_end(value, sequence)
                     else:
                         raise Damaged("the name of an entry")
-                if terminal is not None:
-                    self._judge(terminal, "".join(chunks))
+                if ended is not None:
+                    self._judge(ended, "".join(chunks))
             except (ValueError, TypeError) as error:
                 raise Damaged("an entry") from error
             text = "".join(chunks)
@@ -455,15 +454,14 @@ class SharedLog(MemoryLog):
                 self.head = head
         if chunks:
             self._tell(Piece(head, len(chunks), text))
-        if terminal is not None:
+        if ended is not None:
             self._ending = True
-            self._close(terminal)
+            self._close(ended)
 
-    def _judge(self, end: Terminal, rest: str) -> None:
+    def _judge(self, end: End, rest: str) -> None:
         """Compare an end with the text that it tells of: what is here, and the rest. Raises: Damaged."""
         data = self._text + rest.encode()
-        told = (end.content["characters"], end.content["sha256"])
-        if told != (len(data.decode()), hashlib.sha256(data).hexdigest()):
+        if (end.characters, end.sha256) != (len(data.decode()), hashlib.sha256(data).hexdigest()):
             raise Damaged("the text that its end tells of")
 
     def take_page(self, entries: list[Any], after: int) -> None:
@@ -477,7 +475,7 @@ class SharedLog(MemoryLog):
         super().attach(reader)
         if self.is_dropped:
             reader.release()
-        elif self.terminal is None and not self.is_cut_off:
+        elif self.end is None and not self.is_cut_off:
             self._shared.attached(self)
 
     def release(self) -> None:
@@ -614,15 +612,15 @@ class SharedStore(MemoryStore):
         keys = (*self.keys(log.stream_id), *self._binding_keys(log))
         return script(scripts.RESTORE, keys, log.fence, self._live_ms, self._bound_text(log), *self._fields(log))
 
-    def finishing(self, log: SharedLog, tokens: int, terminal: Terminal) -> Command:
+    def finishing(self, log: SharedLog, count: int, end: End) -> Command:
         keys = (*self.keys(log.stream_id), *self._binding_keys(log))
-        text = json.dumps({"event": terminal.event, "content": terminal.content, "frees_key": terminal.frees_key})
+        text = records.write_end(log.origin, end)
         remembered_ms = self._kept_ms + REMEMBERED_SECONDS * 1000
         return script(
             scripts.FINISH,
             keys,
-            *(log.fence, tokens, text, terminal.event, self._kept_ms, remembered_ms),
-            *(int(terminal.frees_key), self._bound_text(log)),
+            *(log.fence, count, text, records.end_kind(end), self._kept_ms, remembered_ms),
+            *(int(end.frees_key), self._bound_text(log)),
         )
 
     # What logs tell
@@ -716,7 +714,7 @@ class SharedStore(MemoryStore):
     def used(self, log: MemoryLog) -> None:
         super().used(log)
         assert isinstance(log, SharedLog)
-        if log.terminal is not None:
+        if log.end is not None:
             entries = self.keys(log.stream_id)[1]
             self._committer.post([("PEXPIRE", entries, self._kept_ms)], _nothing)
         elif log.is_foreign and not log.readers:
@@ -919,11 +917,11 @@ class SharedStore(MemoryStore):
             back_at is not None and time.monotonic() - back_at < 2 * self._lease_seconds
         )
 
-    def cancel(self, stream_id: str) -> tuple[Terminal | None, int]:
+    def cancel(self, stream_id: str) -> tuple[End | None, int]:
         with self._gone_if_damaged(stream_id):
             return self._cancelled(stream_id)
 
-    def _cancelled(self, stream_id: str) -> tuple[Terminal | None, int]:
+    def _cancelled(self, stream_id: str) -> tuple[End | None, int]:
         hash_key, entries_key = self.keys(stream_id)
         (told,) = self._answers(("HGET", hash_key, "owner"))
         if told is None:

@@ -1,0 +1,43 @@
+"""What a generation used: as its provider tells it, or as it is estimated here."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeGuard
+
+from app.tokens.counting import count
+
+__all__ = ["Usage", "estimated_usage", "provider_usage"]
+
+LARGEST_COUNT = 1_000_000_000
+
+
+class Usage(NamedTuple):
+    """Units: tokens. `source` is "provider" or "estimated"."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    source: str
+
+
+def provider_usage(reported: Any) -> Usage | None:
+    """Read a provider's usage. None where it is not one: partial, negative, or no numbers at all."""
+    if not isinstance(reported, dict):
+        return None
+    prompt, completion = reported.get("prompt_tokens"), reported.get("completion_tokens")
+    if not _is_count(prompt) or not _is_count(completion):
+        return None
+    total = reported.get("total_tokens")
+    if not _is_count(total) or total < prompt + completion:
+        total = prompt + completion
+    return Usage(prompt, completion, total, "provider")
+
+
+def estimated_usage(prompt_tokens: int, text: str, model: str) -> Usage:
+    """Count what the provider did not tell: the prompt and the delivered text."""
+    completion = count(text, model)
+    return Usage(prompt_tokens, completion, prompt_tokens + completion, "estimated")
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= LARGEST_COUNT
