@@ -95,7 +95,8 @@ class Runtime:
             clock.add(check)
         tokens.warm(settings.openai_model)
         generations = runtime.generations
-        store.start(cancel=generations.cancel, abort=generations.abort, lost=end_lost)
+        if store.elsewhere is not None:
+            store.elsewhere.start(cancel=generations.cancel, abort=generations.abort, lost=end_lost)
         return runtime
 
     def close(self) -> None:

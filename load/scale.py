@@ -26,9 +26,11 @@ from typing import Any
 from app.settings import Settings
 from app.streams.interface import new_stream_id
 from app.streams.shared import scripts
+from app.streams.shared.commands import REMEMBERED_SECONDS
 from app.streams.shared.committer import MOST_STREAMS, SPACING_SECONDS
 from app.streams.shared.connection import Command, Connection, script
-from app.streams.shared.store import LEASE_SECONDS, REMEMBERED_SECONDS, ROUND_SECONDS
+from app.streams.shared.leases import LEASE_SECONDS
+from app.streams.shared.store import ROUND_SECONDS
 from app.streams.shared.tail import Tail
 from load.compare.engine import Cores, Engine
 from load.compare.subjects import NotStarted

@@ -459,7 +459,8 @@ class Generations:
     def _run(self, generation: Generation) -> None:
         try:
             generation.run()
-            generation.log.settle(SETTLE_SECONDS)
+            if generation.log.sharing is not None:
+                generation.log.sharing.settle(SETTLE_SECONDS)
         finally:
             self._live.pop(generation.log.stream_id, None)
 

@@ -18,7 +18,7 @@ from app import errors
 from app.dialects.native.answer import end_data
 from app.platform.sockets import DirectWriter
 from app.settings import plain
-from app.streams.interface import End, Piece, Reader, StreamLog
+from app.streams.interface import End, Piece, Reader, Sharing, StreamLog
 
 __all__ = ["FRAME_BYTES", "Readers", "frame", "frames", "wait", "whole"]
 
@@ -47,7 +47,7 @@ def frame(event: str, content: object, event_id: str | None = None) -> bytes:
 def _token(stream_id: str, piece: Piece) -> tuple[str, int]:
     """Write a token frame; also return the size of its data. ASCII, so characters are bytes."""
     data = (
-        f'{{"sequence":{piece.sequence},"count":{piece.chunks},'
+        f'{{"sequence":{piece.sequence},"count":{piece.records},'
         f'"content":{encode_basestring_ascii(piece.text)},"is_final":false}}'
     )
     return f"event: token\ndata: {data}\nid: {stream_id}.{piece.sequence}\n\n", len(data)
@@ -69,9 +69,13 @@ def _ping(log: StreamLog, event_id: str | None = None) -> bytes:
     return frame("ping", {"phase": "generating" if head else "waiting", "tokens": head}, event_id)
 
 
-def _resumability(log: StreamLog) -> bytes:
+def _resumability(sharing: Sharing) -> bytes:
     """Say whether what follows can be read again anywhere."""
-    return frame("unresumable" if log.is_unresumable else "resumable", {"tokens": log.stored})
+    return frame("unresumable" if sharing.is_unresumable else "resumable", {"tokens": sharing.stored})
+
+
+def _is_foreign(reader: Reader) -> bool:
+    return reader.log.sharing is not None and reader.log.sharing.is_foreign
 
 
 def _end(log: StreamLog, end: End) -> bytes:
@@ -86,7 +90,7 @@ def next_token_frame(log: StreamLog, reader: Reader) -> bytes | None:
         return None
     text, size = _token(log.stream_id, piece)
     limit = PIECE_BYTES
-    while size > FRAME_BYTES and piece.chunks > 1:
+    while size > FRAME_BYTES and piece.records > 1:
         limit = min(limit // 2, limit * FRAME_BYTES // size)
         piece = reader.read(limit) or piece
         text, size = _token(log.stream_id, piece)
@@ -167,11 +171,11 @@ class Readers:
     @property
     def has_foreign(self) -> bool:
         """Somebody reads what another worker generates."""
-        return any(reader.is_foreign for reader in self._due)
+        return any(_is_foreign(reader) for reader in self._due)
 
     def release_foreign(self, share: float) -> None:
         """Send a share of those away who read what other workers generate: they can do so elsewhere."""
-        foreign = [reader for reader in self._due if reader.is_foreign and not reader.is_released]
+        foreign = [reader for reader in self._due if _is_foreign(reader) and not reader.is_released]
         for reader in foreign[: math.ceil(share * len(foreign))]:
             reader.release()
 
@@ -221,6 +225,7 @@ def frames(
     While this sleeps at the head, `connection` is given the next token frames by whoever appends them, as far as it
     takes them at once; what it does not take, wakes this up.
     """
+    sharing = log.sharing
     with log.reader(after) as reader:
         has_left = False
 
@@ -249,9 +254,9 @@ def frames(
                 # Looked at before the log is read: once it is there, what is read next is the last.
                 end = log.end
                 sent: bytes | None
-                if log.is_unresumable is not reader.knows_unresumable:
+                if sharing is not None and sharing.is_unresumable is not reader.knows_unresumable:
                     reader.knows_unresumable = not reader.knows_unresumable
-                    sent = _resumability(log)
+                    sent = _resumability(sharing)
                 else:
                     sent = next_token_frame(log, reader)
                 if sent is None:
@@ -282,10 +287,12 @@ def frames(
 
 def _deliver(log: StreamLog, reader: Reader, connection: DirectWriter, piece: Piece) -> bool:
     """Write what was appended to a sleeping reader's connection; False when its loop must see to it, or to the rest."""
-    if reader.after != piece.sequence - piece.chunks or log.is_unresumable is not reader.knows_unresumable:
+    if reader.after != piece.sequence - piece.records:
+        return False
+    if (sharing := log.sharing) is not None and sharing.is_unresumable is not reader.knows_unresumable:
         return False
     text, size = _token(log.stream_id, piece)
-    if (size > FRAME_BYTES and piece.chunks > 1) or not connection.write(text.encode("ascii")):
+    if (size > FRAME_BYTES and piece.records > 1) or not connection.write(text.encode("ascii")):
         return False
     reader.after = piece.sequence
     reader.frame_at = time.monotonic()
@@ -314,7 +321,7 @@ def wait(
             while log.end is None and (deadline is None or time.monotonic() < deadline):
                 reader.wait()
                 if reader.is_released and log.end is None:
-                    if reader.is_departed and not readers.is_leaving and not reader.is_foreign:
+                    if reader.is_departed and not readers.is_leaving and not _is_foreign(reader):
                         raise errors.Overloaded(retry_after_seconds=2)
                     raise errors.ShuttingDown(retry_after_seconds=1)
                 now = time.monotonic()

@@ -45,7 +45,8 @@ def register(app: Flask, store: Store) -> None:
     boot = files.Asset.of("boot.js", (STATIC / "boot.js").read_bytes())
     worker = files.Asset.of("sw.js", tree.fill((STATIC / "sw.js").read_bytes()))
     others = _OtherTrees(store)
-    store.publish(tree.name, tree.record)
+    if store.elsewhere is not None:
+        store.elsewhere.publish(tree.name, tree.record)
     home, docs = tree.pages["index.html"], tree.pages["docs.html"]
     contract = (CONTRACTS / "openapi.yaml").read_bytes()
 
@@ -113,7 +114,8 @@ class _OtherTrees:
 
     def _fetched(self, version: str) -> Mapping[str, files.Asset]:
         try:
-            record = self._store.published(version)
+            elsewhere = self._store.elsewhere
+            record = None if elsewhere is None else elsewhere.published(version)
             if record is None:
                 return {}
             found = files.published(version, record)

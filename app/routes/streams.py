@@ -42,15 +42,19 @@ def cancel(stream_id: str) -> Response:
     runtime: Runtime = current_app.extensions["chatwait"]
     try:
         log = runtime.store.find(stream_id)
-    except errors.Overloaded:  # no room for its text here; to stop it needs none
-        end, tokens = runtime.store.cancel(stream_id)
+    except errors.Overloaded:  # there is no room for a copy here, and a stop needs none
+        if (elsewhere := runtime.store.elsewhere) is None:
+            raise
+        end, tokens = elsewhere.cancel(stream_id)
     else:
         if log.end is None:
-            if log.is_foreign:
-                runtime.store.cancel(stream_id)
+            sharing, elsewhere = log.sharing, runtime.store.elsewhere
+            if sharing is not None and elsewhere is not None and sharing.is_foreign:
+                elsewhere.cancel(stream_id)
             else:
                 runtime.generations.cancel(stream_id, "client")
-            log.settle(CANCEL_SECONDS)
+            if sharing is not None:
+                sharing.settle(CANCEL_SECONDS)
         end, tokens = log.end, log.head
     status = end.status if end is not None else "running"
     body = {"stream_id": stream_id, "status": status, "tokens": tokens}

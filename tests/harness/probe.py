@@ -21,7 +21,7 @@ PATH = "/__probe__"
 UNCOLLECTED = "uncollected"
 TARGET = "tests.harness.probe:probed()"
 HOLDING = (str, bytes, bytearray, io.BytesIO)
-KEPT = ("Generation", "MemoryLog", "MemoryReader")
+KEPT = ("Generation", "MemoryLog", "LogReader")
 
 
 def probed() -> Any:
@@ -71,7 +71,7 @@ class _Probe:
             "objects": len(found),
             "generations": kept["Generation"],
             "logs": kept["MemoryLog"],
-            "log_readers": kept["MemoryReader"],
+            "log_readers": kept["LogReader"],
             "readers": self._runtime.readers.count,
             "live": self._runtime.store.live,
             "store_bytes": self._runtime.store.used_bytes,

@@ -139,9 +139,9 @@ def test_readers_attaching_a_thousand_times_get_all_tokens(chatwait: ChatWait, u
 PAUSES = """
 import time
 from app.reading import loop as sse
-from app.streams.memory.store import MemoryReader
+from app.streams.readership import LogReader
 
-read, wait, sleeping = sse.next_token_frame, MemoryReader.wait, 0.12
+read, wait, sleeping = sse.next_token_frame, LogReader.wait, 0.12
 
 def read_with_pauses(log, reader):
     time.sleep(sleeping)
@@ -154,7 +154,7 @@ def wait_with_pause(reader):
     wait(reader)
 
 sse.next_token_frame = read_with_pauses
-MemoryReader.wait = wait_with_pause
+LogReader.wait = wait_with_pause
 """
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long
 
 FEW = ("--users", "5", "--tokens", "20", "--gap-ms", "20", "--seconds", "4")
 PATCH = """
-from app.streams.memory.store import MemoryLog
+from app.streams.memory.log import MemoryLog
 
 _append = MemoryLog.append
 

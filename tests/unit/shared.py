@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from app.streams.interface import Origin, StreamLog
-from app.streams.shared.store import SharedLog, SharedStore
+from app.streams.shared.log import SharedLog
+from app.streams.shared.store import SharedStore
 from tests.unit.ends import end_with
 
 LEASE_SECONDS = 0.7

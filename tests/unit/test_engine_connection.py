@@ -15,7 +15,7 @@ import pytest
 
 from app import errors
 from app.streams.shared.committer import Committer
-from app.streams.shared.connection import Connection, EngineAway
+from app.streams.shared.connection import Connection, ValkeyAway
 from tests.harness.engine import Database, Engine
 
 TIMEOUT_SECONDS = 0.3
@@ -32,7 +32,7 @@ def test_answer_that_was_not_waited_for_is_not_the_next_questions(own_engine: En
     connection = Connection(own_engine.url(), name="test", timeout_seconds=TIMEOUT_SECONDS)
     assert connection.ask([("ECHO", "first")]) == [b"first"]
     own_engine.freeze()
-    with pytest.raises(EngineAway):
+    with pytest.raises(ValkeyAway):
         connection.ask([("ECHO", "one's"), ("ECHO", "one's too")])
     own_engine.thaw()
 
@@ -60,7 +60,7 @@ def test_answers_after_one_whose_reading_failed_are_nobodys(
 
     connection.ask([("PING",)])
     monkeypatch.setattr(inner, "read_response", fail)
-    with pytest.raises((failure, EngineAway)):
+    with pytest.raises((failure, ValkeyAway)):
         connection.ask([("ECHO", "one's"), ("ECHO", "two's"), ("ECHO", "three's")])
     monkeypatch.setattr(inner, "read_response", reads)
 

@@ -16,10 +16,15 @@ import pytest
 
 from app import errors
 from app.streams.interface import Binding, Totals, log_name, new_stream_id
-from app.streams.memory.store import LOG_OVERHEAD_BYTES, MemoryReader
+from app.streams.readership import LogReader
+from app.streams.retention import LOG_OVERHEAD_BYTES
+from app.streams.shared import commands, owned
 from app.streams.shared import store as shared
+from app.streams.shared.copies import take_page
+from app.streams.shared.log import SharedLog
+from app.streams.shared.owned import Owned
 from app.streams.shared.records import Damaged, read_end, write_end
-from app.streams.shared.store import SharedLog
+from app.streams.shared.state import State
 from tests.harness.engine import Database
 from tests.unit.conftest import Events
 from tests.unit.ends import end_with, terminal_of
@@ -47,7 +52,7 @@ def filled(worker: Worker, *chunks: str) -> SharedLog:
     return log
 
 
-def wait_of(reader: MemoryReader) -> None:
+def wait_of(reader: LogReader) -> None:
     """Wait as a reader does, but not for ever."""
     waiting = threading.Thread(target=reader.wait, daemon=True)
     waiting.start()
@@ -127,7 +132,7 @@ def test_record_of_a_live_stream_that_is_damaged_is_written_anew_by_its_producer
         log = filled(one, "a", "b")
         spoil(database, one.store.keys(log.stream_id))
         log.append("c")
-        wait_until(lambda: log.stored == 3 and not log.is_lost, "it is written anew", 5.0)
+        wait_until(lambda: log.stored == 3 and log.owned._written is not None, "it is written anew", 5.0)
         assert log.finish(end_with())
         assert log.settle(PATIENCE_SECONDS)
         copy = two.store.find(log.stream_id)
@@ -154,13 +159,16 @@ def test_record_that_is_damaged_again_and_again_is_given_up_and_its_own_readers_
     one, two = pair
     with nobody_else_is_harmed(one, two):
         log = filled(one, "a")
-        for number in range(shared.MOST_REPAIRS + 1):
+        for number in range(owned.MOST_REPAIRS + 1):
             spoil_head(database, one.store.keys(log.stream_id))
             log.append("b")
             wait_until(
-                lambda number=number: log._repairs > number and (log.is_cut_off or log.stored == number + 2), "noticed"
+                lambda number=number: (
+                    log.owned._repairs > number and (log.state is State.CUT_OFF or log.stored == number + 2)
+                ),
+                "noticed",
             )
-        assert (log.is_cut_off, log.is_unresumable) == (True, True)
+        assert (log.state is State.CUT_OFF, log.is_unresumable) == (True, True)
         assert log.append("c")
         assert log.finish(end_with())
         assert (log.text(), terminal_of(log).event) == ("abbbbc", "done")
@@ -178,15 +186,15 @@ def test_log_that_cannot_be_written_stops_no_other(pair: list[Worker], monkeypat
         raise IndexError
 
     with nobody_else_is_harmed(one, two):
-        for what in ("_has_stored", "commit"):
+        for what in ("_has_written", "commit"):
             log = one.begin()
-            monkeypatch.setattr(type(log), what, _only_for(log, getattr(type(log), what), fail))
+            monkeypatch.setattr(Owned, what, _only_for(log.owned, getattr(Owned, what), fail))
             log.append("a")
-            wait_until(lambda log=log: log.is_cut_off, "it is given up")
+            wait_until(lambda log=log: log.state is State.CUT_OFF, "it is given up")
             assert (log.head, log.text()) == (1, "a")
 
 
-def _only_for(log: SharedLog, usual: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+def _only_for(log: object, usual: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, *arguments: (other if self is log else usual)(self, *arguments)
 
 
@@ -358,7 +366,7 @@ def test_idempotency_key_that_stands_for_nothing_is_410(
 
 def test_messages_that_make_no_sense_or_cannot_be_left_stop_nothing(database: Database, pair: list[Worker]) -> None:
     one, two = pair
-    wake, stops = one.store._wake_key(one.store.worker), one.store._stops_key(one.store.worker)
+    wake, stops = one.store._commands.wake_key(one.store.worker), one.store._commands.stops_key(one.store.worker)
     with nobody_else_is_harmed(one, two):
         for spoil in (
             lambda: database.client.xadd(wake, {"cancel": b"\xff", "reads": b"\xff\xff", "x": "y"}),
@@ -396,7 +404,7 @@ def test_damaged_streams_of_a_dead_worker_keep_no_other_from_its_end(database: D
             assert (copy.text(), terminal_of(copy).event) == ("a", "failed")
         for copy, reader in zip(copies, readers, strict=True):
             wait_until(lambda c=copy, r=reader: r.is_released or c.end is not None, "it is not waited for for ever")
-        wait_until(lambda: heir.store.ready() and not heir.store._adopting, "it goes on")
+        wait_until(lambda: heir.store.ready() and not heir.store._leases._is_adopting, "it goes on")
 
 
 # What would be read for ever, or leave somebody waiting for ever
@@ -432,9 +440,9 @@ def test_entry_between_two_places_keeps_nobody_who_adopts_catches_up_loads_or_fo
             two.store._tail.unfollow(two.store.keys(copy.stream_id)[1], copy)  # the others meet it first
         with followed.reader(1) as reader:
             for log in logs:
-                sub_entries(database, one.store.keys(log.stream_id), 1, shared.PAGE_ENTRIES + 1)
+                sub_entries(database, one.store.keys(log.stream_id), 1, commands.PAGE_ENTRIES + 1)
             wait_until(lambda: reader.is_released, "it comes back", 5.0)
-        within(5.0, lambda: two.store._try_to_adopt(adopted, [two.store.worker.encode(), b"2", None, b"50"]))
+        within(5.0, lambda: two.store._leases._try_to_adopt(adopted, [two.store.worker.encode(), b"2", None, b"50"]))
         within(5.0, lambda: refused(awaited.stream_id, 9))
         within(5.0, lambda: refused(awaited.stream_id, 0))
         assert (adopted.is_dropped, awaited.is_dropped) == (True, True)
@@ -443,10 +451,10 @@ def test_entry_between_two_places_keeps_nobody_who_adopts_catches_up_loads_or_fo
 def test_page_that_leads_no_further_is_damaged(pair: list[Worker]) -> None:
     one, two = pair
     copy = two.store.find(filled(one, "a").stream_id)
-    copy.take_page([], 1)
-    copy.take_page([[b"1-0", [b"t", b"a"]]], 0)
+    take_page(copy, [], 1)
+    take_page(copy, [[b"1-0", [b"t", b"a"]]], 0)
     with pytest.raises(Damaged):
-        copy.take_page([[b"1-0", [b"t", b"a"]]], 1)
+        take_page(copy, [[b"1-0", [b"t", b"a"]]], 1)
 
 
 FENCES = ["x", "", "-1", "0", "01", " 7", "nan", "1e308", "0x10", str(2**53 + 1), "9" * 20, b"\xff\x00"]
@@ -503,31 +511,35 @@ def test_text_that_its_end_denies_is_nobodys_answer(database: Database, pair: li
 def test_message_of_a_later_time_makes_no_worker_deaf(database: Database, pair: list[Worker], place: str) -> None:
     one, two = pair
     with nobody_else_is_harmed(one, two):
-        wake = one.store._wake_key(one.store.worker)
+        wake = one.store._commands.wake_key(one.store.worker)
         log = filled(one, "a")
         copy = two.store.find(log.stream_id)
         database.client.xadd(wake, {"a": "b"}, place)
         wait_until(lambda: not database.client.xlen(wake), "it is heard, and the key begun anew", 5.0)
         database.client.delete(wake)
         # What comes from here on has a smaller place than what was heard.
-        two.store._note_reading([copy])
+        two.store._mailbox.note_reading([copy])
         wait_until(lambda: log._read_elsewhere_at, "somebody reads it", 5.0)
 
 
 def test_copy_of_a_log_that_its_living_owner_gave_up_sends_its_readers_away(database: Database) -> None:
     with workers(database.url, 2, lease_seconds=0.3) as (one, two), nobody_else_is_harmed(one, two):
-        two.store._read_note_seconds = 0.05
+        two.store._note_seconds = 0.05
         two.store._next_note = 0.0
         log, silent = filled(one, "a"), filled(one, "a")
         with two.store.find(log.stream_id).reader(1) as reader, two.store.find(silent.stream_id).reader(1) as other:
             database.client.delete(one.store.keys(silent.stream_id)[0])
-            for number in range(shared.MOST_REPAIRS + 1):
+            for number in range(owned.MOST_REPAIRS + 1):
                 spoil_bytes(database, one.store.keys(log.stream_id))
-                one.store.changed(log)
+                one.store._look_at(log)
                 wait_until(
-                    lambda number=number: log._repairs > number and (log.is_cut_off or log.stored == 1), "noticed", 5.0
+                    lambda number=number: (
+                        log.owned._repairs > number and (log.state is State.CUT_OFF or log.stored == 1)
+                    ),
+                    "noticed",
+                    5.0,
                 )
-            assert log.is_cut_off
+            assert log.state is State.CUT_OFF
             wait_until(lambda: reader.is_released, "they come back", 5.0)
             with pytest.raises(errors.StreamExpired):
                 two.store.find(log.stream_id)

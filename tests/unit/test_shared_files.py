@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.streams.memory.store import MemoryStore
-from app.streams.shared import store as shared
+from app.streams.shared import trees
 from tests.harness.engine import Database
 from tests.unit.shared import PATIENCE_SECONDS, wait_until, workers
 
@@ -19,7 +19,7 @@ def test_files_are_found_by_other_workers_and_outlive_their_own(valkey_database:
         assert two.store.published(NAME) == CONTENT
         assert two.store.published("0" * 16) is None
         (key,) = valkey_database.client.keys("*:files:*")
-        assert 0 < valkey_database.client.ttl(key) <= shared.PUBLISHED_SECONDS
+        assert 0 < valkey_database.client.ttl(key) <= trees.KEPT_SECONDS
 
 
 def test_files_stay_as_long_as_somebody_has_them_and_come_back_to_an_engine_that_lost_them(
@@ -30,7 +30,7 @@ def test_files_stay_as_long_as_somebody_has_them_and_come_back_to_an_engine_that
         wait_until(lambda: one.store.published(NAME) == CONTENT, "the files", PATIENCE_SECONDS)
         (key,) = valkey_database.client.keys("*:files:*")
         valkey_database.client.expire(key, 1_000)
-        one.store._next_publishing = 0.0
+        one.store._trees.look_again()
         wait_until(lambda: valkey_database.client.ttl(key) > 1_000, "more time", PATIENCE_SECONDS)
         valkey_database.client.delete(key)
         one.store._look_again()
@@ -39,8 +39,7 @@ def test_files_stay_as_long_as_somebody_has_them_and_come_back_to_an_engine_that
 
 def test_memory_store_has_nobody_to_publish_to() -> None:
     store = MemoryStore(max_active=1, budget_bytes=1 << 20, retention_seconds=1.0)
-    store.publish(NAME, CONTENT)
-    assert store.published(NAME) is None
+    assert store.elsewhere is None
 
 
 def test_files_whose_key_holds_something_else_are_not_there_and_come_back(valkey_database: Database) -> None:
@@ -51,5 +50,5 @@ def test_files_whose_key_holds_something_else_are_not_there_and_come_back(valkey
         valkey_database.client.delete(key)
         valkey_database.client.sadd(key, "x")
         assert one.store.published(NAME) is None
-        one.store._next_publishing = 0.0
+        one.store._trees.look_again()
         wait_until(lambda: one.store.published(NAME) == CONTENT, "the files again", PATIENCE_SECONDS)

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from app import errors
 from app.streams.interface import Binding
 from tests.harness.engine import Engine
-from tests.unit.ends import end_with, terminal_of
+from tests.unit.ends import end_with
 from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Worker, wait_until
 
 CLOCKS = (1.0, 1.25, 1.5)
@@ -62,7 +62,7 @@ class Stream:
     chunks: list[str] = field(default_factory=list)
     shown: int = 0
     is_ended: bool = False
-    terminal: Any = None
+    end: Any = None
     may_be_gone: bool = False
     """The engine lost its keys after its end: it is not restored."""
     may_be_taken: bool = False
@@ -183,9 +183,9 @@ class Workers(RuleBasedStateMachine):
         if terminal is not None:
             assert terminal.records == log.head
             assert terminal.sha256 == hashlib.sha256(log.text().encode()).hexdigest()
-            known = stream.terminal or terminal
+            known = stream.end or terminal
             assert terminal == known
-            stream.terminal = terminal
+            stream.end = terminal
             assert stream.is_ended or not lives, "nobody ends what lives"
         return None
 
@@ -210,7 +210,7 @@ class Workers(RuleBasedStateMachine):
             is_its = mine.worker is worker or mine.worker not in self.workers
             mine.may_be_taken = mine.may_be_taken or (is_its and not mine.is_ended)
         worker.pause()
-        self.database.client.delete(worker.store._life_key(worker.store.worker))  # as after a lease
+        self.database.client.delete(worker.store._commands.life_key(worker.store.worker))  # as after a lease
         if is_taken:
             assert copy.settle(20.0)
             self.look(stream, copy)
@@ -258,9 +258,9 @@ class Workers(RuleBasedStateMachine):
         key, _ = self.workers[0].store.keys(stream.stream_id)
         head = int(self.database.client.hget(key, "head") or 0)
         for worker in self.workers:
-            copy = worker.store._copies.get(stream.stream_id)
+            copy = worker.store._copies.table.get(stream.stream_id)
             if copy is not None:
-                wait_until(lambda copy=copy: copy.head >= head or not copy.is_copied(), "its copies have it all")
+                wait_until(lambda copy=copy: copy.head >= head or not copy.is_followed, "its copies have it all")
 
 
 def test_workers_that_share_an_engine_never_contradict_each_other(engine: Engine) -> None:
@@ -301,7 +301,7 @@ def test_worker_that_stood_still_and_was_taken_over_contradicts_nobody(engine: E
         for stream in streams:
             for at in (2, 0, 1):
                 game.read(stream, at)
-        assert [terminal_of(stream).event for stream in streams] == ["failed", "done"], (
+        assert [stream.end.status for stream in streams] == ["failed", "complete"], (
             "the one that was read, and the other"
         )
     finally:

@@ -12,9 +12,11 @@ import pytest
 
 from app import errors
 from app.streams.interface import Binding, Piece, new_stream_id
-from app.streams.shared import scripts
+from app.streams.readership import Readership
+from app.streams.shared import copies, scripts
 from app.streams.shared import store as shared
-from app.streams.shared.store import SharedLog
+from app.streams.shared.log import SharedLog
+from app.streams.shared.state import State
 from tests.harness.chaos import BlackholeAfter, ChaosProxy, CutAfter, Late, Pass
 from tests.harness.engine import Database, Engine
 from tests.harness.engines import EACH_KIND
@@ -205,8 +207,8 @@ def test_cursor_that_was_made_up_is_waited_for_no_longer_than_a_lease_with_few_q
 def test_cursors_that_were_made_up_for_one_stream_leave_room_for_those_of_others(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "MOST_WAITING", 12)
-    monkeypatch.setattr(shared, "MOST_WAITING_FOR_ONE", 8)
+    monkeypatch.setattr(copies, "MOST_WAITING", 12)
+    monkeypatch.setattr(copies, "MOST_WAITING_FOR_ONE", 8)
     with workers(database.url, 2, lease_seconds=LONG) as (one, two), ThreadPoolExecutor(30) as pool:
         logs = [one.begin() for _ in range(3)]
         for log in logs:
@@ -218,7 +220,7 @@ def test_cursors_that_were_made_up_for_one_stream_leave_room_for_those_of_others
                 with pytest.raises(errors.StoreUnavailable):
                     finding.result()
         others = [pool.submit(two.store.find, log.stream_id, reach=1) for log in logs[1:] for _ in range(2)]
-        wait_until(lambda: two.store._waiting.total() == 12, "the others wait")
+        wait_until(lambda: two.store._copies._waiting.total() == 12, "the others wait")
         with pytest.raises(errors.StoreUnavailable):
             two.store.find(logs[1].stream_id, reach=1)
         for log in logs[1:]:
@@ -226,7 +228,7 @@ def test_cursors_that_were_made_up_for_one_stream_leave_room_for_those_of_others
         assert [finding.result(PATIENCE_SECONDS).head for finding in others] == [1] * 4
         logs[0].finish(end_with())
         assert sum(finding.exception(PATIENCE_SECONDS) is None for finding in found) == 8
-        assert not two.store._waiting
+        assert not two.store._copies._waiting
 
 
 def test_key_is_used_once_by_two_workers_at_the_same_moment(database: Database) -> None:
@@ -288,7 +290,7 @@ def test_stop_reaches_a_worker_that_stood_still_however_many_others_were_asked_m
         wait_until(lambda: {log.stream_id for log in logs} <= set(one.cancelled), "all the stops", 5.0)
         for log in logs:
             assert log.finish(end_with("cancelled"))
-        key = one.store._stops_key(one.store.worker)
+        key = one.store._commands.stops_key(one.store.worker)
         wait_until(lambda: not database.client.exists(key), "and nothing is left of them", 5.0)
 
 
@@ -296,7 +298,7 @@ def test_stop_that_a_worker_of_the_version_before_asks_for_is_heard(database: Da
     """It leaves a message, and no more."""
     with workers(database.url, 1) as (one,):
         log = one.begin()
-        database.client.xadd(one.store._wake_key(one.store.worker), {"cancel": log.stream_id})
+        database.client.xadd(one.store._commands.wake_key(one.store.worker), {"cancel": log.stream_id})
         wait_until(lambda: log.stream_id in one.cancelled, "the stop", 5.0)
 
 
@@ -330,7 +332,7 @@ def test_resumes_are_counted_at_every_worker_when_the_end_is_booked(database: Da
             pass
         two.store.flush()
         assert database.client.hget(one.store.keys(log.stream_id)[0], "attached") == b"6", "it has ended"
-        assert one.store.unbooked == set()
+        assert len(one.store.unbooked) == 0
 
 
 def test_resumes_of_a_log_whose_worker_died_are_those_of_all(database: Database) -> None:
@@ -358,13 +360,13 @@ def test_log_that_was_taken_over_is_booked_by_its_heir_alone(database: Database)
         lost = other.store._lost
         other.store._lost = lambda log, error: (lost(log, error), heirs_lines.append(booked(log)))
         copy = other.store.find(log.stream_id)
-        database.client.delete(stopped.store._life_key(stopped.store.worker))
+        database.client.delete(stopped.store._commands.life_key(stopped.store.worker))
         stopped._ticks = False  # gives no sign of life
         assert copy.settle(PATIENCE_SECONDS)
         assert log.finish(end_with()), "it does not know it yet"
         lines = booked(log)
         wait_until(lambda: log.end is not None, "the end that the other one wrote")
-        assert (terminal_of(log).event, lines, stopped.store.unbooked) == ("failed", [], set())
+        assert (terminal_of(log).event, lines, len(stopped.store.unbooked)) == ("failed", [], 0)
         wait_until(lambda: heirs_lines and heirs_lines[0], "the line")
         assert heirs_lines == [[("response_complete", 0)]]
 
@@ -389,7 +391,7 @@ def test_log_that_goes_on_for_its_own_readers_alone_is_booked_under_another_name
         assert lines == [], "whose end it is, nobody here knows"
         assert all(copy.settle(PATIENCE_SECONDS) for copy in copies)
         proxy.accept()
-        wait_until(lambda: before.is_cut_off and after.is_cut_off, "it knows")
+        wait_until(lambda: before.state is State.CUT_OFF and after.state is State.CUT_OFF, "it knows")
         assert after.finish(end_with())
         assert lines == booked(after) == [("response_cut_off", 0)]
 
@@ -419,7 +421,7 @@ def test_log_whose_end_is_stored_late_is_booked_then_or_when_its_worker_ends(own
 
 def test_log_that_is_read_elsewhere_is_not_unread(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with workers(database.url, 2) as (one, two):
-        two.store._read_note_seconds = 0.2
+        two.store._note_seconds = 0.2
         log = one.begin()
         copy = two.store.find(log.stream_id)
         with copy.reader(0):
@@ -431,7 +433,7 @@ def test_log_that_is_read_elsewhere_is_not_unread(database: Database, monkeypatc
 
 
 def test_copy_that_nobody_reads_is_dropped_and_made_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "IDLE_COPY_SECONDS", 0.3)
+    monkeypatch.setattr(copies, "IDLE_SECONDS", 0.3)
     with workers(database.url, 2) as (one, two):
         log = one.begin()
         log.append("a")
@@ -449,7 +451,7 @@ def test_copy_that_nobody_reads_is_dropped_and_made_again(database: Database, mo
 
 def test_copy_without_memory_sends_its_readers_away_and_leaves_nothing(database: Database) -> None:
     with workers(database.url, 2) as (one, two):
-        two.store._budget_bytes = 100_000
+        two.store._retention._budget_bytes = 100_000
         log = one.begin()
         copy = two.store.find(log.stream_id)
         with copy.reader(0) as reader:
@@ -511,7 +513,7 @@ def test_worker_that_was_stopped_and_goes_on_changes_nothing(database: Database)
         log.append("a")
         wait_until(lambda: log.head == 1, "the chunk")
         copy = other.store.find(log.stream_id)
-        database.client.delete(stopped.store._life_key(stopped.store.worker))
+        database.client.delete(stopped.store._commands.life_key(stopped.store.worker))
         stopped._ticks = False  # gives no sign of life
         assert copy.settle(PATIENCE_SECONDS)
 
@@ -535,8 +537,8 @@ def test_worker_whose_sign_of_life_is_missing_once_is_not_taken_for_dead(databas
         for worker in (one, two):
             worker._ticks = False
             worker._clock.join()
-        life = one.store._life_key(one.store.worker)
-        wait_until(two.store._has_long_reached_the_engine, "it may judge others")
+        life = one.store._commands.life_key(one.store.worker)
+        wait_until(two.store._leases._may_judge, "it may judge others")
 
         def look(*, signs: bool) -> bool:
             """Have it look once; True when it takes the log over."""
@@ -544,9 +546,9 @@ def test_worker_whose_sign_of_life_is_missing_once_is_not_taken_for_dead(databas
                 database.client.set(life, "1", px=60_000)
             else:
                 database.client.delete(life)
-            two.store._look_at_owners()
+            two.store._leases.look_at_owners()
             two.store.flush()
-            wait_until(lambda: not two.store._adopting, "it has asked")
+            wait_until(lambda: not two.store._leases._is_adopting, "it has asked")
             return not copy.is_foreign
 
         for signs in (False, True, False, True):
@@ -568,9 +570,9 @@ def test_worker_that_could_not_reach_the_engine_waits_before_it_judges_others(ow
         proxy.refuse()
         proxy.cut_all()
         wait_until(lambda: two.store._committer.contact_since is None, "it has lost the engine")
-        own_engine.client().delete(one.store._life_key(one.store.worker))
+        own_engine.client().delete(one.store._commands.life_key(one.store.worker))
         one._ticks = False
-        own_engine.client().set(one.store._life_key(one.store.worker), "1", px=1)
+        own_engine.client().set(one.store._commands.life_key(one.store.worker), "1", px=1)
         time.sleep(0.1)
         back = time.monotonic()
         proxy.accept()
@@ -644,20 +646,20 @@ def test_cursor_of_a_reader_whose_worker_alone_is_cut_off_from_the_engine_is_wai
         proxy.cut_all()
         log.append("b", "c")
         wait_until(lambda: log.head == 3, "they are shown all the same")
-        assert not two.store._may_be_behind()
+        assert not two.store._copies._may_be_behind()
         finding = pool.submit(two.store.find, log.stream_id, reach=3)
         time.sleep(0.3)
         assert not finding.done()
         proxy.accept()
         assert finding.result(PATIENCE_SECONDS).text() == "abc"
-        two.store._lease_seconds = LEASE_SECONDS
+        two.store._copies._lease_seconds = LEASE_SECONDS
         began = time.monotonic()
         assert two.store.find(log.stream_id, reach=99).head == 3, "nobody has had that"
         assert time.monotonic() - began >= LEASE_SECONDS
         log.finish(end_with())
         assert log.settle(PATIENCE_SECONDS)
         began = time.monotonic()
-        two.store._lease_seconds = LONG
+        two.store._copies._lease_seconds = LONG
         assert two.store.find(log.stream_id, reach=99).head == 3
         assert time.monotonic() - began < LONG / 2, "what has ended has no more to come"
 
@@ -849,7 +851,7 @@ def test_readers_that_have_more_than_was_stored_go_on_when_their_worker_was_take
         wait_until(lambda: log.head == 2, "it is shown all the same")
         assert copy.settle(PATIENCE_SECONDS)
         proxy.accept()
-        wait_until(lambda: log.is_cut_off, "it knows")
+        wait_until(lambda: log.state is State.CUT_OFF, "it knows")
         assert log.append("c")
         assert log.finish(end_with())
         assert (log.text(), terminal_of(log).event, log.is_unresumable) == ("abc", "done", True)
@@ -901,7 +903,7 @@ def test_writes_refused_for_longer_than_a_lease_make_nobody_pass_for_dead(own_en
 def test_copies_dropped_while_their_tokens_are_on_the_way_leave_no_memory_behind(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "IDLE_COPY_SECONDS", 0.0)
+    monkeypatch.setattr(copies, "IDLE_SECONDS", 0.0)
     with workers(database.url, 2) as (one, two):
         log = one.begin()
         for number in range(300):
@@ -911,11 +913,11 @@ def test_copies_dropped_while_their_tokens_are_on_the_way_leave_no_memory_behind
             time.sleep(0.001)
         log.finish(end_with())
         assert log.settle(PATIENCE_SECONDS)
-        monkeypatch.setattr(shared, "IDLE_COPY_SECONDS", 30.0)
+        monkeypatch.setattr(copies, "IDLE_SECONDS", 30.0)
         copy = two.store.find(log.stream_id)
         assert copy.settle(PATIENCE_SECONDS)
         assert (copy.text(), terminal_of(copy).event) == (log.text(), "done")
-        two.store._finished.clear()
+        two.store._retention.finished.clear()
         assert two.store.used_bytes == copy.cost, "what was dropped is counted no more"
 
 
@@ -998,14 +1000,14 @@ def test_copy_dropped_while_it_catches_up_is_waited_for_no_longer(
         copy = two.store.find(log.stream_id)
         log.append("b")
         wait_until(lambda: log.head == 2, "the chunk")
-        answers = two.store._answers
+        answers = two.store._committer.read
 
         def drop_meanwhile(*commands: Any) -> list[Any]:
             told = answers(*commands)
             two.store.drop(copy)
             return told
 
-        monkeypatch.setattr(two.store, "_answers", drop_meanwhile)
+        monkeypatch.setattr(two.store._committer, "read", drop_meanwhile)
         with ThreadPoolExecutor(1) as pool:
             finding = pool.submit(two.store.find, log.stream_id, reach=2)
             with pytest.raises(errors.Overloaded):
@@ -1020,7 +1022,7 @@ def test_log_whose_adopter_does_not_know_of_it_is_ended_by_it_all_the_same(datab
         log.append("a")
         wait_until(lambda: log.head == 1, "the chunk")
         one.crash()
-        life = one.store._life_key(one.store.worker)
+        life = one.store._commands.life_key(one.store.worker)
         wait_until(lambda: not database.client.exists(life), "it gives no sign of life")
         hash_key = two.store.keys(log.stream_id)[0]
         adopted = database.client.eval(scripts.ADOPT, 2, hash_key, life, one.store.worker, 1, two.store.worker)
@@ -1088,7 +1090,7 @@ def test_log_that_is_cut_off_keeps_nothing_for_the_engine(database: Database) ->
         log.cut_off()
         for _ in range(100):
             log.append("a")
-        assert (log._unsent, log.head) == (None, 100)
+        assert (log.owned._unsent, log.head) == (None, 100)
 
 
 def test_messages_for_a_worker_are_few_and_expire(database: Database) -> None:
@@ -1096,9 +1098,9 @@ def test_messages_for_a_worker_are_few_and_expire(database: Database) -> None:
         log = one.begin()
         copy = two.store.find(log.stream_id)
         for _ in range(300):
-            two.store._note_reading([copy])
+            two.store._mailbox.note_reading([copy])
         two.store.flush()
-        key = two.store._wake_key(one.store.worker)
+        key = two.store._commands.wake_key(one.store.worker)
         assert 0 < database.client.xlen(key) <= 100
         assert database.client.pttl(key) > 0
 
@@ -1129,9 +1131,9 @@ def test_readers_are_told_of_what_is_not_stored_when_the_engine_answers_in_that_
         wait_until(lambda: log.head == 1, "the chunk")
         one.pause()
         log.append("b")
-        monkeypatch.setattr(SharedLog, "_nudge", lambda self: monkeypatch.undo() or self._has_stored(1))
+        monkeypatch.setattr(Readership, "nudge", lambda self: monkeypatch.undo() or log.owned._has_written(1))
 
-        log.go_on_unstored()
+        log.show_late()
 
         assert (log.head, log.stored, log.is_unresumable) == (2, 1, True)
         one.go_on()
@@ -1150,14 +1152,14 @@ def test_log_that_is_given_up_shows_no_more_of_its_own_in_that_moment(
         wait_until(lambda: log.head == 1, "the chunk")
         copy = two.store.find(log.stream_id)
         one.pause()
-        database.client.delete(one.store._life_key(one.store.worker))
+        database.client.delete(one.store._commands.life_key(one.store.worker))
         assert copy.settle(PATIENCE_SECONDS)
         log.append("b")
         if ends:
             log.finish(end_with())
-        monkeypatch.setattr(shared, "event", lambda *_, **more: log.go_on_unstored())
+        monkeypatch.setattr(shared, "event", lambda *_, **more: log.show_late())
 
-        one.store.fenced(log, 1)
+        log.owned._fenced(1)
 
         assert (log.is_foreign, log.head, log.is_unresumable) == (True, 1, False)
         one.go_on()
@@ -1177,4 +1179,4 @@ def test_log_that_is_written_anew_is_never_there_without_its_workers_sign_of_lif
         log.append("b")
         wait_until(lambda: log.head == 2, "it is written anew")
         one.store.flush()
-        assert database.client.exists(one.store._life_key(one.store.worker))
+        assert database.client.exists(one.store._commands.life_key(one.store.worker))

@@ -19,11 +19,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import errors
+from app.streams import readership, retention
 from app.streams.interface import Binding, End, Origin, Piece, Reader, StreamLog, Totals, log_name, new_stream_id
+from app.streams.memory import log as memory_log
 from app.streams.memory import store as memory
-from app.streams.memory.store import LOG_OVERHEAD_BYTES, MemoryStore
-from app.streams.shared import committer
-from app.streams.shared.store import SharedLog, SharedStore
+from app.streams.memory.store import MemoryStore
+from app.streams.retention import LOG_OVERHEAD_BYTES
+from app.streams.shared import committer, copies
+from app.streams.shared import log as shared_log
+from app.streams.shared import store as shared
+from app.streams.shared.log import SharedLog
+from app.streams.shared.store import SharedStore
 from tests.harness.engine import Database
 from tests.harness.engines import EACH_KIND
 from tests.unit.ends import end_with
@@ -63,7 +69,8 @@ class Time:
 @pytest.fixture
 def clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Time:
     clock = Time()
-    monkeypatch.setattr(memory, "time", clock)
+    for module in (retention, readership, memory_log, shared_log):
+        monkeypatch.setattr(module, "time", clock)
     if (kind := request.getfixturevalue("kind")) != "memory":
         clock.passed.append(database_of(kind, request).let_pass)
     return clock
@@ -104,7 +111,7 @@ class SettledLog(SharedLog):
 
     def append(self, *chunks: str) -> bool:
         taken = super().append(*chunks)
-        self._shared.flush()
+        self._keeper.flush()
         return taken
 
     def finish(self, end: Callable[[Totals], End]) -> bool:
@@ -113,17 +120,13 @@ class SettledLog(SharedLog):
         return ended
 
 
-class SettledStore(SharedStore):
-    log_type = SettledLog
-
-
 @contextlib.contextmanager
 def shared_stores(database: Database) -> Iterator[Factory]:
     """Make stores that share an engine's database, each another worker's."""
     made: list[SharedStore] = []
 
     def make(*, max_active: int = 1000, budget_bytes: int = BUDGET_BYTES) -> SharedStore:
-        store = SettledStore(
+        store = SharedStore(
             database.url,
             max_active=max_active,
             budget_bytes=budget_bytes,
@@ -136,11 +139,14 @@ def shared_stores(database: Database) -> Iterator[Factory]:
         made.append(store)
         return store
 
-    try:
-        yield make
-    finally:
-        for store in made:
-            store.close()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (shared, copies):
+            patch.setattr(module, "SharedLog", SettledLog)
+        try:
+            yield make
+        finally:
+            for store in made:
+                store.close()
 
 
 @pytest.fixture
@@ -277,10 +283,10 @@ def test_log_given_any_chunks_any_cursor_and_any_bound_reads_them_exactly(
     assert "".join(piece.text for piece in pieces) == "".join(chunks[after:])
     place = after
     for piece in pieces:
-        assert piece.chunks >= 1
-        assert piece.sequence == place + piece.chunks
+        assert piece.records >= 1
+        assert piece.sequence == place + piece.records
         assert piece.text == "".join(chunks[place : piece.sequence])
-        assert piece.chunks == 1 or len(piece.text.encode()) <= max_bytes
+        assert piece.records == 1 or len(piece.text.encode()) <= max_bytes
         place = piece.sequence
     assert place == len(chunks)
     text = "".join(chunks)
@@ -456,7 +462,7 @@ def test_reader_about_to_sleep_wakes_for_what_came_right_after_its_last_look(
         happened.set()
 
     with log.reader(0, only_end=only_end) as reader:
-        reader._log = Looked(log, happen)
+        reader.log = Looked(log, happen)
         waiting = threads.submit(reader.wait)
         try:
             waiting.result(PATIENCE_SECONDS)
@@ -465,7 +471,7 @@ def test_reader_about_to_sleep_wakes_for_what_came_right_after_its_last_look(
                 reader.nudge()  # so that its thread ends
             pytest.fail("it slept through what came between its look and its sleep")
         finally:
-            reader._log = log
+            reader.log = log
     assert happened.is_set()
 
 
@@ -568,7 +574,7 @@ def test_readers_attached_a_thousand_times_at_random_moments_get_the_log_exactly
                 terminal = log.end
                 piece = reader.read(4096)
                 if piece is not None:
-                    place += piece.chunks
+                    place += piece.records
                     assert piece.sequence == place
                     reader.after = place
                     text += piece.text
@@ -757,7 +763,7 @@ def test_store_over_its_budget_evicts_the_least_recently_used_finished_logs(stor
 def is_kept(store: Any, log: Any) -> bool:
     """Tell whether the store still has a log in memory; one that is shared is found again, by another object."""
     if isinstance(store, SharedStore):
-        return store._known(log.stream_id) is log
+        return store._copies.table.get(log.stream_id) is log or store._retention.kept(log.stream_id) is log
     try:
         return bool(store.find(log.stream_id) is log)
     except errors.StreamExpired:
@@ -847,7 +853,7 @@ def test_store_counts_a_question_until_it_is_answered(store: Any, clock: Time) -
     waiting.release_prompt()
     store.create(ORIGIN, prompt_bytes=200_000)
     assert store.used_bytes <= BUDGET_BYTES
-    for live in list(store._live.values()):
+    for live in list(store._retention.live.values()):
         live.finish(end_with())
     clock.now += RETENTION_SECONDS + 1
     store.sweep(clock.now)

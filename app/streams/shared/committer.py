@@ -1,8 +1,8 @@
-"""Writes to the engine for the whole worker: one pipelined round trip at a time, for all of its logs together.
+"""Writes to Valkey for the whole worker: one pipelined round trip at a time, for all of its logs together.
 
-What is appended while one batch is on its way goes into the next. A log is told what became of its part; until then
-its readers have not seen it. Questions of requests (`ask`) ride along. Nothing is lost when a round trip fails: who
-asked is told, and what was not stored is sent again, which changes nothing where it had arrived after all.
+What is appended while one batch is on its way goes into the next one. A log is told what became of its part. Until
+then its readers have not seen that part. Questions of requests (`ask`) ride along. Nothing is lost when a round trip
+fails: callers are notified and unstored records are sent again. Sending twice is idempotent.
 """
 
 from __future__ import annotations
@@ -11,41 +11,46 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from app import errors
 from app.observability.events import event
 from app.platform.gevent_loop import plain_lock
 from app.streams.shared import scripts
-from app.streams.shared.connection import Answer, Command, Connection, EngineAway, Refusal, script
+from app.streams.shared.connection import Answer, Command, Connection, Refusal, ValkeyAway, script
+from app.streams.shared.records import Damaged
+from app.streams.shared.replies import CommitReply, FinishReply, read_commit, read_finish
 
 __all__ = ["Commit", "Committer", "Committing"]
 
 SPACING_SECONDS = 0.004
-"""From the beginning of one batch to the next one's: what comes meanwhile goes together. An idle one goes at once."""
+"""From the beginning of one batch to that of the next: what comes meanwhile goes together. Behind a pause a batch goes
+at once."""
 
 AWAY_SECONDS = 1.0
-"""How long the engine may take before readers are told that it is away."""
+"""How long Valkey may take before readers are told that it is away."""
 
 ASK_SECONDS = 3.0
 LARGEST_BATCH_BYTES = 1 << 20
 MOST_STREAMS = 256
-"""In one command: the engine does nothing else while it runs."""
+"""In one command: Valkey does nothing else while it runs."""
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0
 
+T = TypeVar("T")
+
 
 class Commit:
-    """What one log wants written: perhaps its beginning anew, chunks, perhaps its end."""
+    """What one log wants written: perhaps its beginning anew, records, perhaps its end."""
 
-    __slots__ = ("chunks", "fence", "finish", "first", "keys", "restore")
+    __slots__ = ("fence", "finish", "first", "keys", "records", "restore")
 
     def __init__(
         self,
         keys: tuple[str, str],
         fence: int,
         first: int,
-        chunks: list[bytes],
+        records: list[bytes],
         *,
         restore: Command | None = None,
         finish: Command | None = None,
@@ -53,7 +58,7 @@ class Commit:
         self.keys = keys
         self.fence = fence
         self.first = first
-        self.chunks = chunks
+        self.records = records
         self.restore = restore
         self.finish = finish
 
@@ -62,21 +67,21 @@ class Committing(Protocol):
     """A log, as the committer sees it. None of these may wait."""
 
     def commit(self) -> Commit | None:
-        """Give what is to be written now; what is given is not given again unless `not_committed` says so."""
+        """Give what is to be written now. It is not given again, unless the committer says `not_committed`."""
 
-    def committed(self, answer: Answer) -> None: ...
+    def committed(self, reply: CommitReply) -> None: ...
 
-    def finished(self, answer: Answer) -> None: ...
+    def finished(self, reply: FinishReply) -> None: ...
 
     def not_committed(self) -> None: ...
 
     def not_committable(self) -> None:
-        """Hear that what it wants written, or its answer, could not be made sense of; it is asked no more unless it
-        says `changed`."""
+        """Hear that the committer could make nothing of what was to be written, or of the answer. The log is asked no
+        more unless it says `changed`."""
 
 
 class _Call:
-    """Commands that somebody waits for, or wants to hear of."""
+    """Commands whose answers somebody waits for, or wants to hear."""
 
     __slots__ = ("answered", "answers", "commands", "heard")
 
@@ -91,7 +96,7 @@ class Committer:
     """One thread, one connection. `live_ms` is how long a log's entries live at least."""
 
     def __init__(self, connection: Connection, *, live_ms: int, back: Callable[[], None]) -> None:
-        """`back` hears that the engine answers (again): what it may have lost can be looked at."""
+        """`back` hears that Valkey answers, at first and again: what it may have lost can be looked at."""
         self._connection = connection
         self._live_ms = live_ms
         self._back = back
@@ -108,14 +113,14 @@ class Committer:
         self.contact_since: float | None = None
         """Since when every round trip came back soon. Units: monotonic seconds."""
         self.back_at: float | None = None
-        """When it last answered again, after it had not, or late."""
+        """When Valkey last answered again, after it had not, or late."""
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Write nothing more; what is on its way arrives or not."""
+        """Write nothing more. What is on its way arrives or not."""
         self._stopped = True
         self._wake.set()
 
@@ -129,9 +134,14 @@ class Committer:
         late_at = now - AWAY_SECONDS
         return (asked_at is not None and asked_at < late_at) or (failing_since is not None and failing_since < late_at)
 
+    def has_long_answered(self, seconds: float) -> bool:
+        """Tell whether every round trip has come back soon for so long."""
+        since = self.contact_since
+        return since is not None and time.monotonic() - since >= seconds
+
     @property
     def is_answered(self) -> bool:
-        """The engine answers, soon, and refuses nothing."""
+        """Valkey answers, soon, and refuses nothing."""
         return self._failing_since is None and not self.is_late(time.monotonic())
 
     def changed(self, log: Committing) -> None:
@@ -142,7 +152,7 @@ class Committer:
             self._wake.set()
 
     def post(self, commands: Sequence[Command], heard: Callable[[list[Answer]], None]) -> None:
-        """Send commands with the next batch; `heard` is given the answers, if there are any, in the committer's
+        """Send commands with the next batch. `heard` is given the answers, if there are any, in the committer's
         thread. Never waits."""
         self._add(_Call(commands, heard))
 
@@ -157,6 +167,16 @@ class Committer:
         if call.answers is None:
             raise errors.StoreUnavailable(retry_after_seconds=2)
         return call.answers
+
+    def read(self, *commands: Command) -> list[Answer]:
+        """Ask for what is stored. Raises: StoreUnavailable; Damaged where a key holds something of another kind."""
+        answers = self.ask(*commands)
+        for answer in answers:
+            if isinstance(answer, Refusal):
+                if answer.is_of_a_record:
+                    raise Damaged("the kind of a key")
+                raise errors.StoreUnavailable(retry_after_seconds=2)
+        return answers
 
     def _add(self, call: _Call) -> None:
         with self._lock:
@@ -176,7 +196,7 @@ class Committer:
             try:
                 if calls or changed:
                     self._round(began, changed, calls)
-            except EngineAway as error:
+            except ValkeyAway as error:
                 self._failed(began, str(error), changed, calls)
                 time.sleep(self._pause)
                 self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
@@ -218,9 +238,9 @@ class Committer:
                 batches.append([])
             batches[-1].append(log)
             keys += commit.keys
-            arguments += (commit.fence, commit.first, len(commit.chunks))
-            arguments += commit.chunks
-            size += sum(map(len, commit.chunks))
+            arguments += (commit.fence, commit.first, len(commit.records))
+            arguments += commit.records
+            size += sum(map(len, commit.records))
             if len(keys) >= 2 * MOST_STREAMS:
                 cut()
             if commit.finish is not None:
@@ -260,12 +280,12 @@ class Committer:
                     log.not_committed()
             else:
                 for log, answer in zip(batch, told, strict=True):
-                    if not _tell(log.committed, answer):
+                    if not _tell(log.committed, read_commit, answer):
                         log.not_committable()
         for log in finishing:
             if isinstance(answers[at], Refusal):
                 log.not_committed()
-            elif not _tell(log.finished, answers[at]):
+            elif not _tell(log.finished, read_finish, answers[at]):
                 log.not_committable()
             at += 1
         self._judge(began, refusal)
@@ -274,7 +294,7 @@ class Committer:
             at += len(call.commands)
         if refusal is not None:
             if refusal.code == "READONLY":
-                self._connection.close()  # it is a primary no more: the name may lead to another one now
+                self._connection.close()  # Valkey is a primary no more: the name may lead to another one now
             for batch in batches:
                 for log in batch:
                     self.changed(log)
@@ -282,12 +302,12 @@ class Committer:
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
     def _judge(self, began: float, refusal: Refusal | None) -> None:
-        """Note how it stands with the engine."""
+        """Note whether Valkey answers, and soon."""
         now = time.monotonic()
         if refusal is None and (self._said is not None or now - began > AWAY_SECONDS):
             self.back_at = now
         if refusal is not None:
-            self.contact_since = None  # others are refused too, their signs of life among it
+            self.contact_since = None  # other workers are refused too, and so are their signs of life
         elif self.contact_since is None or now - began > AWAY_SECONDS:
             self.contact_since = now
         if refusal is not None:
@@ -323,11 +343,11 @@ class Committer:
         if call.answered is not None:
             call.answered.set()
         elif call.heard is not None:
-            _tell(call.heard, answers)
+            _tell(call.heard, list, answers)
 
 
 def _commit_of(log: Committing) -> Commit | None:
-    """Ask one of many what it wants written; what it fails at is not the others' fault."""
+    """Ask one of many what it wants written. Where it fails, the others are written all the same."""
     try:
         return log.commit()
     except Exception:
@@ -336,10 +356,10 @@ def _commit_of(log: Committing) -> Commit | None:
         return None
 
 
-def _tell(hear: Callable[[Answer], None], answer: Answer) -> bool:
-    """Let one of many know; False when it fails at it, which is not the others' fault."""
+def _tell(hear: Callable[[T], None], read: Callable[[Answer], T], answer: Answer) -> bool:
+    """Tell one of many its answer. False when it fails: the others are told theirs all the same."""
     try:
-        hear(answer)
+        hear(read(answer))
     except Exception:
         logging.getLogger(__name__).exception("an answer of the engine's could not be taken")
         return False

@@ -1,7 +1,7 @@
-"""One connection to the engine (Valkey, or Redis from 6.2): batches of commands go out together, answers come back.
+"""One connection to Valkey, or to Redis from 6.2: batches of commands go out together, answers come back.
 
-The only importer of redis. What it raises is one of two: the engine could not be reached or did not answer
-(`EngineAway`), or it answered that it will not (`Refusal`, given as an answer and not raised).
+This is the only importer of redis. Two things can go wrong. Valkey cannot be reached or does not answer: `ValkeyAway`
+is raised. Valkey refuses a command: a `Refusal` is given as its answer, and is not raised.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from app.streams.shared import scripts
 
-__all__ = ["Answer", "Command", "Connection", "EngineAway", "Refusal", "script"]
+__all__ = ["Answer", "Command", "Connection", "Refusal", "ValkeyAway", "script"]
 
 Command: TypeAlias = Sequence[bytes | str | int]
 Answer: TypeAlias = Any
@@ -41,13 +41,13 @@ _KINDS: Final[dict[type[Exception], str]] = {
 }
 
 
-class EngineAway(Exception):
-    """The engine cannot be reached, does not answer, or is none that this program can use; the text is for the log,
-    and never holds a password."""
+class ValkeyAway(Exception):
+    """Valkey cannot be reached, does not answer, or cannot be used by this program. The text is for the log, and never
+    holds a password."""
 
 
 class Refusal(Exception):
-    """The engine's error answer to one command. `code` is its first word, such as OOM or READONLY."""
+    """Valkey's error answer to one command. `code` is its first word, such as OOM or READONLY."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -55,12 +55,12 @@ class Refusal(Exception):
 
     @property
     def is_forgotten(self) -> bool:
-        """The engine does not know the script any more."""
+        """Valkey does not know the script any more."""
         return self.code == "NOSCRIPT"
 
     @property
     def is_of_a_record(self) -> bool:
-        """What is kept under a key of the command is of another kind; the engine itself is well."""
+        """What is kept under a key of the command is of another kind. Valkey itself is well."""
         return self.code == "WRONGTYPE"
 
 
@@ -70,24 +70,24 @@ def script(text: str, keys: Sequence[str], *arguments: bytes | str | int) -> Com
 
 
 class Connection:
-    """A connection that is used by one thread at a time, and opened when it is first used."""
+    """One thread at a time uses it. The first use opens it."""
 
     def __init__(self, url: str, *, name: str, timeout_seconds: float) -> None:
-        """`name` is what the engine's CLIENT LIST shows. Raises: ValueError when the URL is none."""
-        # The library's own, under its pool and its client: those choose a connection for each command.
+        """`name` is what CLIENT LIST of Valkey shows. Raises: ValueError when the URL is none."""
+        # This is the library's connection alone: its pool and its client would choose one for each command.
         self._connection: Any = ConnectionPool.from_url(
             url,
             protocol=2,
             client_name=name,
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
-            retry=Retry(NoBackoff(), 0),  # when to try again is decided where it is known what was written
+            retry=Retry(NoBackoff(), 0),  # the caller knows what was written, and so when to try again
             health_check_interval=0,
         ).make_connection()
         self._is_open = False
 
     def ask(self, commands: Sequence[Command], *, timeout_seconds: float | None = None) -> list[Answer]:
-        """Send commands in one piece, and return their answers in order. Raises: EngineAway."""
+        """Send commands in one piece, and return their answers in order. Raises: ValkeyAway."""
         if not commands:
             return []
         try:
@@ -103,18 +103,18 @@ class Connection:
             return answers
         except (redis.RedisError, OSError) as error:
             self.close()
-            raise EngineAway(_safe(error)) from error
+            raise ValkeyAway(_safe(error)) from error
         except BaseException:
-            self.close()  # the answers that were not read would be taken for those of the next commands
+            self.close()  # answers that were not read would pass for those of the next commands
             raise
 
     def close(self) -> None:
-        """Let go of the connection; the next `ask` opens a new one."""
+        """Let go of the connection. The next `ask` opens a new one."""
         self._is_open = False
         self._connection.disconnect()
 
     def _exchange(self, commands: Sequence[Command], timeout_seconds: float | None) -> list[Answer]:
-        # hiredis itself: the library's way to it looks at every argument once more, 2 µs for each token.
+        # The library's way to hiredis looks at every argument once more: 2 µs for each record.
         pack: Any = hiredis.pack_command  # its stub says a tuple of one
         packed = b"".join([pack(tuple(command)) for command in commands])
         self._connection.send_packed_command([packed], check_health=False)
@@ -141,8 +141,8 @@ class Connection:
 
 
 def _code(error: redis.ResponseError) -> str:
-    """Tell the kind of an error. The library takes the words that it knows off, and makes types of them; in scripts,
-    Redis 6.2 puts the word of what failed after a minus."""
+    """Tell the kind of an error. The library turns the words that it knows into types. In scripts, Redis 6.2 puts the
+    word of what failed behind a minus."""
     known = _KINDS.get(type(error))
     if known is not None:
         return known

@@ -1,7 +1,8 @@
-"""What the engine holds, read with suspicion: whoever can write there, or a fault, must harm no other stream.
+"""How a stream is stored on Valkey: one codec each way, used by create, restore, copy and finish.
 
-A record that is not what this program writes is `Damaged`: its own readers are told that it is gone. Fields that a
-newer version has added are passed over.
+What is stored is read with suspicion. Anybody who can write there, or a fault, must harm no other stream. What this
+program does not write is `Damaged`: its own readers are told that the stream is gone. Fields that a newer version has
+added are passed over. Version 0.1 writes and reads the same form.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import datetime
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -21,15 +22,18 @@ from app.tokens.usage import Usage
 __all__ = [
     "LARGEST",
     "Damaged",
-    "Record",
+    "Stream",
     "damage",
     "end_kind",
+    "leads_to_its_end",
     "read_binding",
     "read_end",
+    "read_entries",
     "read_number",
     "read_owner",
     "read_stream",
     "write_end",
+    "write_stream",
 ]
 
 LARGEST = 2**53
@@ -45,17 +49,21 @@ T = TypeVar("T")
 
 
 class Damaged(Exception):
-    """A record is none of this program's. The text names the part, and holds nothing of it."""
+    """What is stored is none of this program's. The text names the part, and quotes nothing of it."""
 
 
-class Record(NamedTuple):
-    """A stream's hash."""
+class Stream(NamedTuple):
+    """A stream as its hash describes it."""
 
+    stream_id: str
     origin: Origin
     binding: Binding | None
     owner: str
     fence: int
-    is_ended: bool
+    attached: int = 0
+    """How many readers have attached. Only written."""
+    is_ended: bool = False
+    """Only read."""
 
 
 class _Usage(msgspec.Struct):
@@ -126,7 +134,18 @@ def read_owner(value: object) -> str:
     return value.decode()
 
 
-def read_stream(told: list[bytes]) -> Record:
+def write_stream(stream: Stream) -> tuple[str | int, ...]:
+    """Write the fields and values of a new stream's hash."""
+    origin, binding = stream.origin, stream.binding
+    return (
+        *("owner", stream.owner, "fence", stream.fence, "head", 0, "bytes", 0, "attached", stream.attached),
+        *("correlation_id", origin.correlation_id, "model", origin.model, "created", origin.created),
+        *("prompt_tokens", origin.prompt_tokens),
+        *(() if binding is None else ("key", binding.key, "fingerprint", binding.fingerprint)),
+    )
+
+
+def read_stream(stream_id: str, told: list[bytes]) -> Stream:
     """Read a hash as HGETALL gives it. Raises: Damaged."""
     have = dict(zip(told[::2], told[1::2], strict=True))
 
@@ -147,12 +166,13 @@ def read_stream(told: list[bytes]) -> Record:
         return Binding(text(b"key"), text(b"fingerprint")) if b"key" in have else None
 
     read_number(have.get(b"head"), "head")
-    return Record(
+    return Stream(
+        stream_id,
         damage("origin", origin),
         damage("key", binding),
         read_owner(have.get(b"owner")),
         read_number(have.get(b"fence"), "fence", least=1),
-        b"end" in have,
+        is_ended=b"end" in have,
     )
 
 
@@ -233,6 +253,45 @@ def _failure(error: _Error) -> errors.Failure:
         retryable=error.retryable,
         retry_after_seconds=error.retry_after_seconds or None,
     )
+
+
+def read_entries(entries: list[Any], head: int) -> tuple[list[str], End | None]:
+    """Read what comes behind a sequence number, which may be known in part: the texts of new records, and the end.
+
+    Shape of `entries`: [[id, [name, value]], ...]. Raises: Damaged when one is none of a log's, or is missing.
+    """
+    texts: list[str] = []
+    end: End | None = None
+    try:
+        for entry_id, (name, value) in entries:
+            place, _, part = entry_id.partition(b"-")
+            if part != b"0":
+                raise Damaged("the place of an entry")
+            sequence = int(place)
+            if sequence <= head:
+                continue
+            if sequence != head + 1 or end is not None:
+                raise Damaged("the order of its entries")
+            if name == b"t":
+                texts.append(value.decode())
+                head += 1
+            elif name == b"e":
+                end = read_end(value, sequence)
+            else:
+                raise Damaged("the name of an entry")
+    except (ValueError, TypeError) as error:
+        raise Damaged("an entry") from error
+    return texts, end
+
+
+def leads_to_its_end(owner: object, fence: object, end: object) -> bool:
+    """Judge the fields of a stream that has not ended for a copy: may its end still come?"""
+    try:
+        read_owner(owner)
+        read_number(fence, "fence", least=1)
+    except Damaged:
+        return False
+    return end is None
 
 
 def read_binding(answer: object) -> tuple[str, str]:

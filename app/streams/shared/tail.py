@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from app import errors
-from app.streams.shared.connection import Connection, EngineAway, Refusal
+from app.streams.shared.connection import Connection, Refusal, ValkeyAway
 from app.streams.shared.records import Damaged
 
 __all__ = ["Followed", "Tail"]
@@ -107,7 +107,7 @@ class Tail:
                     self._take(answer, followed)
                 rest = max(SPACING_SECONDS, BUSY_SHARE * (time.monotonic() - took)) if answer is not None else 0.0
                 pause = 0.05
-            except EngineAway:
+            except ValkeyAway:
                 self._last = b"0-0"  # another engine's clock may be behind; to hear of something twice does no harm
                 rest, pause = pause, min(2 * pause, LONGEST_PAUSE_SECONDS)
             except Exception:
@@ -134,7 +134,7 @@ class Tail:
                 self._drop_damaged(followed)
                 return None, followed
             self._connection.close()
-            raise EngineAway(answer.code)
+            raise ValkeyAway(answer.code)
         if not isinstance(now, Refusal):
             self._engine_ms = int(now[0]) * 1000
         return answer, followed

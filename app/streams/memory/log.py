@@ -1,0 +1,161 @@
+"""One generation's log in the memory of one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from app.platform.gevent_loop import plain_lock
+from app.streams.finishing import finish_once
+from app.streams.interface import Binding, End, Origin, Piece, Totals
+from app.streams.readership import LogReader, Readership
+from app.streams.retention import LOG_OVERHEAD_BYTES
+from app.streams.text import Text
+
+__all__ = ["Keeper", "MemoryLog"]
+
+
+class Keeper(Protocol):
+    """The store of a log, as the log knows it."""
+
+    def make_room_for(self, log: MemoryLog, size: int) -> None: ...
+
+    def release_prompt(self, log: MemoryLog) -> None: ...
+
+    def ended(self, log: MemoryLog) -> None: ...
+
+    def used(self, log: MemoryLog) -> None: ...
+
+
+class MemoryLog:
+    """Only its store builds it."""
+
+    sharing = None
+
+    __slots__ = (
+        "_is_closed",
+        "_keeper",
+        "_lock",
+        "_readership",
+        "_text",
+        "binding",
+        "cost",
+        "end",
+        "end_read",
+        "head",
+        "origin",
+        "prompt_bytes",
+        "stream_id",
+        "used_at",
+    )
+
+    def __init__(
+        self, keeper: Keeper, stream_id: str, origin: Origin, binding: Binding | None, *, prompt_bytes: int
+    ) -> None:
+        self.stream_id = stream_id
+        self.origin = origin
+        self.binding = binding
+        self.head = 0
+        self.end: End | None = None
+        self.end_read = False
+        self.prompt_bytes = prompt_bytes
+        self.cost = LOG_OVERHEAD_BYTES + prompt_bytes
+        self.used_at = time.monotonic()
+        self._keeper = keeper
+        self._text = Text()
+        self._is_closed = False
+        self._lock = plain_lock()
+        self._readership = Readership(self._lock)
+
+    # What is appended
+
+    def append(self, *records: str) -> bool:
+        added = "".join(records)
+        data = added.encode()
+        text = self._text
+        with self._lock:
+            if self._is_closed:
+                return False
+            self._keeper.make_room_for(self, text.size_with(data, len(records)))
+            text.add(records, data)
+            head = self.head = len(text)
+        self._readership.tell(Piece(head, len(records), added))
+        return True
+
+    def release_prompt(self) -> None:
+        self._keeper.release_prompt(self)
+
+    # Its end
+
+    def finish(self, write: Callable[[Totals], End]) -> bool:
+        return finish_once(self, write)
+
+    def begin_end(self) -> bool:
+        with self._lock:
+            if self._is_closed:
+                return False
+            self._is_closed = True  # nothing is appended from here on, so the rest needs no lock, and may wait
+            return True
+
+    def go_on(self) -> None:
+        self._is_closed = False
+
+    def is_decided(self) -> bool:
+        return self.end is not None
+
+    def totals(self) -> Totals:
+        return self._text.totals()
+
+    def decide(self, end: End) -> None:
+        self.end = end
+        self._text.pack()
+        self.used_at = time.monotonic()
+        self._keeper.ended(self)
+        self._readership.nudge()
+
+    def book(self, write: Callable[[str], None]) -> None:
+        write("response_complete")
+
+    # Its readers
+
+    def reader(self, after: int, *, only_end: bool = False) -> LogReader:
+        return LogReader(self, after, only_end=only_end)
+
+    def read(self, after: int, max_bytes: int) -> Piece | None:
+        # `append` raises `head` last, so all that lies at or below it is complete.
+        return self._text.piece(after, self.head, max_bytes)
+
+    def text(self) -> str:
+        return self._text.until(self.head)
+
+    def sizes(self, first: int, last: int) -> list[int]:
+        return self._text.sizes(first, last)
+
+    def attach(self, reader: LogReader) -> None:
+        self._readership.add(reader)
+
+    def detach(self, reader: LogReader) -> None:
+        if self._readership.remove(reader):
+            self.used_at = time.monotonic()
+        self._readership.departed()
+        self._keeper.used(self)
+
+    def departed(self) -> None:
+        self._readership.departed()
+
+    @property
+    def readers(self) -> int:
+        return len(self._readership)
+
+    @property
+    def unread_since(self) -> float | None:
+        return self._readership.unread_since
+
+    @property
+    def resumes(self) -> int:
+        return max(0, self._readership.attached - 1)
+
+    @property
+    def size(self) -> int:
+        return self._text.size + LOG_OVERHEAD_BYTES

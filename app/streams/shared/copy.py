@@ -1,0 +1,42 @@
+"""The role of a log that another worker writes: whose it is, and what this copy is given of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.streams.interface import End
+from app.streams.shared import records
+from app.streams.shared.records import Damaged
+from app.streams.text import Text
+
+__all__ = ["Copy"]
+
+
+class Copy:
+    """Units: monotonic seconds."""
+
+    __slots__ = ("fence", "missed_since", "owner", "spoiled_since")
+
+    def __init__(self, owner: str, fence: int) -> None:
+        self.owner = owner
+        """The worker that writes the log. Empty where it is not known: then it is looked up."""
+        self.fence = fence
+        """What that worker holds, as far as is known."""
+        self.missed_since: float | None = None
+        """Since when Valkey has had no such stream."""
+        self.spoiled_since: float | None = None
+        """Since when the stream has had no record that leads to its end, though its owner lives."""
+
+    def read(self, entries: list[Any], head: int, text: Text) -> tuple[list[str], End | None]:
+        """Read what comes behind a sequence number, and judge an end against the text that it tells of.
+
+        Raises: Damaged.
+        """
+        texts, end = records.read_entries(entries, head)
+        if end is not None:
+            measured = records.damage(
+                "the text that its end tells of", lambda: text.measured_with("".join(texts).encode())
+            )
+            if measured != (end.characters, end.sha256):
+                raise Damaged("the text that its end tells of")
+        return texts, end

@@ -1,0 +1,45 @@
+"""What Valkey holds of a stream may be damaged: this is said once for each stream, and its readers are told 410."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from app import errors
+from app.observability.events import event
+from app.streams.interface import log_name
+from app.streams.shared.records import Damaged
+
+__all__ = ["Damage"]
+
+MOST_KNOWN = 1000
+
+
+class Damage:
+    """Remembers the streams that were found damaged last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, None] = OrderedDict()
+
+    def found(self, stream_id: str, what: str) -> None:
+        """Say that a part of a stream is damaged, unless that is known."""
+        with self._lock:
+            is_known = stream_id in self._known
+            self._known[stream_id] = None
+            if len(self._known) > MOST_KNOWN:
+                self._known.popitem(last=False)
+        if not is_known:
+            event("stream_damaged", level=logging.ERROR, stream=log_name(stream_id), what=what)
+
+    @contextlib.contextmanager
+    def is_gone(self, stream_id: str) -> Iterator[None]:
+        """Raises: StreamExpired where what stands inside raises Damaged."""
+        try:
+            yield
+        except Damaged as error:
+            self.found(stream_id, str(error))
+            raise errors.StreamExpired("What is kept of it cannot be read any more.") from error

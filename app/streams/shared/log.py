@@ -1,0 +1,432 @@
+"""One generation's log as one of several workers has it.
+
+The log is what readers hold. What may happen to it, its role says: `Owned` where this worker writes it, `Copy` where
+another one does. The role changes inside the log. Which of its records readers may have, its state says (`state.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from app.platform.gevent_loop import plain_lock
+from app.streams.finishing import finish_once
+from app.streams.interface import Binding, End, Origin, Piece, Totals
+from app.streams.readership import LogReader, Readership
+from app.streams.retention import LOG_OVERHEAD_BYTES
+from app.streams.shared.copy import Copy
+from app.streams.shared.owned import Desk, Owned
+from app.streams.shared.state import (
+    ADOPTED,
+    ANSWERED,
+    CAUGHT_UP,
+    CUT_OFF,
+    DROPPED,
+    END_READ,
+    END_STORED,
+    LATE,
+    TAKEN_OVER,
+    Arrow,
+    State,
+    step,
+)
+from app.streams.text import Text
+
+__all__ = ["Keeper", "SharedLog"]
+
+
+class Keeper(Protocol):
+    """The store of a log, as the log knows it."""
+
+    def make_room_for(self, log: SharedLog, size: int) -> None: ...
+
+    def release_prompt(self, log: SharedLog) -> None: ...
+
+    def ended(self, log: SharedLog) -> None: ...
+
+    def used(self, log: SharedLog) -> None: ...
+
+    def attached(self, log: SharedLog) -> None:
+        """Hear that somebody begins to read a log that goes on."""
+
+
+class SharedLog:
+    """Only its store builds it."""
+
+    __slots__ = (
+        "__weakref__",
+        "_has_end",
+        "_is_closed",
+        "_keeper",
+        "_read_elsewhere_at",
+        "_readership",
+        "attached_elsewhere",
+        "binding",
+        "copy",
+        "cost",
+        "end",
+        "end_read",
+        "head",
+        "lock",
+        "noted",
+        "origin",
+        "owned",
+        "prompt_bytes",
+        "records",
+        "state",
+        "stream_id",
+        "used_at",
+    )
+
+    def __init__(
+        self, keeper: Keeper, stream_id: str, origin: Origin, binding: Binding | None, *, prompt_bytes: int = 0
+    ) -> None:
+        self.stream_id = stream_id
+        self.origin = origin
+        self.binding = binding
+        self.head = 0
+        self.end: End | None = None
+        self.end_read = False
+        self.prompt_bytes = prompt_bytes
+        self.cost = LOG_OVERHEAD_BYTES + prompt_bytes
+        self.used_at = time.monotonic()
+        self.state = State.STORED
+        self.owned: Owned | None = None
+        self.copy: Copy | None = None
+        self.noted = 0
+        """How many of the readers that attached here Valkey knows of."""
+        self.attached_elsewhere = 0
+        self._keeper = keeper
+        self.records = Text()
+        self._is_closed = False
+        self._has_end = threading.Event()
+        self._read_elsewhere_at = 0.0
+        self.lock = plain_lock()
+        self._readership = Readership(self.lock)
+
+    @classmethod
+    def begun(
+        cls,
+        keeper: Keeper,
+        desk: Desk,
+        stream_id: str,
+        origin: Origin,
+        binding: Binding | None,
+        *,
+        prompt_bytes: int,
+    ) -> SharedLog:
+        """Build a log that this worker begins."""
+        log = cls(keeper, stream_id, origin, binding, prompt_bytes=prompt_bytes)
+        log.owned = Owned(log, desk, 1, written=0)
+        return log
+
+    @classmethod
+    def copied(
+        cls, keeper: Keeper, stream_id: str, origin: Origin, binding: Binding | None, *, owner: str, fence: int
+    ) -> SharedLog:
+        """Build an empty copy of another worker's log."""
+        log = cls(keeper, stream_id, origin, binding)
+        log.copy = Copy(owner, fence)
+        log.state = State.FOLLOWED
+        log._is_closed = True
+        return log
+
+    # What several workers need to know
+
+    @property
+    def sharing(self) -> SharedLog:
+        return self
+
+    @property
+    def is_foreign(self) -> bool:
+        return self.copy is not None
+
+    @property
+    def is_followed(self) -> bool:
+        """It is a copy, and goes on."""
+        return self.state is State.FOLLOWED
+
+    @property
+    def is_dropped(self) -> bool:
+        return self.state is State.DROPPED
+
+    @property
+    def is_unresumable(self) -> bool:
+        return self.state.is_unresumable
+
+    @property
+    def stored(self) -> int:
+        return self.head if self.owned is None else self.owned.written
+
+    def settle(self, seconds: float) -> bool:
+        return self._has_end.wait(seconds)
+
+    # What is appended
+
+    def append(self, *chunks: str) -> bool:
+        data = "".join(chunks).encode()
+        owned = self.owned
+        with self.lock:
+            if self._is_closed or owned is None:
+                return False
+            self.add(chunks, data)
+            owned.append(chunks, data)
+            piece = self._raise_head(len(self.records)) if self.state.shows_ahead else None
+        if piece is not None:
+            self._readership.tell(piece)
+        owned.changed()
+        return True
+
+    def add(self, records: Sequence[str], data: bytes) -> None:
+        """Keep records, whose UTF-8 together is `data`, without showing them. Called with the lock held."""
+        text = self.records
+        self._keeper.make_room_for(self, text.size_with(data, len(records)))
+        text.add(records, data)
+
+    def release_prompt(self) -> None:
+        self._keeper.release_prompt(self)
+
+    def _raise_head(self, head: int) -> Piece | None:
+        """Let readers have the records up to `head`. Return what they are to be told of. Called with the lock held, in
+        which it was found that they may have them."""
+        shown = self.head
+        piece = self.records.piece(shown, head, self.records.size)
+        if piece is not None:
+            self.head = head
+        return piece
+
+    # Its end
+
+    def finish(self, write: Callable[[Totals], End]) -> bool:
+        return finish_once(self, write)
+
+    def begin_end(self) -> bool:
+        with self.lock:
+            if self._is_closed:
+                return False
+            self._is_closed = True  # nothing is appended from here on, so the rest needs no lock, and may wait
+            return True
+
+    def go_on(self) -> None:
+        with self.lock:
+            self._is_closed = self.owned is None
+
+    def is_decided(self) -> bool:
+        owned = self.owned
+        return owned is None or owned.end is not None or self.end is not None
+
+    def totals(self) -> Totals:
+        return self.records.totals()
+
+    def decide(self, end: End) -> None:
+        with self.lock:
+            owned = self.owned
+            if owned is None:
+                return  # another worker has taken the log over while its end was written
+            owned.end = end
+            is_shown = self.state.shows_ahead
+        if is_shown:
+            self._show_end(end)
+        owned.changed()
+
+    def book(self, write: Callable[[str], None]) -> None:
+        owned = self.owned
+        if owned is not None:  # else another worker has taken the log over since its end was decided, and books it
+            owned.booking.by(write)
+
+    def _show_end(self, end: End) -> None:
+        """Give readers the end, and keep no more than is needed from here on."""
+        with self.lock:
+            if self.end is not None:
+                return
+            self.end = end
+        self.records.pack()
+        self.used_at = time.monotonic()
+        self._keeper.ended(self)
+        self._readership.nudge()
+        self._has_end.set()
+
+    # Steps from state to state
+
+    def show_stored(self, head: int) -> None:
+        """Valkey has the records up to `head`: readers may have them, and wait for what is not stored."""
+        with self.lock:
+            owned = self.owned
+            if owned is None:
+                return
+            if self.state is State.AHEAD:
+                self._go(ANSWERED)
+            piece = self._raise_head(head)
+            # An end that is known may reach readers at any moment, so it must be stored too.
+            is_resumable = self.state is State.CATCHING_UP and head >= self.head and owned.end is None
+            if is_resumable:
+                self._go(CAUGHT_UP)
+        if piece is not None:
+            self._readership.tell(piece)
+        if is_resumable:
+            self._readership.nudge()
+
+    def show_late(self) -> None:
+        """Valkey is away: readers are told so, and have what is there."""
+        with self.lock:
+            if self.owned is None or self.end is not None or self.state not in LATE.sources:
+                return
+            shown = self._show_all(LATE)
+        self._tell_all(*shown)
+
+    def end_stored(self, end: End) -> None:
+        """Valkey has the end and all before it: readers may have it."""
+        with self.lock:
+            if self.owned is not None and self.state in END_STORED.sources:
+                self._go(END_STORED)
+        self._show_end(end)
+        self.end_read = True  # whoever has not read it can do so at any worker
+        self._readership.nudge()
+
+    def cut_off(self) -> None:
+        """Go on to the end for the readers here alone."""
+        with self.lock:
+            if self.owned is None or self.state not in CUT_OFF.sources:
+                return
+            self.owned.stop()
+            shown = self._show_all(CUT_OFF)
+        self._tell_all(*shown)
+
+    def _show_all(self, arrow: Arrow) -> tuple[bool, Piece | None, End | None]:
+        was_told = self.is_unresumable
+        self._go(arrow)
+        assert self.owned is not None
+        return was_told, self._raise_head(len(self.records)), self.owned.end
+
+    def _tell_all(self, was_told: bool, piece: Piece | None, end: End | None) -> None:
+        if not was_told:
+            self._readership.nudge()
+        if piece is not None:
+            self._readership.tell(piece)
+        if end is not None:
+            self._show_end(end)
+
+    def hand_over(self, head: int) -> bool:
+        """Become a copy: another worker has taken the log over, and has the records up to `head`. What was not shown
+        is taken from there, if it got there.
+
+        False when the log cannot: its readers have more than that, or its end, or are about to.
+        """
+        with self.lock:
+            owned = self.owned
+            if owned is None or self.state not in TAKEN_OVER.sources or self.head > head or self.end is not None:
+                return False
+            if self.is_unresumable and owned.end is not None:
+                return False
+            self._go(TAKEN_OVER)
+            self._is_closed = True
+            self.records.cut(self.head)
+            self.owned = None
+            self.copy = Copy("", 0)  # nobody's sign of life: who it is, is looked up
+        owned.booking.leave()
+        self._readership.nudge()
+        return True
+
+    def adopt(self, desk: Desk, fence: int, *, is_lost: bool) -> bool:
+        """Become this worker's: the producer is gone. `is_lost`: Valkey has lost the log too. False when it is followed
+        no more."""
+        with self.lock:
+            if self.state not in ADOPTED.sources:
+                return False
+            self._go(ADOPTED)
+            self.copy = None
+            self.owned = Owned(self, desk, fence, written=None if is_lost else self.head)
+            self._is_closed = False
+            return True
+
+    def take(self, entries: list[Any]) -> None:
+        """Take entries of the producer's, known ones among them. Does nothing where the log is followed no more.
+
+        Raises: Overloaded; Damaged when one is none of a log's, or is missing, or when the end tells of another text.
+        """
+        with self.lock:  # the tail and whoever catches up may be at it together
+            copy = self.copy
+            if copy is None or self.state is not State.FOLLOWED:
+                return
+            texts, end = copy.read(entries, self.head, self.records)
+            data = "".join(texts)
+            if texts:
+                self.add(texts, data.encode())
+                self.head = len(self.records)
+            if end is not None:
+                self._go(END_READ)
+        if texts:
+            self._readership.tell(Piece(self.head, len(texts), data))
+        if end is not None:
+            self._show_end(end)
+
+    def drop(self) -> bool:
+        """Be kept no more. False when the log has ended."""
+        with self.lock:
+            if self.state not in DROPPED.sources:
+                return False
+            self._go(DROPPED)
+            return True
+
+    def _go(self, arrow: Arrow) -> None:
+        """Change the state. Called with the lock held."""
+        self.state = step(self.state, arrow)
+
+    # Its readers
+
+    def reader(self, after: int, *, only_end: bool = False) -> LogReader:
+        return LogReader(self, after, only_end=only_end)
+
+    def read(self, after: int, max_bytes: int) -> Piece | None:
+        # `head` is raised last, so all that lies at or below it is complete.
+        return self.records.piece(after, self.head, max_bytes)
+
+    def text(self) -> str:
+        return self.records.until(self.head)
+
+    def sizes(self, first: int, last: int) -> list[int]:
+        return self.records.sizes(first, last)
+
+    def attach(self, reader: LogReader) -> None:
+        self._readership.add(reader)
+        if self.is_dropped:
+            reader.release()
+        elif self.end is None and self.state is not State.CUT_OFF:
+            self._keeper.attached(self)
+
+    def detach(self, reader: LogReader) -> None:
+        if self._readership.remove(reader):
+            self.used_at = time.monotonic()
+        self._readership.departed()
+        self._keeper.used(self)
+
+    def departed(self) -> None:
+        self._readership.departed()
+
+    def release(self) -> None:
+        """Send all readers away without an end. They may come back."""
+        self._readership.release()
+
+    def read_elsewhere(self) -> None:
+        """Note that somebody reads the log at another worker."""
+        self._read_elsewhere_at = time.monotonic()
+
+    @property
+    def readers(self) -> int:
+        return len(self._readership)
+
+    @property
+    def unread_since(self) -> float | None:
+        """Readers at other workers count too. We hear of them now and then."""
+        since = self._readership.unread_since
+        return None if since is None else max(since, self._read_elsewhere_at)
+
+    @property
+    def resumes(self) -> int:
+        return max(0, self._readership.attached + self.attached_elsewhere - 1)
+
+    @property
+    def size(self) -> int:
+        return self.records.size + LOG_OVERHEAD_BYTES

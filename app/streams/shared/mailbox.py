@@ -1,0 +1,107 @@
+"""What workers tell each other: who reads whose streams, and which are to be stopped.
+
+A message lies at its receiver's wake key, which the receiver's tail reads. It is heard at once, but may be lost: so a
+stop is also a member of a set, until it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from app.streams.shared.commands import Commands
+from app.streams.shared.committer import Committer
+from app.streams.shared.connection import Answer, Command, Refusal
+from app.streams.shared.log import SharedLog
+
+__all__ = ["Mailbox", "ignore"]
+
+MOST_STOPS = 1000
+"""How many of the stops that are asked for are looked at in one round."""
+
+
+class Mailbox:
+    """Of one worker. Nothing here waits."""
+
+    def __init__(
+        self,
+        committer: Committer,
+        commands: Commands,
+        *,
+        live: dict[str, SharedLog],
+        is_read: Callable[[SharedLog], None],
+    ) -> None:
+        """`live` are the logs that this worker writes. `is_read` hears which of them somebody reads elsewhere."""
+        self._committer = committer
+        self._commands = commands
+        self._live = live
+        self._is_read = is_read
+        self._stops: set[str] = set()
+
+    # To others
+
+    def nudge(self) -> None:
+        """Have this worker's own tail look again at what it follows."""
+        self._committer.post([self._commands.wake(self._commands.worker, "follow", "")], ignore)
+
+    def note_reading(self, logs: Iterable[SharedLog]) -> None:
+        """Tell producers elsewhere which of their streams are read here: they cancel a stream that nobody reads."""
+        by_owner: dict[str, list[str]] = {}
+        for log in logs:
+            if log.copy is not None:
+                by_owner.setdefault(log.copy.owner, []).append(log.stream_id)
+        messages: list[Command] = [
+            self._commands.wake(owner, "reads", " ".join(ids)) for owner, ids in by_owner.items()
+        ]
+        if messages:
+            self._committer.post(messages, ignore)
+
+    # From others
+
+    def hear(self, entries: list[Any]) -> None:
+        """Take messages. Shape: [[id, [name, value, ...]], ...]."""
+        for _, fields in entries:
+            for name, value in zip(fields[::2], fields[1::2], strict=True):
+                if name == b"cancel":
+                    self.stop(value.decode(errors="replace"))
+                elif name == b"reads":
+                    for stream_id in value.decode(errors="replace").split():
+                        log = self._live.get(stream_id)
+                        if log is not None:
+                            log.read_elsewhere()
+                            self._is_read(log)
+
+    def look_at_stops(self) -> None:
+        """Take what others have asked to be stopped, and forget what is over."""
+        key = self._commands.stops_key(self._commands.worker)
+        self._committer.post([("SRANDMEMBER", key, MOST_STOPS)], self._heard_stops)
+
+    def _heard_stops(self, answers: list[Answer]) -> None:
+        key, (told,) = self._commands.stops_key(self._commands.worker), answers
+        if isinstance(told, Refusal):
+            if told.is_of_a_record:
+                self._committer.post([("DEL", key)], ignore)
+            return
+        over: list[bytes] = []
+        for member in told:
+            stream_id = member.decode(errors="replace")
+            if stream_id in self._live:
+                self.stop(stream_id)
+            else:
+                over.append(member)
+        if over:
+            self._committer.post([("SREM", key, *over)], ignore)
+
+    def stop(self, stream_id: str) -> None:
+        """Note a stop. The next `take_stops` gives it: to end a stream may take a while, and others wait for whoever
+        says so."""
+        self._stops.add(stream_id)
+
+    def take_stops(self) -> set[str]:
+        """Return what is to be stopped now."""
+        stops, self._stops = self._stops, set()
+        return stops
+
+
+def ignore(_: list[Answer]) -> None:
+    """Stand for somebody who does not need the answers."""
