@@ -1,13 +1,33 @@
-"""Another version of the service, as a deploy brings one: the same, but for what its page loads."""
+"""Other versions of the service, as a deploy brings them: one with another page, and version 0.1 out of git."""
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
+import subprocess
+import tarfile
 from pathlib import Path
 
 from tests.harness.reader import get
 from tests.harness.server import ROOT
+
+VERSION_0_1 = "454c3bbc2077acff3aaaddfd37ae08691cecaf54"
+SERVICE = ("app", "contracts", "gunicorn.conf.py", "wsgi.py")
+"""What the service runs from."""
+
+
+def version_0_1(directory: Path) -> Path | None:
+    """Check out version 0.1 there, and give its root; None where git or this commit is missing."""
+    try:
+        archive = subprocess.run(
+            ["git", "archive", "--format=tar", VERSION_0_1, *SERVICE], cwd=ROOT, capture_output=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(directory, filter="data")
+    return directory
 
 
 def another_version(directory: Path) -> Path:
