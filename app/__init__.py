@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from app.settings import Settings
     from app.streams.interface import Store
-    from app.upstream import Upstream
+    from app.upstream.interface import Upstream
 
 
 def create_app(

@@ -17,7 +17,8 @@ from app.settings import Settings
 from app.streams.interface import Store, StreamLog
 from app.streams.memory.store import MemoryStore
 from app.tokens import counting as tokens
-from app.upstream import OpenAIUpstream, Upstream
+from app.upstream.client import OpenAIUpstream
+from app.upstream.interface import Upstream
 
 __all__ = ["Runtime"]
 

@@ -23,7 +23,8 @@ from app import errors
 from app.observability.events import ChunkLog, event
 from app.streams.interface import End, Origin, StreamLog, Totals, log_name
 from app.tokens.usage import Usage, estimated_usage, provider_usage
-from app.upstream import Answer, Call, Part, Question, Upstream
+from app.upstream.call import Call
+from app.upstream.interface import Answer, Part, Question, Upstream
 
 __all__ = ["Bounds", "Generation", "Generations", "end_lost"]
 

@@ -14,7 +14,7 @@ from app.dialects.native import request as schemas
 from app.observability.events import utc_now
 from app.reading.loop import Place
 from app.streams.interface import Binding, Origin, StreamLog
-from app.upstream import Question
+from app.upstream.interface import Question
 from app.web import answers as reading
 from app.worker import Runtime
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["BrokenStream", "ChunkDecoder", "ErrorReported", "EventSplitter", "Part"]
+from app.upstream.interface import Part
+
+__all__ = ["BrokenStream", "ChunkDecoder", "ErrorReported", "EventSplitter"]
 
 LONGEST_EVENT_BYTES = 1_048_576
 LONGEST_VALUE_BYTES = 16_384
@@ -103,15 +105,6 @@ def _one_event(received: bytes) -> bytes | None:
 def _data(block: bytes) -> bytes | None:
     values = [line[5:] for line in block.split(b"\n") if line.startswith(b"data:") or line == b"data"]
     return b"\n".join(value.removeprefix(b" ") for value in values) if values else None
-
-
-class Part(msgspec.Struct, frozen=True):
-    """What one event adds. `text` may be empty; `usage` is as reported, unchecked; `done` is `[DONE]`."""
-
-    text: str = ""
-    finish_reason: str | None = None
-    usage: Any = None
-    done: bool = False
 
 
 class _Delta(msgspec.Struct):

@@ -9,9 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import openai
-
 from app import errors
+from app.upstream import sdk
 
 __all__ = ["from_report", "from_sdk", "read_body", "refused_parameter", "retry_after_seconds"]
 
@@ -55,15 +54,15 @@ def read_body(content: bytes) -> object:
         return text
 
 
-def from_sdk(error: openai.OpenAIError) -> errors.UpstreamError:
+def from_sdk(error: sdk.OpenAIError) -> errors.UpstreamError:
     """Map every exception class of the SDK; one it may grow later is an upstream_error."""
-    if isinstance(error, openai.APITimeoutError):
+    if isinstance(error, sdk.APITimeoutError):
         return errors.UpstreamTimeout("The model's server did not answer in time.")
-    if isinstance(error, openai.APIConnectionError):
+    if isinstance(error, sdk.APIConnectionError):
         return errors.UpstreamUnavailable("No connection to the model's server could be made or kept.")
-    if isinstance(error, openai.APIStatusError):
+    if isinstance(error, sdk.APIStatusError):
         return from_status(error.status_code, error.body, error.response.headers)
-    if isinstance(error, openai.ContentFilterFinishReasonError):
+    if isinstance(error, sdk.ContentFilterFinishReasonError):
         return errors.ContentFiltered()
     return errors.UpstreamError()
 
@@ -101,9 +100,9 @@ def from_status(status: int, body: object, headers: Mapping[str, str]) -> errors
     return errors.UpstreamError(f"The model's server refused the request with status {status}.")
 
 
-def refused_parameter(error: openai.OpenAIError) -> str | None:
+def refused_parameter(error: sdk.OpenAIError) -> str | None:
     """Name the parameter that the upstream does not know, when that is what it says."""
-    if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+    if not isinstance(error, sdk.BadRequestError | sdk.UnprocessableEntityError):
         return None
     text = _text(error.body)
     if not re.search(r"unsupported|unknown|unrecognized|not (supported|permitted|allowed)|extra", text, re.IGNORECASE):

@@ -1,7 +1,8 @@
-"""Load the openai SDK without its models of requests and answers: nothing here reads them.
+"""The openai SDK, loaded without its models of requests and answers: nothing in this program reads them.
 
-They are more than half of what `import openai` loads. Without them a start takes 70 % of the work, and a worker 11 MB
-less (DESIGN.md, 59). Whoever imports one of them later gets it; only the SDK's own helpers that parse answers do not.
+The models are more than half of what `import openai` loads. Without them a start takes 70 % of the work, and a worker
+takes 11 MB less (DESIGN.md, 59). A later import of a model works. Only the SDK's own helpers that parse answers do not
+see it. Take what is needed of the SDK from here and nowhere else: the first import decides what is loaded.
 """
 
 from __future__ import annotations
@@ -12,13 +13,22 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ()
+__all__ = [
+    "APIConnectionError",
+    "APIStatusError",
+    "APITimeoutError",
+    "BadRequestError",
+    "ContentFilterFinishReasonError",
+    "OpenAI",
+    "OpenAIError",
+    "UnprocessableEntityError",
+]
 
 _MODELS = "openai.types"
 
 
 class _Unread(ModuleType):
-    """Has every name that is imported from it, and nothing behind it."""
+    """A module that has every name, and an empty class behind each."""
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
@@ -57,3 +67,14 @@ def _load() -> None:
 
 if "openai" not in sys.modules:
     _load()
+
+from openai import (  # noqa: E402 - after `_load`
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    BadRequestError,
+    ContentFilterFinishReasonError,
+    OpenAI,
+    OpenAIError,
+    UnprocessableEntityError,
+)

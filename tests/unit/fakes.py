@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from app import errors
-from app.upstream import Answer, Call, Part, Question
+from app.upstream.call import Call
+from app.upstream.interface import Answer, Part, Question
 
 PATIENCE_SECONDS = 20.0
 """How long a test waits for what comes at once unless the program is wrong."""

@@ -16,7 +16,9 @@ import pytest
 
 from app.generation.run import Generations
 from app.platform.gevent_loop import each_arrival, in_loop
-from app.upstream import Call, OpenAIUpstream, Part
+from app.upstream.call import Call
+from app.upstream.client import OpenAIUpstream
+from app.upstream.interface import Part
 from app.web.access import RESPONSE, direct_writer
 from tests.unit.fakes import FakeUpstream, Gate
 from tests.unit.rawserver import read_request, serving

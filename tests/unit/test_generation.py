@@ -15,7 +15,8 @@ from app.generation import run as generation
 from app.generation.run import ATTEMPTS, Bounds, Generation, Generations
 from app.streams.interface import Origin, StreamLog
 from app.streams.memory.store import MemoryStore
-from app.upstream import Call, Part, Question
+from app.upstream.call import Call
+from app.upstream.interface import Part, Question
 from tests.unit.conftest import Events
 from tests.unit.ends import Terminal, terminal_of
 from tests.unit.fakes import PATIENCE_SECONDS, FakeUpstream, Gate, Last, Step, done, finish, texts, whole

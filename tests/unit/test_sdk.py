@@ -17,7 +17,7 @@ print(json.dumps([name for name in sys.modules if name.startswith("openai.types"
 """
 # The whole SDK, in the process of a worker: an answer and an error, parsed.
 USE = """
-import app.upstream
+import app.upstream.sdk
 import httpx2, openai, openai.types
 
 def answer(request):

@@ -12,8 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
-from app.upstream import transport as transports
-from app.upstream.transport import ERROR_BODY_BYTES, Call, Transport, current_call
+from app.upstream import pool as pools
+from app.upstream.body import ERROR_BODY_BYTES
+from app.upstream.call import Call, current_call
+from app.upstream.pool import Pool
+from app.upstream.transport import Transport
 from tests.harness.certificates import Certificate, make_certificate
 from tests.harness.upstream import (
     Close,
@@ -43,7 +46,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections are used again at once (`test_transport_others` has those that rest)."""
-    monkeypatch.setattr(Transport, "_rest_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(Pool, "_rest_seconds", lambda *_: 0.0)
 
 
 @pytest.fixture
@@ -165,7 +168,7 @@ def test_connection_idle_for_too_long_is_not_used_again(
     upstream: ScriptedUpstream, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.ask(url_of(upstream))
-    monkeypatch.setattr(transports, "IDLE_SECONDS", -1.0)
+    monkeypatch.setattr(pools, "IDLE_SECONDS", -1.0)
 
     client.ask(url_of(upstream))
 
@@ -208,7 +211,7 @@ def test_connection_that_the_upstream_will_close_is_not_kept(serve: Serve, clien
 
 def test_connection_sends_without_delay(upstream: ScriptedUpstream, client: Client, transport: Transport) -> None:
     client.ask(url_of(upstream))
-    ((kept,),) = transport._idle.values()
+    ((kept,),) = transport._pool._idle.values()
 
     assert kept.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
     assert kept.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0

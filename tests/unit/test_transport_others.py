@@ -23,11 +23,17 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.upstream import body as bodies
 from app.upstream import head as heads
+from app.upstream import pool as pools
 from app.upstream import transport as transports
+from app.upstream.body import BODY
+from app.upstream.call import Call, current_call
+from app.upstream.connection import Connection
 from app.upstream.framing import BadFraming
 from app.upstream.head import HEAD_BYTES, HEAD_READS, INTERIM_ANSWERS
-from app.upstream.transport import Call, Transport, current_call
+from app.upstream.pool import Pool
+from app.upstream.transport import Transport
 from tests.harness.certificates import Certificate, make_certificate
 from tests.unit.conftest import Events
 from tests.unit.fakes import PATIENCE_SECONDS
@@ -56,7 +62,7 @@ def serve() -> Iterator[Serve]:
 @pytest.fixture
 def transport(monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
     """A transport whose connections need no rest, unless a test says so."""
-    monkeypatch.setattr(Transport, "_rest_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(Pool, "_rest_seconds", lambda *_: 0.0)
     made = Transport()
     yield made
     made.close()
@@ -71,7 +77,7 @@ def ask(
         response = transport.handle_request(httpx2.Request("POST", url, content=content))
     finally:
         current_call.reset(token)
-    body = response.extensions[transports.BODY]
+    body = response.extensions[BODY]
     pieces: list[bytes] = []
     try:
         if whole:
@@ -84,7 +90,7 @@ def ask(
 
 
 def kept(transport: Transport) -> int:
-    return sum(map(len, transport._idle.values()))
+    return sum(map(len, transport._pool._idle.values()))
 
 
 # Interim answers
@@ -218,8 +224,8 @@ def test_body_of_an_error_that_is_all_framing_is_bounded_and_lets_others_run(
             sent += len(crumb)
 
     turns: list[float] = []
-    monkeypatch.setattr(transports, "time", SimpleNamespace(sleep=turns.append, monotonic=time.monotonic))
-    assert len(ask(transport, serve(crumbs).url, whole=True)) <= transports.ERROR_BODY_BYTES // 1000
+    monkeypatch.setattr(bodies, "time", SimpleNamespace(sleep=turns.append, monotonic=time.monotonic))
+    assert len(ask(transport, serve(crumbs).url, whole=True)) <= bodies.ERROR_BODY_BYTES // 1000
     assert sent < 64 << 20
     assert turns
     assert set(turns) == {0}
@@ -292,7 +298,7 @@ def test_surplus_that_comes_between_two_requests_is_seen_before_the_second_is_se
 
 def wait_for_bytes(transport: Transport) -> None:
     """Wait until the one kept connection has something that can be read, or an end."""
-    ((connection,),) = transport._idle.values()
+    ((connection,),) = transport._pool._idle.values()
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)
     assert poll.poll(PATIENCE_SECONDS * 1000)
@@ -340,7 +346,7 @@ def test_surplus_of_an_idle_connection_is_seen_by_the_sweep_and_ends_all_that_ar
         assert list(threads.map(lambda _: ask(transport, server.url), range(2))) == [b"mine"] * 2
     assert kept(transport) == 2
     read.set()
-    ((one, other),) = transport._idle.values()
+    ((one, other),) = transport._pool._idle.values()
     poll = select.poll()
     for connection in (one, other):
         poll.register(connection.sock, select.POLLIN)
@@ -495,14 +501,14 @@ def test_answer_on_a_new_connection_that_comes_before_the_request_is_nobodys(
 ) -> None:
     """Also when it comes while a large request is still on its way, to a server that reads slowly."""
     sent, over = threading.Event(), threading.Event()
-    looks = transports._Connection.look
+    looks = Connection.look
 
     def look(connection: Any, **begun: bool) -> Any:
         if not later:
             assert sent.wait(PATIENCE_SECONDS)
         return looks(connection, **begun)
 
-    monkeypatch.setattr(transports._Connection, "look", look)
+    monkeypatch.setattr(Connection, "look", look)
 
     def answer(connection: socket.socket, number: int) -> None:
         if later:
@@ -538,7 +544,7 @@ def test_answer_that_comes_while_a_request_is_sent_on_a_kept_connection_is_not_i
 
     server = serve(answer)
     assert ask(transport, server.url) == b"mine"
-    ((first,),) = transport._idle.values()
+    ((first,),) = transport._pool._idle.values()
     looks = first.look
     number = 0
 
@@ -577,7 +583,7 @@ def test_error_that_comes_while_a_request_is_sent_on_a_kept_connection_costs_no_
 
     server = serve(answer)
     assert ask(transport, server.url) == b"mine"
-    looks = transports._Connection.look
+    looks = Connection.look
 
     def look(connection: Any, *, begun: bool = False) -> Any:
         if begun:
@@ -586,7 +592,7 @@ def test_error_that_comes_while_a_request_is_sent_on_a_kept_connection_costs_no_
             assert poll.poll(PATIENCE_SECONDS * 1000)
         return looks(connection, begun=begun)
 
-    monkeypatch.setattr(transports._Connection, "look", look)
+    monkeypatch.setattr(Connection, "look", look)
 
     response = transport.handle_request(httpx2.Request("POST", server.url, content=b"x" * 1000))
 
@@ -666,7 +672,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture
 def trusting(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
-    monkeypatch.setattr(Transport, "_rest_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(Pool, "_rest_seconds", lambda *_: 0.0)
     context = ssl.create_default_context(cafile=certificate.public)
     context.post_handshake_auth = True  # so that a server can send something of TLS's own when it likes
     made = Transport(verify=context)
@@ -868,16 +874,16 @@ def resting() -> Iterator[Transport]:
 def test_connection_rests_for_a_tenth_of_a_second_and_as_long_as_heads_take(resting: Transport) -> None:
     """So long may an answer be on its way that nobody waits for, because another one came in its place."""
     origin = ("http", "127.0.0.1", 1)
-    assert resting._rest_seconds(origin) == 0.1
-    resting._note_head(origin, 3.0)
-    assert resting._rest_seconds(origin) == 3.0
+    assert resting._pool._rest_seconds(origin) == 0.1
+    resting._pool.note_head(origin, 3.0)
+    assert resting._pool._rest_seconds(origin) == 3.0
     for _ in range(50):
-        resting._note_head(origin, 0.2)
-    assert 0.5 < resting._rest_seconds(origin) < 2.0, "it fades"
+        resting._pool.note_head(origin, 0.2)
+    assert 0.5 < resting._pool._rest_seconds(origin) < 2.0, "it fades"
     for _ in range(200):
-        resting._note_head(origin, 0.01)
-    assert resting._rest_seconds(origin) == 0.1
-    assert resting._rest_seconds(("http", "127.0.0.1", 2)) == 0.1
+        resting._pool.note_head(origin, 0.01)
+    assert resting._pool._rest_seconds(origin) == 0.1
+    assert resting._pool._rest_seconds(("http", "127.0.0.1", 2)) == 0.1
 
 
 def test_stray_answer_does_not_shift_the_answers_of_all_who_come_later(
@@ -896,9 +902,9 @@ def test_stray_answer_does_not_shift_the_answers_of_all_who_come_later(
                 connection.sendall(CHUNKED + chunk(b"answer %d" % user) + LAST)
 
     server = serve(answer)
-    resting._note_head(("http", "127.0.0.1", server.port), 10.0)
+    resting._pool.note_head(("http", "127.0.0.1", server.port), 10.0)
     assert ask(resting, server.url, content=b"0") == b"answer 0"
-    ((first,),) = resting._idle.values()
+    ((first,),) = resting._pool._idle.values()
     first.idle_since -= 20.0  # it has rested
     assert ask(resting, server.url, content=b"1") == b"a stranger's"
 
@@ -908,7 +914,7 @@ def test_stray_answer_does_not_shift_the_answers_of_all_who_come_later(
     poll = select.poll()
     poll.register(first.sock, select.POLLIN)
     assert poll.poll(PATIENCE_SECONDS * 1000)
-    for connection in resting._idle[("http", "127.0.0.1", server.port)]:
+    for connection in resting._pool._idle[("http", "127.0.0.1", server.port)]:
         connection.idle_since = first.idle_since - 20.0
     resting.sweep(time.monotonic() + 10)
 
@@ -920,11 +926,11 @@ def test_connection_rests_before_it_is_used_again(
     serve: Serve, resting: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(saying([MINE], [MINE], [MINE]))
-    monkeypatch.setattr(transports, "REST_SECONDS", 10.0)
+    monkeypatch.setattr(pools, "REST_SECONDS", 10.0)
     assert [ask(resting, server.url) for _ in range(3)] == [b"mine"] * 3
     assert (server.connections, kept(resting)) == (3, 3)
 
-    ((first, *_),) = resting._idle.values()
+    ((first, *_),) = resting._pool._idle.values()
     first.idle_since -= 10.0
     assert ask(resting, server.url) == b"mine"
     assert (server.connections, kept(resting)) == (3, 3)
@@ -934,14 +940,14 @@ def test_connection_used_last_of_those_that_have_rested_is_taken(
     serve: Serve, resting: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(saying([MINE], [MINE]))
-    monkeypatch.setattr(transports, "REST_SECONDS", 10.0)
+    monkeypatch.setattr(pools, "REST_SECONDS", 10.0)
     for _ in range(4):
         ask(resting, server.url)
-    ((*connections,),) = resting._idle.values()
+    ((*connections,),) = resting._pool._idle.values()
     for connection, seconds in zip(connections, (40.0, 30.0, 20.0, 0.0), strict=True):
         connection.idle_since -= seconds
 
-    with contextlib.closing(resting._take(("http", "127.0.0.1", server.port))) as taken:
+    with contextlib.closing(resting._pool.take(("http", "127.0.0.1", server.port))) as taken:
         assert taken is connections[2]
 
 
@@ -959,7 +965,7 @@ def test_users_beside_an_answer_with_another_behind_it_get_their_own(
                 time.sleep(pause)
                 connection.sendall(STRANGER)
 
-    monkeypatch.setattr(transports, "REST_SECONDS", 30.0)  # longer than all of this, however busy the machine
+    monkeypatch.setattr(pools, "REST_SECONDS", 30.0)  # longer than all of this, however busy the machine
     server = serve(answer)
     transport = Transport()
     with contextlib.closing(transport), ThreadPoolExecutor(8) as threads:
@@ -1002,7 +1008,7 @@ def test_answers_that_are_cancelled_leave_their_descriptors_to_nobody_else(serve
         token = current_call.set(call)
         try:
             response = transport.handle_request(httpx2.Request("POST", server.url, content=b"%d" % number))
-            body = response.extensions[transports.BODY]
+            body = response.extensions[BODY]
             try:
                 body.receive(take)
             finally:

@@ -20,10 +20,13 @@ import httpx2
 import pytest
 
 from app import errors
-from app.upstream import Answer, Part, Question
-from app.upstream import transport as transports
+from app.upstream import body as bodies
+from app.upstream.body import BODY, Body
+from app.upstream.call import Call, current_call
 from app.upstream.client import OpenAIUpstream
-from app.upstream.transport import BODY, Body, Call, Transport, current_call
+from app.upstream.interface import Answer, Part, Question
+from app.upstream.pool import Pool
+from app.upstream.transport import Transport
 from tests.harness.certificates import Certificate, make_certificate
 from tests.unit.fakes import PATIENCE_SECONDS
 from tests.unit.rawserver import Serve, read_request, serving
@@ -52,7 +55,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Transport, "_rest_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(Pool, "_rest_seconds", lambda *_: 0.0)
 
 
 @pytest.fixture
@@ -244,7 +247,7 @@ def test_connection_of_a_body_taken_to_its_end_is_kept_and_waits_as_before(
 
     with Reading(transport, server.url) as first:
         assert first.receive() is False
-    ((kept,),) = transport._idle.values()
+    ((kept,),) = transport._pool._idle.values()
     assert kept.sock.gettimeout() is None
     second = Reading(transport, server.url)  # its head is waited for
     assert b"".join(second.body) == b"ab", "and read in the other way"
@@ -267,7 +270,7 @@ def test_connection_of_a_body_not_taken_to_its_end_is_closed(serve: Serve, trans
         assert reading.receive() is True
 
     assert closed.wait(PATIENCE_SECONDS)
-    assert not any(transport._idle.values())
+    assert not any(transport._pool._idle.values())
 
 
 def test_call_cancelled_while_its_answer_is_taken_ends_at_once(serve: Serve, transport: Transport) -> None:
@@ -287,7 +290,7 @@ def test_call_cancelled_while_its_answer_is_taken_ends_at_once(serve: Serve, tra
         with pytest.raises(httpx2.TransportError):
             receiving.result(PATIENCE_SECONDS)
     assert closed.wait(PATIENCE_SECONDS)
-    assert not any(transport._idle.values())
+    assert not any(transport._pool._idle.values())
 
 
 @pytest.mark.parametrize(
@@ -309,7 +312,7 @@ def test_body_that_ends_with_its_connection_is_taken_too(
     with Reading(transport, server.url) as reading:
         assert reading.receive() is False
         assert reading.came == b"one two "
-    assert not any(transport._idle.values())
+    assert not any(transport._pool._idle.values())
 
 
 # What breaks
@@ -348,7 +351,7 @@ def test_body_that_breaks_off_raises_after_what_came(
             reading.receive()
         assert type(raised.value) is kind
         assert kind is httpx2.ReadError or reading.came in (b"a", b"aab", b"")
-    assert not any(transport._idle.values())
+    assert not any(transport._pool._idle.values())
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -423,7 +426,7 @@ def test_record_that_holds_many_tokens_is_given_whole_without_another_one(
 def test_record_larger_than_what_is_asked_for_at_once_is_given_whole(
     secure: Secure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transports, "RECEIVE_BYTES", 100)
+    monkeypatch.setattr(bodies, "RECEIVE_BYTES", 100)
     sent, go = threading.Event(), threading.Event()
     url = secure.says(
         [
@@ -455,7 +458,7 @@ def test_records_that_cut_tokens_and_characters_are_put_together_as_they_come(se
         with Reading(secure.transport, url) as reading:
             assert reading.receive() is False
             assert reading.came == body
-    ((kept,),) = secure.transport._idle.values()
+    ((kept,),) = secure.transport._pool._idle.values()
     assert kept.sock.gettimeout() is None
 
 

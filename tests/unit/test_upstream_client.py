@@ -16,7 +16,9 @@ import respx
 
 from app import errors
 from app.dialects.native.answer import error_body
-from app.upstream import Call, OpenAIUpstream, Part, Question
+from app.upstream.call import Call
+from app.upstream.client import OpenAIUpstream
+from app.upstream.interface import Part, Question
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

@@ -20,10 +20,11 @@ from app import errors
 from app.dialects.native.answer import error_body
 from app.generation.run import ATTEMPTS, Bounds, Generation
 from app.streams.memory.store import MemoryStore
-from app.upstream import Call
+from app.upstream import body as bodies
 from app.upstream import transport as transports
+from app.upstream.call import Call
 from app.upstream.client import OpenAIUpstream
-from app.upstream.transport import Transport
+from app.upstream.pool import Pool
 from tests.unit.conftest import Events
 from tests.unit.ends import terminal_of
 from tests.unit.fakes import PATIENCE_SECONDS
@@ -46,9 +47,9 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Transport, "_rest_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(Pool, "_rest_seconds", lambda *_: 0.0)
     monkeypatch.setattr("app.generation.run.BACKOFF_SECONDS", 0.0)
-    monkeypatch.setattr(transports, "ERROR_BODY_SECONDS", 0.3)
+    monkeypatch.setattr(bodies, "ERROR_BODY_SECONDS", 0.3)
 
 
 @pytest.fixture
