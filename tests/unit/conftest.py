@@ -1,4 +1,4 @@
-"""Fixtures of the unit tests: the log's records, no network where none is wanted, nothing left behind."""
+"""Fixtures of the unit tests: the log's records, a network of the test's own or none, nothing left behind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from app.observability.stdout import Event
+from app.upstream.pool import Pool
+from app.upstream.transport import Transport
+from tests.unit.rawserver import Serve, serving
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +72,32 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket.socket, "connect_ex", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the proxies of the machine."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let kept connections be used again at once."""
+    monkeypatch.setattr(Pool, "_rest_seconds", lambda *_: 0.0)
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start raw servers, and end them with the test."""
+    with serving() as start:
+        yield start
+
+
+@pytest.fixture
+def transport(no_proxies: None, no_rest: None) -> Iterator[Transport]:
+    """A transport whose connections need no rest."""
+    made = Transport()
+    yield made
+    made.close()

@@ -21,10 +21,10 @@ from app.upstream.client import OpenAIUpstream
 from app.upstream.interface import Part
 from app.web.access import RESPONSE, direct_writer
 from tests.unit.fakes import FakeUpstream, Gate
-from tests.unit.rawserver import read_request, serving
+from tests.unit.rawserver import CHUNKED, chunk, read_request, serving
 from tests.unit.test_generation import BOUNDS
 from tests.unit.test_sse_direct import Served, assert_whole, finish, new_log
-from tests.unit.test_transport_receive import CHUNKED, QUESTION, chunk, event
+from tests.unit.transports import QUESTION, event
 
 
 def test_this_process_is_known_for_what_it_is() -> None:

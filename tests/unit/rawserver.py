@@ -1,11 +1,14 @@
-"""A server that says, byte by byte, what a test's own function says."""
+"""A server that says, byte by byte, what a test's own function says; and answers written by hand."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
+import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from tests.unit.fakes import PATIENCE_SECONDS
 
@@ -70,9 +73,20 @@ def read_request(connection: socket.socket) -> bytes:
     return data
 
 
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+LAST = b"0\r\n\r\n"
+MINE = CHUNKED + chunk(b"mine") + LAST
+STRANGER = CHUNKED + chunk(b"a stranger's") + LAST
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nLink: </b.css>\r\n\r\n"
+TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 2\r\n\r\nok"
 
-
+Step = bytes | Callable[[socket.socket], Any]
 Serve = Callable[[Callable[[socket.socket, int], None]], RawServer]
 
 
@@ -90,3 +104,32 @@ def serving() -> Iterator[Serve]:
     finally:
         for server in servers:
             server.close()
+
+
+def counted(body: bytes, *, length: int | None = None) -> bytes:
+    return HEAD + b"Content-Length: %d\r\n\r\n" % (len(body) if length is None else length) + body
+
+
+def saying(*answers: Sequence[Step], tls: ssl.SSLContext | None = None) -> Callable[[socket.socket, int], None]:
+    """Answer the requests of each connection in turn: send bytes, call functions between; then close."""
+
+    def serve(connection: socket.socket, _: int) -> None:
+        if tls is not None:
+            connection = tls.wrap_socket(connection, server_side=True)
+        with connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for steps in answers:
+                if not read_request(connection):
+                    return
+                for step in steps:
+                    if callable(step):
+                        step(connection)
+                    else:
+                        connection.sendall(step)
+
+    return serve
+
+
+def reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()

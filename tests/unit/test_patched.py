@@ -14,14 +14,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [
-    ["patched_cases.py", "test_arrivals.py", "test_transport_receive.py", "test_sockets.py", "test_sse_direct.py"],
-    ["test_transport_others.py"],
+    [
+        "patched_cases.py",
+        "test_arrivals.py",
+        "test_upstream_body.py",
+        "test_upstream_answer.py",
+        "test_sockets.py",
+        "test_sse_direct.py",
+    ],
+    ["test_upstream_head.py", "test_upstream_pool.py", "test_transport_early.py"],
     ["test_upstream_refusals.py"],
 ]
 RUN = "from gevent import monkey; monkey.patch_all(); import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
 
 
-@pytest.mark.parametrize("names", FILES, ids=["here", "others", "refusals"])
+@pytest.mark.parametrize("names", FILES, ids=["here", "strangers", "refusals"])
 def test_hot_path_holds_where_gevent_has_patched_everything(names: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     files = [f"tests/unit/{name}" for name in names]

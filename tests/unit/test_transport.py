@@ -15,7 +15,6 @@ import pytest
 from app.upstream import pool as pools
 from app.upstream.body import ERROR_BODY_BYTES
 from app.upstream.call import Call, current_call
-from app.upstream.pool import Pool
 from app.upstream.transport import Transport
 from tests.harness.certificates import Certificate, make_certificate
 from tests.harness.upstream import (
@@ -31,35 +30,17 @@ from tests.harness.upstream import (
     answer,
 )
 from tests.unit.fakes import PATIENCE_SECONDS
-from tests.unit.rawserver import OK, Serve, read_request, serving
+from tests.unit.rawserver import OK, Serve, read_request
+
+pytestmark = pytest.mark.usefixtures("no_proxies", "no_rest")
 
 ASKED = {"model": "m", "messages": [], "stream": True}
-
-
-@pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "REQUEST_METHOD"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture(autouse=True)
-def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections are used again at once (`test_transport_others` has those that rest)."""
-    monkeypatch.setattr(Pool, "_rest_seconds", lambda *_: 0.0)
 
 
 @pytest.fixture
 def upstream() -> Iterator[ScriptedUpstream]:
     with ScriptedUpstream() as server:
         yield server
-
-
-@pytest.fixture
-def transport() -> Iterator[Transport]:
-    made = Transport()
-    yield made
-    made.close()
 
 
 class Client:
@@ -91,12 +72,6 @@ def client(transport: Transport) -> Client:
 
 def url_of(upstream: ScriptedUpstream) -> str:
     return f"{upstream.base_url}/chat/completions"
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    with serving() as start:
-        yield start
 
 
 def assert_all_there(body: bytes) -> None:

@@ -290,7 +290,7 @@ def test_server_that_refuses_a_temperature_is_an_error(clients: Clients) -> None
     assert len(server.requests) == 1
 
 
-def test_dialect_is_learned_for_each_model_by_itself(clients: Clients) -> None:
+def test_parameters_are_learned_for_each_model_by_itself(clients: Clients) -> None:
     upstream, server = clients()
     server.answer(refusal("Unknown: stream_options"), lambda: streamed())
     parts_of(upstream)

@@ -24,13 +24,25 @@ from app.upstream import body as bodies
 from app.upstream import transport as transports
 from app.upstream.call import Call
 from app.upstream.client import OpenAIUpstream
-from app.upstream.pool import Pool
 from tests.unit.conftest import Events
 from tests.unit.ends import terminal_of
 from tests.unit.fakes import PATIENCE_SECONDS
-from tests.unit.rawserver import RawServer, Serve, read_request, serving
+from tests.unit.rawserver import (
+    CHUNKED,
+    HEAD,
+    LAST,
+    RawServer,
+    Serve,
+    Step,
+    chunk,
+    read_request,
+    reset,
+    saying,
+)
 from tests.unit.shared import ORIGIN
-from tests.unit.test_transport_receive import CHUNKED, HEAD, LAST, QUESTION, Step, chunk, event, reset, saying
+from tests.unit.transports import QUESTION, event
+
+pytestmark = pytest.mark.usefixtures("no_proxies", "no_rest")
 
 WORDS = json.dumps({"error": {"message": "raw words", "type": "x", "param": None, "code": "y"}}).encode()
 DEEP = b'{"error":{"code":' + b"[" * 900 + b"]" * 900 + b"}}"
@@ -39,23 +51,9 @@ NESTED = b'{"error":' * 900 + b"{}" + b"}" * 900
 
 
 @pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pool, "_rest_seconds", lambda *_: 0.0)
     monkeypatch.setattr("app.generation.run.BACKOFF_SECONDS", 0.0)
     monkeypatch.setattr(bodies, "ERROR_BODY_SECONDS", 0.3)
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    with serving() as start:
-        yield start
 
 
 @pytest.fixture

@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import struct
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -23,72 +22,27 @@ from app import errors
 from app.upstream import body as bodies
 from app.upstream.body import BODY, Body
 from app.upstream.call import Call, current_call
-from app.upstream.client import OpenAIUpstream
-from app.upstream.interface import Answer, Part, Question
-from app.upstream.pool import Pool
 from app.upstream.transport import Transport
 from tests.harness.certificates import Certificate, make_certificate
 from tests.unit.fakes import PATIENCE_SECONDS
-from tests.unit.rawserver import Serve, read_request, serving
+from tests.unit.rawserver import (
+    CHUNKED,
+    HEAD,
+    LAST,
+    Serve,
+    Step,
+    chunk,
+    read_request,
+    reset,
+    saying,
+)
+from tests.unit.transports import ask
 
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-LAST = b"0\r\n\r\n"
-QUESTION = Question([{"role": "user", "content": "Hello"}], "m", 256, None)
+pytestmark = pytest.mark.usefixtures("no_proxies", "no_rest")
+
 
 SOON_SECONDS = 5.0
 """How long a test waits for what was sent a moment ago."""
-
-Step = bytes | Callable[[socket.socket], Any]
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-@pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture(autouse=True)
-def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pool, "_rest_seconds", lambda *_: 0.0)
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    with serving() as start:
-        yield start
-
-
-@pytest.fixture
-def transport() -> Iterator[Transport]:
-    made = Transport()
-    yield made
-    made.close()
-
-
-def saying(*answers: Sequence[Step], tls: ssl.SSLContext | None = None) -> Callable[[socket.socket, int], None]:
-    """Answer the requests of each connection in turn: send bytes, call functions between; then close."""
-
-    def serve(connection: socket.socket, _: int) -> None:
-        if tls is not None:
-            connection = tls.wrap_socket(connection, server_side=True)
-        with connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for steps in answers:
-                if not read_request(connection):
-                    return
-                for step in steps:
-                    if callable(step):
-                        step(connection)
-                    else:
-                        connection.sendall(step)
-
-    return serve
 
 
 class Reading:
@@ -293,6 +247,9 @@ def test_call_cancelled_while_its_answer_is_taken_ends_at_once(serve: Serve, tra
     assert not any(transport._pool._idle.values())
 
 
+# What breaks
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -313,14 +270,6 @@ def test_body_that_ends_with_its_connection_is_taken_too(
         assert reading.receive() is False
         assert reading.came == b"one two "
     assert not any(transport._pool._idle.values())
-
-
-# What breaks
-
-
-def reset(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
 
 
 @pytest.mark.parametrize(
@@ -369,6 +318,28 @@ def test_what_take_raises_is_no_failure_of_the_connection(
         with pytest.raises(kind) as raised:
             reading.receive()
         assert not isinstance(raised.value, httpx2.TransportError)
+
+
+def test_body_of_an_error_that_is_all_framing_is_bounded_and_lets_others_run(
+    serve: Serve, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = 0
+
+    def crumbs(connection: socket.socket, _: int) -> None:
+        nonlocal sent
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n")
+        crumb = b"1;" + b"x" * 1000 + b"\r\na\r\n"
+        while True:
+            connection.sendall(crumb)
+            sent += len(crumb)
+
+    turns: list[float] = []
+    monkeypatch.setattr(bodies, "time", SimpleNamespace(sleep=turns.append, monotonic=time.monotonic))
+    assert len(ask(transport, serve(crumbs).url, whole=True)) <= bodies.ERROR_BODY_BYTES // 1000
+    assert sent < 64 << 20
+    assert turns
+    assert set(turns) == {0}
 
 
 # TLS
@@ -514,97 +485,3 @@ def test_call_over_tls_cancelled_while_its_answer_is_taken_ends_at_once(secure: 
 
         with pytest.raises(httpx2.TransportError):
             receiving.result(PATIENCE_SECONDS)
-
-
-# What the door to the model makes of it
-
-
-@pytest.fixture
-def ask(serve: Serve) -> Iterator[Callable[..., Answer]]:
-    made: list[OpenAIUpstream] = []
-
-    def ask(*steps: Step) -> Answer:
-        url = serve(saying(steps)).url.removesuffix("/chat/completions")
-        made.append(OpenAIUpstream(base_url=url, api_key="k"))
-        return made[-1].ask(QUESTION, Call())
-
-    yield ask
-    for upstream in made:
-        upstream.close()
-
-
-def event(text: str) -> bytes:
-    return b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % text.encode()
-
-
-def batches_of(answer: Answer, batches: list[list[Part]]) -> bool:
-    def take(parts: Sequence[Part]) -> bool:
-        batches.append(list(parts))
-        return True
-
-    with ThreadPoolExecutor(1) as threads:
-        return threads.submit(answer.receive, take).result(PATIENCE_SECONDS)
-
-
-def test_tokens_that_come_together_are_given_together(ask: Callable[..., Answer]) -> None:
-    batches: list[list[Part]] = []
-    answer = ask(CHUNKED + chunk(event("a")) + chunk(event("b") + event("c")) + chunk(b"data: [DONE]\n\n") + LAST)
-
-    assert batches_of(answer, batches) is False
-
-    assert batches == [[Part("a"), Part("b"), Part("c"), Part(done=True)]]
-    answer.close()
-
-
-@pytest.mark.parametrize(
-    ("last", "kind", "detail"),
-    [
-        (b"data: no JSON\n\n", errors.UpstreamError, "sent what is no answer"),
-        (b'data: {"error":{"message":"raw","code":"content_policy_violation"}}\n\n', errors.ContentFiltered, ""),
-        (b'data: {"error":{"message":"raw words"}}\n\n', errors.UpstreamError, ""),
-    ],
-    ids=["broken", "policy", "reported"],
-)
-@pytest.mark.parametrize("at_once", [True, False])
-def test_batch_before_an_error_is_given_first_and_the_error_is_told_for_what_it_is(
-    ask: Callable[..., Answer], last: bytes, kind: type[errors.ChatError], detail: str, at_once: bool
-) -> None:
-    batches: list[list[Part]] = []
-    events = chunk(event("a") + event("b") + last + event("c"))
-    answer = ask(CHUNKED + events) if at_once else ask(CHUNKED, events, LAST)
-
-    with pytest.raises(errors.ChatError) as raised:
-        batches_of(answer, batches)
-    answer.close()
-
-    assert [part for parts in batches for part in parts] == [Part("a"), Part("b")]
-    assert type(raised.value) is kind
-    assert detail in (raised.value.detail or "")
-    assert "broke off" not in (raised.value.detail or "")
-
-
-def test_request_is_held_once_while_its_answer_is_waited_for_and_not_at_all_while_it_comes(serve: Serve) -> None:
-    """What was sent is megabytes for each generation, beside the question that it was made of."""
-    size = 4 << 20
-    question = Question([{"role": "user", "content": "x" * size}], "m", 256, None)
-    here, go = threading.Event(), threading.Event()
-    server = serve(
-        saying([lambda _: here.set(), lambda _: go.wait(PATIENCE_SECONDS), CHUNKED + chunk(TOKEN), lambda c: c.recv(1)])
-    )
-    upstream = OpenAIUpstream(base_url=server.url.removesuffix("/chat/completions"), api_key="k")
-    tracemalloc.start()
-    try:
-        with ThreadPoolExecutor(1) as threads:
-            asking = threads.submit(upstream.ask, question, Call())
-            assert here.wait(PATIENCE_SECONDS)
-            waiting = tracemalloc.get_traced_memory()[0]
-            go.set()
-            answer = asking.result(PATIENCE_SECONDS)
-            answering = tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-    answer.close()
-    upstream.close()
-
-    assert waiting < 2 * size, "it may have to be sent once more"
-    assert answering < 0.5 * size
