@@ -1,6 +1,6 @@
 """The upstream's bytes → events → parts, each step a small class. Pure: no network, no clock.
 
-Bytes are split before they are decoded: text has line breaks (U+2028, U+0085) that an event stream has not.
+Bytes are split before they are decoded. Text has line breaks (U+2028, U+0085) that an event stream does not have.
 Source: the WHATWG's "Server-sent events", 9.2.6, for events; OpenAI's chat completion chunks for parts.
 """
 
@@ -18,12 +18,12 @@ __all__ = ["BrokenStream", "ChunkDecoder", "ErrorReported", "EventSplitter"]
 
 LONGEST_EVENT_BYTES = 1_048_576
 LONGEST_VALUE_BYTES = 16_384
-"""So much of a usage or an error is built of what it says; of a longer one the beginning is kept, as text."""
+"""A usage or an error up to this size is decoded. Of a longer one only the beginning is kept, as text."""
 LARGE_EVENT_BYTES = 65_536
 NODES = 50_000
-"""So many braces may stand in a large event, its text included: each may be an object that has to be built."""
+"""How many braces a large event may have, its text included. Each may be an object that has to be built."""
 ODD_NODES = 20_000
-"""So many lists and objects may stand in an event that only the slow decoder reads: it builds each of them."""
+"""How many lists and objects an event may have that only the slow decoder reads. It builds each of them."""
 REPLACEMENT = "\ufffd"
 
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
@@ -32,7 +32,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class BrokenStream(ValueError):
-    """The bytes are no stream of chat completion chunks; the text says what is wrong, never what came."""
+    """The bytes are no stream of chat completion chunks. The text says what is wrong, and repeats nothing of them."""
 
 
 class ErrorReported(Exception):
@@ -44,17 +44,17 @@ class ErrorReported(Exception):
 
 
 class EventSplitter:
-    """Bytes in any cuts → the `data` of each whole event; no other field matters here."""
+    """Bytes in any cuts → the `data` of each whole event. No other field matters here."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()  # of an event that is not whole: grows in place, so that small pieces cost no copies
+        self._rest = bytearray()  # An event that is not whole. It grows in place, so that small pieces cost no copies.
         self._first = True
         self._after_cr = False
 
     def feed(self, received: bytes) -> list[bytes]:
         """Return the events that `received` completes.
 
-        Raises: BrokenStream when an event grows over LONGEST_EVENT_BYTES; those before it come first.
+        Raises: BrokenStream when an event grows over LONGEST_EVENT_BYTES. The events before it are returned first.
         """
         if not (self._rest or self._first or self._after_cr) and (data := _one_event(received)) is not None:
             return [data]
@@ -68,15 +68,15 @@ class EventSplitter:
             received = received.removeprefix(_BOM)
         if self._after_cr and received:
             self._after_cr = False
-            received = received.removeprefix(b"\n")  # the second half of a CRLF that was cut in two
+            received = received.removeprefix(b"\n")  # The second half of a CRLF that was cut in two.
         if b"\r" in received:
             self._after_cr = received.endswith(b"\r")
             received = received.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if not self._rest:
-            received = received.lstrip(b"\n")  # blank lines between events, of which there may be no end
+            received = received.lstrip(b"\n")  # Blank lines between events may never end.
         looked = len(self._rest)
         self._rest += received
-        if self._rest.find(b"\n\n", max(0, looked - 1)) < 0:  # what was looked at before is not looked at again
+        if self._rest.find(b"\n\n", max(0, looked - 1)) < 0:  # What was searched before is not searched again.
             if len(self._rest) > LONGEST_EVENT_BYTES:
                 raise BrokenStream("an event is larger than 1 MiB")
             return []
@@ -96,7 +96,7 @@ def _joined(pair: re.Match[str]) -> str:
 
 
 def _one_event(received: bytes) -> bytes | None:
-    """Return the data of what is just one whole event of one line, as a token mostly comes; None for anything else."""
+    """Return the data of exactly one whole event of one line, as most tokens come; None for anything else."""
     if received.startswith(b"data: ") and received.find(b"\n") == len(received) - 2 and received.endswith(b"\n"):
         return None if b"\r" in received else received[6:-2]
     return None
@@ -122,7 +122,7 @@ _ABSENT = msgspec.Raw()
 
 
 class _Chunk(msgspec.Struct):
-    """What may be of any shape is looked over and not built: a mebibyte of lists holds everybody up for 0.3 s."""
+    """Values of any shape are checked and not built: building a mebibyte of lists holds everybody up for 0.3 s."""
 
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = _ABSENT
@@ -132,7 +132,7 @@ class _Chunk(msgspec.Struct):
 
 
 class _OddChunk(msgspec.Struct):
-    """The same, built already."""
+    """The same with values that are built already."""
 
     choices: list[_Choice] | None = None
     usage: Any = None
@@ -145,7 +145,10 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 
 
 def _built(value: msgspec.Raw) -> Any:
-    """Raises: msgspec.DecodeError, UnicodeDecodeError, RecursionError."""
+    """Decode a value, or keep the beginning of a long one as text; None when it is absent.
+
+    Raises: msgspec.DecodeError, UnicodeDecodeError, RecursionError.
+    """
     if value is _ABSENT:
         return None
     if len(value) > LONGEST_VALUE_BYTES:
@@ -154,33 +157,35 @@ def _built(value: msgspec.Raw) -> Any:
 
 
 class ChunkDecoder:
-    """The data of one event → the part it adds; joins characters whose halves came in two events."""
+    """The data of one event → the part it adds. Joins characters whose halves came in two events."""
 
     def __init__(self) -> None:
         self._half = ""
 
     def decode(self, data: bytes) -> Part:
-        """Raises: BrokenStream for what is no chunk, ErrorReported for an error inside the stream."""
+        """Return the part. Raises: BrokenStream for data that is no chunk, ErrorReported for an error inside."""
         if len(data) > LARGE_EVENT_BYTES and data.count(b"{") > NODES:
             raise BrokenStream("an event is not a chat completion chunk")
         try:
             chunk = _decode(data)
             is_error = chunk.object == "error" and chunk.choices is None
             usage, error = _built(chunk.usage), _built(chunk.error) or (is_error and _built(chunk.message))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # ValidationError is one of the first
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # ValidationError is a DecodeError.
             return self._decode_odd(data)
         if error or is_error:
             raise ErrorReported(error or None)
         return self._part(chunk.choices, usage, joined=not self._half)
 
     def pending(self) -> str:
-        """Return what a half character that nothing completed is shown as, once; empty for none."""
+        """Return the replacement for half a character that nothing completed, once; empty when there is none."""
         half, self._half = self._half, ""
         return REPLACEMENT if half else ""
 
     def _decode_odd(self, data: bytes) -> Part:
-        """Decode what the strict decoder refuses and readers of JSON accept: half surrogate pairs, bytes that
-        are not UTF-8. And `[DONE]`, which is no JSON."""
+        """Decode what the strict decoder refuses: half surrogate pairs, bytes that are not UTF-8, and `[DONE]`.
+
+        Other readers of JSON accept the first two. `[DONE]` is no JSON.
+        """
         if data.strip() == b"[DONE]":
             return Part(done=True)
         if data.count(b"[") + data.count(b"{") > ODD_NODES:
@@ -198,7 +203,7 @@ class ChunkDecoder:
         finish_reason = None
         for choice in choices or ():
             if choice.index:
-                continue  # one answer was asked for
+                continue  # Only one answer was asked for.
             delta = choice.delta
             if delta is not None:
                 text += delta.content or delta.refusal or ""
@@ -208,9 +213,9 @@ class ChunkDecoder:
         return Part(text, finish_reason, usage)
 
     def _join(self, text: str) -> str:
-        """Hold back a first half at the end; whole pairs become their character, other halves U+FFFD."""
+        """Join whole pairs, replace other halves by U+FFFD, and hold back a first half at the end."""
         text, self._half = self._half + text, ""
         if "\ud800" <= text[-1] <= "\udbff":
             text, self._half = text[:-1], text[-1]
-        # Not by the codecs, which take half a microsecond for each half: a mebibyte of them is 0.1 s.
+        # The codecs take half a microsecond for each half. A mebibyte of halves would take them 0.1 s.
         return _HALF.sub(REPLACEMENT, _PAIR.sub(_joined, text))

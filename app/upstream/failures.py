@@ -1,4 +1,4 @@
-"""The map from what the SDK and the wire raise to our errors. Their texts are never passed on."""
+"""Maps what the SDK and the wire raise to our errors. The upstream's texts are never passed on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["from_report", "from_sdk", "read_body", "refused_parameter", "retry_a
 
 LONGEST_RETRY_AFTER_SECONDS = 3600
 MOST_NODES = 200
-"""So many lists and objects may stand in an error's JSON; one with more of them is read as text."""
+"""How many lists and objects the JSON of an error may have. An error with more of them is read as text."""
 
 _TOO_LONG = re.compile(
     r"context.?length|context.?size|context.?window|maximum context|too many tokens|prompt.{0,20}too long|"
@@ -27,7 +27,7 @@ _POLICY = re.compile(r"content.?(policy|filter|management)|safety|moderation|res
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> int | None:
-    """Read Retry-After, in seconds or as a date; None where it is absent, negative, absurd or unreadable."""
+    """Read Retry-After, in seconds or as a date; None when it is absent, negative, absurd or unreadable."""
     value = headers.get("retry-after", "").strip()[:64]
     if not value:
         return None
@@ -44,7 +44,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> int | None:
 
 
 def read_body(content: bytes) -> object:
-    """Read the words of an error: JSON, or else text; as UTF-8, whatever charset it claims."""
+    """Read the words of an error as JSON, or else as text. They are read as UTF-8, whatever charset is claimed."""
     text = content.decode("utf-8", "replace").strip()
     if text.count("[") + text.count("{") > MOST_NODES:
         return text
@@ -55,7 +55,7 @@ def read_body(content: bytes) -> object:
 
 
 def from_sdk(error: sdk.OpenAIError) -> errors.UpstreamError:
-    """Map every exception class of the SDK; one it may grow later is an upstream_error."""
+    """Map every exception class of the SDK. A class that the SDK grows later becomes an upstream_error."""
     if isinstance(error, sdk.APITimeoutError):
         return errors.UpstreamTimeout("The model's server did not answer in time.")
     if isinstance(error, sdk.APIConnectionError):
@@ -68,7 +68,7 @@ def from_sdk(error: sdk.OpenAIError) -> errors.UpstreamError:
 
 
 def from_report(report: object) -> errors.UpstreamError:
-    """Map an error that came inside a stream: whatever its code says, nothing may be tried again by us."""
+    """Map an error that came inside a stream. Whatever its code says, we must not try again."""
     text = _text(report)
     if _TOO_LONG.search(text):
         return errors.PromptRefusedAsTooLong()
@@ -101,13 +101,13 @@ def from_status(status: int, body: object, headers: Mapping[str, str]) -> errors
 
 
 def refused_parameter(error: sdk.OpenAIError) -> str | None:
-    """Name the parameter that the upstream does not know, when that is what it says."""
+    """Name the parameter that the upstream does not know; None when the error says something else."""
     if not isinstance(error, sdk.BadRequestError | sdk.UnprocessableEntityError):
         return None
     text = _text(error.body)
     if not re.search(r"unsupported|unknown|unrecognized|not (supported|permitted|allowed)|extra", text, re.IGNORECASE):
         return None
-    # The longer name first: a complaint about `max_tokens` advises `max_completion_tokens`.
+    # The longer name comes first: a complaint about `max_tokens` advises `max_completion_tokens`.
     param = error.body.get("param") if isinstance(error.body, dict) else None
     for name in ("stream_options", "max_completion_tokens", "max_tokens", "temperature"):
         if param == name:
@@ -121,10 +121,10 @@ def refused_parameter(error: sdk.OpenAIError) -> str | None:
 
 
 def _text(report: Any) -> str:
-    """Put the words of an error body together to look for what it is about; bounded."""
+    """Put the words of an error's body together, within bounds, to search them for what went wrong."""
     try:
         return _words(report)
-    except RecursionError:  # nested for the sake of it
+    except RecursionError:  # nested absurdly deep
         return ""
 
 

@@ -1,6 +1,6 @@
-"""The body of an HTTP/1.1 message out of the bytes of its connection. Pure: no network.
+"""Takes the body of an HTTP/1.1 message out of the bytes of its connection. Pure: no network.
 
-Source: RFC 9112, 6 and 7.1. Each framing takes received bytes in any cuts and returns the body's.
+Source: RFC 9112, 6 and 7.1. Each framing takes received bytes in any cuts, and returns the body's bytes.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ class BadFraming(ValueError):
 
 
 class Framing(Protocol):
+    """How a body is marked off from what surrounds it."""
+
     ended: bool
+    """The body has come to its end."""
     surplus: bool
-    """Bytes came behind the end: they belong to no answer that was asked for."""
+    """Bytes came behind the end. They belong to no answer that was asked for."""
 
     def feed(self, received: bytes) -> bytes:
-        """Return the part of the body in `received`. Raises: BadFraming."""
+        """Return the body's part of `received`. Raises: BadFraming."""
 
     def end(self) -> bytes:
-        """Note that the connection ended. Raises: BadFraming when the body had not."""
+        """Note that the connection ended. Raises: BadFraming when the body had not ended."""
 
 
 class UntilClose:
-    """No announced length: the body is all that comes."""
+    """No length is announced: the body is all that comes."""
 
     surplus = False
 
@@ -49,7 +52,7 @@ class UntilClose:
 
 
 class Counted:
-    """Content-Length."""
+    """A body with a Content-Length."""
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -68,13 +71,13 @@ class Counted:
 
 
 class Chunked:
-    """Transfer-Encoding: chunked. Trailers are read and dropped."""
+    """A body with Transfer-Encoding: chunked. Trailers are read and dropped."""
 
     def __init__(self) -> None:
         self.ended = False
         self.surplus = False
         self._rest = b""
-        self._left = 0  # of the chunk under way, its closing CRLF included
+        self._left = 0  # bytes of the chunk under way, its closing CRLF included
         self._in_trailer = False
         self._trailer_left = LONGEST_TRAILER
 
@@ -131,7 +134,7 @@ class Chunked:
 def announced(status: int, encodings: Sequence[str], lengths: Sequence[str]) -> Framing:
     """Choose the framing of an answer by its Transfer-Encoding and Content-Length headers, one item for each header.
 
-    Raises: BadFraming for a body whose end cannot be known for certain. Source: RFC 9112, 6.3.
+    Raises: BadFraming for a body whose end is not certain. Source: RFC 9112, 6.3.
     """
     if status in (204, 304):
         return Counted(0)
@@ -154,7 +157,7 @@ def _items(values: Sequence[str]) -> list[str]:
 
 
 def _one_chunk(received: bytes) -> bytes | None:
-    """Return the data of what is just one whole chunk, as a token mostly comes; None for anything else."""
+    """Return the data of exactly one whole chunk, which is how most tokens come; None for anything else."""
     line = received.find(b"\r\n", 0, 6)
     size = len(received) - line - 4
     if size > 0 and b"%x" % size == received[:line].lower() and received.endswith(b"\r\n"):

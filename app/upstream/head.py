@@ -1,7 +1,7 @@
-"""The head of an answer of the upstream's: read within bounds, and the interim answers before it skipped.
+"""Reads the head of an upstream's answer within bounds, and skips the interim answers before it.
 
-http.client skips `100 Continue` alone, and any number of them; it takes every other interim answer for the final one.
-Then the final one is read by the connection's next user, who is somebody else (DESIGN.md, 51).
+http.client skips only `100 Continue`, and any number of them. It takes every other interim answer for the final one.
+Then the connection's next user, who is somebody else, reads the final answer (DESIGN.md, 51).
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ INTERIM_ANSWERS = 100
 LONGEST_LINE = 65_536
 
 FREE_READS = 4
-"""So many reads of a head let nobody else run in between: an ordinary head takes one or two."""
+"""How many reads of a head let nobody else run in between. An ordinary head takes one or two."""
 
 
 class Head(http.client.HTTPResponse):
     """The status and the headers of one final answer, and what was received together with them.
 
-    HEAD_BYTES, HEAD_READS and INTERIM_ANSWERS bound all that comes before the final answer's body. The time is bounded
-    by whoever waits, who shuts the socket down.
+    HEAD_BYTES, HEAD_READS and INTERIM_ANSWERS bound all that comes before the final answer's body. Nothing here bounds
+    the time: the waiting call is cancelled, which shuts the socket down.
     """
 
     def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
         super().__init__(sock, debuglevel, method)
         self.interim = 0
         self.has_surplus = False
-        """It was closed though more than a head had been received."""
+        """More than a head had been received when it was closed."""
         self._source = _Source(self.fp.detach())
         self.fp = io.BufferedReader(self._source, READ_BYTES)
 
     def framing(self) -> Framing:
-        """Choose how the body is read. Raises: BadFraming where the headers contradict each other."""
+        """Choose how the body is read. Raises: BadFraming when the headers contradict each other."""
         encodings = self.headers.get_all("transfer-encoding", [])
         return announced(self.status, encodings, self.headers.get_all("content-length", []))
 
     @property
     def leaves_connection_usable(self) -> bool:
-        """Tell whether another request may follow on the connection, when the body has been read to its end.
+        """Tell whether another request may follow on the connection once the body has been read to its end.
 
-        Not after an answer that we may have misunderstood: with interim ones before it, with headers that are none, or
-        with two framings.
+        No request may follow an answer that we may have misunderstood: one with interim answers before it, with lines
+        that are no headers, or with two framings.
         """
         headers = self.headers
         is_framed_twice = "transfer-encoding" in headers and (self.version < 11 or "content-length" in headers)
         return not (self.will_close or self.interim or headers.defects or is_framed_twice)
 
     def rest(self) -> bytes:
-        """Return what was received behind the head, once. Nothing is read for it, and `fp` gives nothing more."""
+        """Return what was received behind the head, once. Reads nothing from the socket; `fp` gives nothing more."""
         self._source.is_ended = True
         return self.fp.read1()
 
@@ -67,7 +67,7 @@ class Head(http.client.HTTPResponse):
         super().close()
 
     def _read_status(self) -> tuple[str, int, str]:
-        # http.client's own calls this for an answer and for a proxy's answer to CONNECT.
+        # http.client calls this for an answer, and for a proxy's answer to CONNECT.
         while True:
             version, status, reason = super()._read_status()  # type: ignore[misc]
             if status == 101:
@@ -77,7 +77,7 @@ class Head(http.client.HTTPResponse):
             self.interim += 1
             if self.interim > INTERIM_ANSWERS:
                 raise http.client.HTTPException("too many interim answers")
-            while line := self.fp.readline(LONGEST_LINE).strip(b"\r\n").lower():  # `_Source` bounds them
+            while line := self.fp.readline(LONGEST_LINE).strip(b"\r\n").lower():  # `_Source` bounds these lines.
                 if line.startswith((b"content-length", b"transfer-encoding")):
                     raise http.client.HTTPException("an interim answer with a body")
             time.sleep(0)
@@ -86,12 +86,13 @@ class Head(http.client.HTTPResponse):
 class _Source(io.RawIOBase):
     """A socket's bytes for the reading of a head: bounded, and others run in between.
 
-    A read that finds something returns at once, so an upstream that never stops sending would keep everybody waiting.
+    A read that finds bytes returns at once. Without a pause, an upstream that never stops sending would keep everybody
+    waiting.
     """
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self.is_ended = False
-        """Nothing more is read: as if nothing were there at the moment."""
+        """Nothing more is read. A reader is told that nothing is here at the moment."""
         self._raw = raw
         self._bytes = 0
         self._reads = 0
