@@ -16,7 +16,7 @@ from json.encoder import encode_basestring_ascii
 
 from app import errors
 from app.dialects.native.answer import end_data
-from app.platform.sockets import DirectWriter
+from app.server.direct import DirectWriter
 from app.settings import plain
 from app.streams.interface import End, Piece, Reader, StreamLog
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,17 +13,15 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app import errors
 from app.observability.events import correlation, event
-from app.platform.gevent_loop import in_loop
-from app.platform.sockets import DirectWriter
+from app.server.direct import close_connection, remember_response
 from app.worker import Runtime
 
-__all__ = ["direct_writer", "register", "to_its_end"]
+__all__ = ["register", "to_its_end"]
 
 ALLOWED_METHODS = "GET, POST, DELETE"
 ALLOWED_HEADERS = "Content-Type, Last-Event-ID, Idempotency-Key, Prefer, X-Request-ID"
 EXPOSED_HEADERS = "X-Stream-Id, Location, X-Correlation-Id, Retry-After, Preference-Applied"
 
-RESPONSE = "chatwait.response"
 CLOSES = "chatwait.closes"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
@@ -91,7 +88,7 @@ def _closable(wsgi_app: Callable[..., Iterable[bytes]], runtime: Runtime) -> Cal
     """
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        environ[RESPONSE] = getattr(start_response, "__self__", None)
+        remember_response(environ, start_response)
         environ["PATH_INFO"] = environ.get("PATH_INFO") or "/"  # of http://host: werkzeug would redirect
         environ.pop("HTTP_UPGRADE", None)  # there is nothing to upgrade to; werkzeug would look for web sockets' routes
         runtime.answering += 1
@@ -114,23 +111,6 @@ def to_its_end(runtime: Runtime, environ: dict[str, Any], pieces: Iterable[bytes
     yield from pieces
     if environ.get(CLOSES) or closes(runtime):
         close_connection(environ)
-
-
-def close_connection(environ: dict[str, Any]) -> None:
-    """End the connection after this answer; where its head is out, without a word."""
-    if force_close := getattr(environ.get(RESPONSE), "force_close", None):
-        force_close()
-
-
-def direct_writer(environ: dict[str, Any]) -> DirectWriter | None:
-    """Give the way to a request's connection past gunicorn's response object, once that has begun its answer.
-
-    None where there is no plain connection, or where others than its thread might write at the same moment.
-    """
-    chunked, sock = getattr(environ.get(RESPONSE), "chunked", None), environ.get("gunicorn.socket")
-    if chunked is None or sock is None or isinstance(sock, ssl.SSLSocket) or not in_loop():
-        return None
-    return DirectWriter(sock, chunked=chunked)
 
 
 def _host() -> str:

@@ -15,9 +15,10 @@ from app.dialects.native.answer import answer, error_body
 from app.observability.events import event
 from app.platform.sockets import is_connected, is_dead, shut
 from app.reading import loop as sse
+from app.server.direct import direct_writer
 from app.streams.interface import End, StreamLog, log_name
 from app.web import failures
-from app.web.access import direct_writer, to_its_end
+from app.web.access import to_its_end
 from app.worker import Runtime
 
 __all__ = ["Cursor", "after", "cursor_of_request", "event_stream", "waited"]

@@ -16,8 +16,8 @@ import pytest
 
 from app.generation.run import Generations
 from app.platform.gevent_loop import each_arrival, in_loop
+from app.server.direct import RESPONSE, direct_writer
 from app.upstream import Call, OpenAIUpstream, Part
-from app.web.access import RESPONSE, direct_writer
 from tests.unit.fakes import FakeUpstream, Gate
 from tests.unit.rawserver import read_request, serving
 from tests.unit.test_generation import BOUNDS

@@ -14,7 +14,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [
-    ["patched_cases.py", "test_arrivals.py", "test_transport_receive.py", "test_sockets.py", "test_sse_direct.py"],
+    [
+        "patched_cases.py",
+        "test_arrivals.py",
+        "test_transport_receive.py",
+        "test_direct.py",
+        "test_sockets.py",
+        "test_sse_direct.py",
+    ],
     ["test_transport_others.py"],
     ["test_upstream_refusals.py"],
 ]

@@ -16,9 +16,10 @@ from typing import Any, Self
 
 import pytest
 
-from app.platform.sockets import DirectWriter, shut
+from app.platform.sockets import shut
 from app.reading import loop as sse
 from app.reading.loop import Readers, frames
+from app.server.direct import DirectWriter
 from app.streams.interface import Origin, Piece
 from app.streams.memory import store as memory
 from app.streams.memory.store import MemoryStore
