@@ -12,7 +12,7 @@ from werkzeug.http import parse_accept_header
 from app import errors
 from app.dialects.native import request as schemas
 from app.observability.events import utc_now
-from app.reading.loop import Place
+from app.reading.readers import Place
 from app.streams.interface import Binding, Origin, StreamLog
 from app.upstream import Question
 from app.web import answers as reading

@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from flask import Response, g, request
 
 from app import errors
-from app.dialects.native.answer import answer, error_body
+from app.dialects.native.answer import answer, around_text, error_body, failed_answer, failure_of, running, text_bytes
+from app.dialects.native.frames import NativeFrames
 from app.observability.events import event
 from app.platform.sockets import is_connected, is_dead, shut
-from app.reading import loop as sse
+from app.reading.loop import frames
+from app.reading.waiting import wait
+from app.reading.whole import whole
 from app.server.direct import direct_writer
 from app.streams.interface import End, StreamLog, log_name
 from app.web import failures
@@ -30,9 +33,6 @@ _CURSOR = re.compile(r"([A-Za-z0-9_-]+)\.(0|[1-9][0-9]{0,15})")
 SHORT_BYTES = 32_768
 """A longer answer, as it is written, is written in pieces, and its connection counts as a reader until it has them all.
 The kernel takes a shorter one at once, whoever reads it."""
-
-_TEXT = "\0text\0"
-"""Where the text belongs in an answer: no other part of one has a NUL."""
 
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
@@ -105,9 +105,10 @@ def _frames(runtime: Runtime, log: StreamLog, begin: int) -> Iterator[bytes]:
     def begun() -> Iterator[bytes]:
         event("reader_attached", stream=name, correlation_id=correlation_id, mode="streaming", after=begin)
         with _reading(runtime, client):
-            yield from sse.frames(
+            yield from frames(
                 log,
                 begin,
+                NativeFrames(log.stream_id, log.origin),
                 runtime.readers,
                 left=left,
                 drop=lambda: _drop(client),
@@ -177,7 +178,7 @@ def _wait(runtime: Runtime, log: StreamLog, *, seconds: float | None) -> End | N
     g.pop("place", None)  # it is counted from here on
     try:
         with _reading(runtime, client):
-            return sse.wait(
+            return wait(
                 log,
                 runtime.readers,
                 seconds=seconds,
@@ -189,46 +190,44 @@ def _wait(runtime: Runtime, log: StreamLog, *, seconds: float | None) -> End | N
 
 
 def _running(log: StreamLog) -> Response:
-    body = {"stream_id": log.stream_id, "status": "running", "tokens": log.head}
-    response = Response(json.dumps(body), 202, mimetype="application/json")
+    response = Response(json.dumps(running(log.stream_id, log.head)), 202, mimetype="application/json")
     response.headers["Location"] = f"/v1/chat/wait/{log.stream_id}"
     return response
 
 
 def _ended(runtime: Runtime, log: StreamLog, end: End, *, is_admitted: bool) -> Response:
-    failure = errors.ShuttingDown(retry_after_seconds=5).failure if end.reason == "shutdown" else end.error
-    error = None if failure is None else error_body(failure, g.correlation_id)
-    if failure is None or error is None:
+    failure = failure_of(end)
+    if failure is None:
         response = Response(status=200, mimetype="application/json")
     else:
-        response = failures.respond(errors.status_of(failure.error_code), error)
+        response = failures.respond(errors.status_of(failure.error_code), error_body(failure, g.correlation_id))
 
-    def body(text: str) -> str:
-        if error is None:
-            return json.dumps(answer(log.stream_id, log.origin, end, g.correlation_id, text=text))
-        return json.dumps({**error, "partial": {"content": text, "tokens": end.records}})
+    def body(text: str) -> dict[str, object]:
+        if failure is None:
+            return answer(log.stream_id, log.origin, end, g.correlation_id, text=text)
+        return failed_answer(failure, end, g.correlation_id, text=text)
 
     piece = log.reader(0).read(SHORT_BYTES)
     is_all = piece is None or (piece.sequence == log.head and len(piece.text) <= SHORT_BYTES)
-    whole = body("" if piece is None else piece.text) if is_all else ""
-    if is_all and len(whole) <= SHORT_BYTES:  # it is ASCII
-        response.set_data(whole)
+    content = json.dumps(body("" if piece is None else piece.text)) if is_all else ""
+    if is_all and len(content) <= SHORT_BYTES:  # it is ASCII
+        response.set_data(content)
     else:
         if not is_admitted:
             g.place = runtime.readers.admit()
-        before, _, after = body(_TEXT).partition(json.dumps(_TEXT)[1:-1])
+        before, after = around_text(body)
         response.headers.pop("Content-Length", None)
         response.response = _whole(runtime, log, before, after)
     response.headers["Location"] = f"/v1/chat/streaming/{log.stream_id}"
     return response
 
 
-def _whole(runtime: Runtime, log: StreamLog, before: str, after: str) -> Iterator[bytes]:
+def _whole(runtime: Runtime, log: StreamLog, before: bytes, after: bytes) -> Iterator[bytes]:
     environ = request.environ
     client: socket.socket | None = environ.get("gunicorn.socket")
 
     def begun() -> Iterator[bytes]:
         with _reading(runtime, client):
-            yield from sse.whole(log, before, after, runtime.readers, drop=lambda: _drop(client))
+            yield from whole(log, before, after, runtime.readers, write=text_bytes, drop=lambda: _drop(client))
 
     return to_its_end(runtime, environ, begun())

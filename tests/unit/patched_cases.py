@@ -20,8 +20,9 @@ from app.server.direct import RESPONSE, direct_writer
 from app.upstream import Call, OpenAIUpstream, Part
 from tests.unit.fakes import FakeUpstream, Gate
 from tests.unit.rawserver import read_request, serving
+from tests.unit.readings import finish, new_log
 from tests.unit.test_generation import BOUNDS
-from tests.unit.test_sse_direct import Served, assert_whole, finish, new_log
+from tests.unit.test_loop_direct import Served, assert_whole
 from tests.unit.test_transport_receive import CHUNKED, QUESTION, chunk, event
 
 

@@ -20,7 +20,7 @@ FILES = [
         "test_transport_receive.py",
         "test_direct.py",
         "test_sockets.py",
-        "test_sse_direct.py",
+        "test_loop_direct.py",
     ],
     ["test_transport_others.py"],
     ["test_upstream_refusals.py"],
