@@ -16,16 +16,18 @@ from typing import Any, Self
 
 import pytest
 
+from app.dialects.interface import Dialect
 from app.dialects.native.frames import NativeFrames
 from app.platform.sockets import shut
 from app.reading import loop
+from app.reading.loop import frames
 from app.reading.readers import Readers
 from app.server.direct import DirectWriter
 from app.streams.interface import Piece
 from app.streams.memory import store as memory
 from tests.harness.events import Event, EventParser
 from tests.unit.fakes import PATIENCE_SECONDS
-from tests.unit.readings import finish, new_log, stream
+from tests.unit.readings import finish, new_log
 
 
 def wait_until(fact: Any, what: str) -> None:
@@ -39,7 +41,14 @@ class Served:
     """What gunicorn does with the frames of one reader, in a thread, and the client's end of its connection."""
 
     def __init__(
-        self, log: Any, after: int = 0, *, chunked: bool = True, small: bool = False, heartbeat_seconds: float = 1000.0
+        self,
+        log: Any,
+        after: int = 0,
+        *,
+        chunked: bool = True,
+        small: bool = False,
+        heartbeat_seconds: float = 1000.0,
+        dialect: Dialect | None = None,
     ) -> None:
         self.log = log
         self.readers = Readers(limit=10, heartbeat_seconds=heartbeat_seconds)
@@ -59,9 +68,10 @@ class Served:
             sock.settimeout(PATIENCE_SECONDS)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.writer = DirectWriter(self.sock, chunked=chunked)
-        self._loop: Any = stream(
+        self._loop: Any = frames(
             log,
             after,
+            dialect or NativeFrames(log.stream_id, log.origin),
             self.readers,
             left=self.left.append,
             drop=partial(shut, self.sock),
