@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import re
+import threading
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Asset", "Tree", "published", "read"]
+from app import errors
+from app.observability.events import event
+from app.streams.interface import Store
+
+__all__ = ["Asset", "OtherTrees", "Tree", "published", "read"]
 
 CONTENT_TYPES = {
     "css": "text/css; charset=utf-8",
@@ -26,6 +32,10 @@ CONTENT_TYPES = {
 MOST_BYTES = 4_194_304
 """The tree stays in memory, in each worker."""
 
+MOST_OTHER_TREES = 2
+"""Trees of other versions in memory. During a deploy there is one."""
+
+_HASH = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\.(css|js|png|svg)")
 _PLACEHOLDER, _LIST = b"{{assets}}", b"{{files}}"
 _COMMENT = re.compile(rb"^[ \t]*(?://.*|/\*\*(?:(?!\*/)[\s\S])*\*/)[ \t]*$", re.MULTILINE)
@@ -114,6 +124,40 @@ def published(name: str, packed: bytes) -> dict[str, Asset]:
         if _NAME.fullmatch(file):
             assets[f"/assets/{name}/{file}"] = Asset.of(file, record[head.end() : at])
     return assets
+
+
+class OtherTrees:
+    """The files of other versions, which instances that run them have published: a page that was loaded before a
+    deploy goes on to find its own. The last few stay in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._trees: dict[str, Mapping[str, Asset]] = {}
+
+    def of(self, version: str) -> Mapping[str, Asset]:
+        """Give what there is of a version, by its hash; nothing when it is not known."""
+        found = self._trees.get(version)
+        if found is not None or not _HASH.fullmatch(version):
+            return found or {}
+        with self._lock:  # a page asks for all of its files at once
+            return self._trees.get(version) or self._fetched(version)
+
+    def _fetched(self, version: str) -> Mapping[str, Asset]:
+        try:
+            record = self._store.published(version)
+            if record is None:
+                return {}
+            found = published(version, record)
+        except errors.StoreUnavailable:
+            return {}
+        except ValueError:
+            event("tree_damaged", level=logging.WARNING, tree=version)
+            return {}
+        while len(self._trees) >= MOST_OTHER_TREES:
+            self._trees.pop(next(iter(self._trees)))
+        self._trees[version] = found
+        return found
 
 
 def _hash_of(record: bytes) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "failed_answer",
     "failure_of",
     "running",
+    "stopped",
     "text_bytes",
 ]
 
@@ -97,13 +98,19 @@ def answer(stream_id: str, origin: Origin, end: End, correlation_id: str, *, tex
 
 
 def failed_answer(failure: Failure, end: End, correlation_id: str, *, text: str) -> dict[str, Any]:
-    """Write the wait-mode answer of a generation that failed. Shape: `WaitError` in contracts/openapi.yaml."""
+    """Write the wait-mode answer of a generation that failed. Shape: `Error` with `partial` in
+    contracts/openapi.yaml."""
     return {**error_body(failure, correlation_id), "partial": {"content": text, "tokens": end.records}}
 
 
 def running(stream_id: str, head: int) -> dict[str, Any]:
     """Write the answer for a client that waits no longer. Shape: `Running` in contracts/openapi.yaml."""
     return {"stream_id": stream_id, "status": "running", "tokens": head}
+
+
+def stopped(stream_id: str, end: End | None, records: int) -> dict[str, Any]:
+    """Write the answer to a stop. Shape: `Stopped` in contracts/openapi.yaml."""
+    return {"stream_id": stream_id, "status": "running" if end is None else end.status, "tokens": records}
 
 
 _TEXT = "\0text\0"
