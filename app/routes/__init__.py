@@ -1,4 +1,4 @@
-"""What clients see: one blueprint a resource, every route under /v1 and, as its alias, without it."""
+"""The routes: one blueprint for each resource. Every route stands under /v1, and without it as an alias."""
 
 from __future__ import annotations
 

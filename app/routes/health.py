@@ -1,4 +1,4 @@
-"""Whether the service lives, whether it can work, and what it offers."""
+"""Liveness, readiness, and what the service offers."""
 
 from __future__ import annotations
 

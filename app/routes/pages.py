@@ -1,4 +1,4 @@
-"""What people see in a browser: the pages, what they load, and the contract. All of it is read once, at the start."""
+"""The pages, the files that they load, and the contract. All of them are read once, at the start."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def register(app: Flask) -> None:
 
     @app.get("/")
     def show_home() -> Response:
-        """The chat. Its worker knows it by the header: another program may answer at this address tomorrow."""
+        """The chat. Its service worker knows it by the header, because another program may answer here tomorrow."""
         response = page(home, CHAT_POLICY)
         response.headers["X-ChatWait"] = "page"
         return response
@@ -59,14 +59,14 @@ def register(app: Flask) -> None:
 
     @app.get("/assets/boot.js")
     def show_boot() -> Response:
-        """What a page of any version loads first."""
+        """The file that a page of any version loads first."""
         response = file(boot)
         response.headers["Cache-Control"] = "no-cache"
         return response
 
     @app.get("/sw.js")
     def show_worker() -> Response:
-        """What shows the page when the server is away. It differs with each version, so browsers replace it."""
+        """The script that shows the page while the server is away. Each version has its own, so browsers replace it."""
         response = file(worker)
         response.headers["Cache-Control"] = "no-cache"
         response.headers["Content-Security-Policy"] = WORKER_POLICY
@@ -74,7 +74,7 @@ def register(app: Flask) -> None:
 
     @app.get("/assets/<tree>/<name>")
     def show_asset(**path: str) -> Response:
-        """A file that a page loads: of this tree, or of another version's that this one can get hold of."""
+        """A file that a page loads: of this tree, or of another version's tree that the store has."""
         asset = tree.assets.get(request.path) or others.of(path["tree"]).get(request.path)
         if asset is None:
             raise errors.NotFound
