@@ -38,6 +38,6 @@ def create_app(
     app.url_map.merge_slashes = False  # it would redirect; a path of another spelling is none
     runtime = Runtime.build(settings, upstream=upstream, store=store)
     app.extensions["chatwait"] = runtime
-    routes.register(app, runtime)
+    routes.register(app)
     runtime.clock.start()
     return app

@@ -10,7 +10,7 @@ from app.embedded_model import supervisor as local_model
 from app.generation.run import Bounds, Generations, end_lost
 from app.observability.events import event, flush
 from app.platform.clock import TICK_SECONDS, Clock
-from app.reading.loop import Readers
+from app.reading.readers import Readers
 from app.server.body import Bodies
 from app.server.connections import Connections
 from app.settings import Settings

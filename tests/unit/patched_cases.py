@@ -16,14 +16,15 @@ import pytest
 
 from app.generation.run import Generations
 from app.platform.gevent_loop import each_arrival, in_loop
+from app.server.direct import RESPONSE, direct_writer
 from app.upstream.call import Call
 from app.upstream.client import OpenAIUpstream
 from app.upstream.interface import Part
-from app.web.access import RESPONSE, direct_writer
 from tests.unit.fakes import FakeUpstream, Gate
 from tests.unit.rawserver import CHUNKED, chunk, read_request, serving
+from tests.unit.readings import finish, new_log
 from tests.unit.test_generation import BOUNDS
-from tests.unit.test_sse_direct import Served, assert_whole, finish, new_log
+from tests.unit.test_loop_direct import Served, assert_whole
 from tests.unit.transports import QUESTION, event
 
 
