@@ -17,10 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from app import errors
-from app.observability.events import ChunkLog, event
+from app.observability import facts
+from app.observability.chunk_log import ChunkLog
+from app.observability.exceptions import describe
+from app.observability.observer import tell
 from app.streams.interface import End, Origin, StreamLog, Totals, log_name
 from app.tokens.usage import Usage, estimated_usage, provider_usage
 from app.upstream import Answer, Call, Part, Question, Upstream
@@ -156,15 +158,15 @@ class Generation:
                 delay = self._delay(error, asked)
                 if delay is None:
                     raise
-                event(
-                    "upstream_retry",
-                    level=logging.WARNING,
-                    stream=self._name,
-                    correlation_id=self.log.origin.correlation_id,
-                    attempt=asked,
-                    error_code=error.error_code,
-                    delay_ms=int(delay * 1000),
-                    cause=_cause(error),
+                tell(
+                    facts.UpstreamRetried(
+                        stream=self._name,
+                        correlation_id=self.log.origin.correlation_id,
+                        attempt=asked,
+                        error_code=error.error_code,
+                        delay_ms=int(delay * 1000),
+                        cause=_cause(error),
+                    )
                 )
             self._stopped.wait(delay)
             attempt += 1
@@ -360,34 +362,39 @@ def _written(
 
 
 def _report(log: StreamLog, ending: _Ending, end: End, rate_limits: dict[str, str]) -> None:
-    about: dict[str, Any] = {"stream": log_name(log.stream_id), "correlation_id": log.origin.correlation_id}
+    name, correlation_id = log_name(log.stream_id), log.origin.correlation_id
     if ending.error is not None:
-        event(
-            "error_occurred",
-            level=logging.ERROR if ending.error.origin == "service" else logging.WARNING,
-            failure=ending.cause,
-            error_type=ending.error.error_code,
-            error_message=ending.error.message,
-            detail=ending.error.detail,
-            recovery_action=ending.error.action,
-            **about,
+        tell(
+            facts.GenerationFailed(
+                error_type=ending.error.error_code,
+                error_message=ending.error.message,
+                detail=ending.error.detail,
+                recovery_action=ending.error.action,
+                stream=name,
+                correlation_id=correlation_id,
+                origin=ending.error.origin,
+                exception=describe(ending.cause) if ending.cause is not None else None,
+            )
         )
     reason = ending.reason  # and no more of the end: its error may hold on to much
 
-    def write(name: str) -> None:
-        event(
-            name,
-            status=end.status,
-            reason=reason,
-            model=log.origin.model,
-            finish_reason=end.finish_reason if end.finish_reason in KNOWN_FINISH_REASONS else None,
-            tokens=end.records,
-            duration_ms=end.duration_ms,
-            first_token_ms=end.first_token_ms,
-            usage=end.usage._asdict(),
-            resumes=log.resumes,
-            rate_limits=rate_limits,
-            **about,
+    def write(outcome: str) -> None:
+        fact = facts.GenerationCutOff if outcome == "response_cut_off" else facts.GenerationEnded
+        tell(
+            fact(
+                status=end.status,
+                reason=reason,
+                model=log.origin.model,
+                finish_reason=end.finish_reason if end.finish_reason in KNOWN_FINISH_REASONS else None,
+                tokens=end.records,
+                duration_ms=end.duration_ms,
+                first_token_ms=end.first_token_ms,
+                usage=end.usage._asdict(),
+                resumes=log.resumes,
+                rate_limits=rate_limits,
+                stream=name,
+                correlation_id=correlation_id,
+            )
         )
 
     log.book(write)
@@ -441,14 +448,15 @@ class Generations:
         """Begin to generate into a new log."""
         generation = Generation(log, question, upstream=self._upstream, bounds=self._bounds, turns=self._turns)
         self._live[log.stream_id] = generation
-        event(
-            "stream_started",
-            stream=log_name(log.stream_id),
-            correlation_id=log.origin.correlation_id,
-            model=question.model,
-            max_tokens=question.max_tokens,
-            messages=len(question.messages),
-            prompt_tokens=log.origin.prompt_tokens,
+        tell(
+            facts.StreamStarted(
+                stream=log_name(log.stream_id),
+                correlation_id=log.origin.correlation_id,
+                model=question.model,
+                max_tokens=question.max_tokens,
+                messages=len(question.messages),
+                prompt_tokens=log.origin.prompt_tokens,
+            )
         )
         try:
             threading.Thread(target=self._run, args=(generation,), name="generation", daemon=True).start()

@@ -11,7 +11,7 @@ from werkzeug.http import parse_accept_header
 
 from app import errors
 from app.dialects.native import request as schemas
-from app.observability.events import utc_now
+from app.platform.utc import utc_now
 from app.reading.loop import Place
 from app.streams.interface import Binding, Origin, StreamLog
 from app.upstream import Question

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from flask import Blueprint, Response, current_app
 
-from app.observability.events import utc_now
+from app.platform.utc import utc_now
 from app.worker import Runtime
 
 __all__ = ["blueprint"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 from collections.abc import Mapping
@@ -13,7 +12,8 @@ from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header
 
 from app import errors
-from app.observability.events import event
+from app.observability import facts
+from app.observability.observer import tell
 from app.streams.interface import Store
 from app.web import assets as files
 
@@ -120,7 +120,7 @@ class _OtherTrees:
         except errors.StoreUnavailable:
             return {}
         except ValueError:
-            event("tree_damaged", level=logging.WARNING, tree=version)
+            tell(facts.TreeDamaged(tree=version))
             return {}
         while len(self._trees) >= MOST_OTHER_TREES:
             self._trees.pop(next(iter(self._trees)))

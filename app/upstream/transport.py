@@ -12,7 +12,6 @@ import contextlib
 import contextvars
 import enum
 import http.client
-import logging
 import os
 import socket
 import ssl
@@ -28,7 +27,8 @@ from urllib.parse import unquote, urlsplit
 
 import httpx2
 
-from app.observability.events import event
+from app.observability import facts
+from app.observability.observer import tell
 from app.platform.gevent_loop import each_arrival
 from app.platform.sockets import is_connected, is_quiet, unacknowledged
 from app.upstream.framing import BadFraming, UntilClose
@@ -395,7 +395,7 @@ class Transport(httpx2.BaseTransport):
             kept = self._idle.pop(origin, [])
         for connection in kept:
             connection.close()
-        event("upstream_distrusted", level=logging.WARNING, seen=seen)
+        tell(facts.UpstreamDistrusted(seen=seen))
 
     def sweep(self, now: float) -> None:
         """Close kept connections that are of no more use; looks every SWEEP_SECONDS. Units: monotonic seconds."""

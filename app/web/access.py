@@ -13,7 +13,9 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app import errors
-from app.observability.events import correlation, event
+from app.observability import facts
+from app.observability.lines import correlation
+from app.observability.observer import tell
 from app.platform.gevent_loop import in_loop
 from app.platform.sockets import DirectWriter
 from app.worker import Runtime
@@ -39,12 +41,13 @@ def register(app: Flask, runtime: Runtime) -> None:
         g.correlation_id = str(uuid.uuid4())
         correlation.set(g.correlation_id)
         request_id = request.headers.get("X-Request-ID", "")
-        event(
-            "request_received",
-            correlation_id=g.correlation_id,
-            method=request.method if request.method in _METHODS else "other",
-            route=request.url_rule.rule if request.url_rule is not None else None,
-            request_id=request_id if _REQUEST_ID.fullmatch(request_id) else None,
+        tell(
+            facts.RequestReceived(
+                correlation_id=g.correlation_id,
+                method=request.method if request.method in _METHODS else "other",
+                route=request.url_rule.rule if request.url_rule is not None else None,
+                request_id=request_id if _REQUEST_ID.fullmatch(request_id) else None,
+            )
         )
         _check_host(settings.allowed_hosts)
         _check_origin(settings.cors_origins)

@@ -12,7 +12,8 @@ from flask import Response, g, request
 
 from app import errors
 from app.dialects.native.answer import answer, error_body
-from app.observability.events import event
+from app.observability import facts
+from app.observability.observer import tell
 from app.platform.sockets import is_connected, is_dead, shut
 from app.reading import loop as sse
 from app.streams.interface import End, StreamLog, log_name
@@ -99,10 +100,10 @@ def _frames(runtime: Runtime, log: StreamLog, begin: int) -> Iterator[bytes]:
     client: socket.socket | None = environ.get("gunicorn.socket")
 
     def left(sequence: int) -> None:
-        event("reader_left", stream=name, correlation_id=correlation_id, mode="streaming", sequence=sequence)
+        tell(facts.ReaderLeft(stream=name, correlation_id=correlation_id, mode="streaming", sequence=sequence))
 
     def begun() -> Iterator[bytes]:
-        event("reader_attached", stream=name, correlation_id=correlation_id, mode="streaming", after=begin)
+        tell(facts.ReaderAttached(stream=name, correlation_id=correlation_id, mode="streaming", after=begin))
         with _reading(runtime, client):
             yield from sse.frames(
                 log,
@@ -163,7 +164,7 @@ def _wait(runtime: Runtime, log: StreamLog, *, seconds: float | None) -> End | N
     def leave() -> None:
         nonlocal has_left
         if not has_left:
-            event("reader_left", stream=name, correlation_id=correlation_id, mode="wait", sequence=log.head)
+            tell(facts.ReaderLeft(stream=name, correlation_id=correlation_id, mode="wait", sequence=log.head))
         has_left = True
 
     def departed() -> bool:
@@ -172,7 +173,7 @@ def _wait(runtime: Runtime, log: StreamLog, *, seconds: float | None) -> End | N
         leave()
         return True
 
-    event("reader_attached", stream=name, correlation_id=correlation_id, mode="wait", after=0)
+    tell(facts.ReaderAttached(stream=name, correlation_id=correlation_id, mode="wait", after=0))
     g.pop("place", None)  # it is counted from here on
     try:
         with _reading(runtime, client):

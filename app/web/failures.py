@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 
 from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
 from app import errors
 from app.dialects.native.answer import error_body
-from app.observability.events import event
+from app.observability import facts
+from app.observability.exceptions import describe
+from app.observability.observer import tell
 from app.web.access import allowed_methods
 
 __all__ = ["register", "respond"]
@@ -33,16 +34,17 @@ def _from_http(error: HTTPException) -> errors.ChatError:
 
 
 def _answer(error: errors.ChatError, cause: BaseException | None = None) -> Response:
-    event(
-        "error_occurred",
-        level=logging.ERROR if error.status == 500 else logging.INFO if error.origin == "client" else logging.WARNING,
-        failure=cause,
-        correlation_id=g.correlation_id,
-        error_type=error.error_code,
-        error_message=error.message,
-        detail=error.detail,
-        recovery_action=error.action,
-        status=error.status,
+    tell(
+        facts.RequestFailed(
+            correlation_id=g.correlation_id,
+            error_type=error.error_code,
+            error_message=error.message,
+            detail=error.detail,
+            recovery_action=error.action,
+            status=error.status,
+            origin=error.origin,
+            exception=describe(cause) if cause is not None else None,
+        )
     )
     return respond(error.status, error_body(error.failure, g.correlation_id), allow=error.allow)
 

@@ -1155,7 +1155,7 @@ def test_log_that_is_given_up_shows_no_more_of_its_own_in_that_moment(
         log.append("b")
         if ends:
             log.finish(end_with())
-        monkeypatch.setattr(shared, "event", lambda *_, **more: log.go_on_unstored())
+        monkeypatch.setattr(shared, "tell", lambda _: log.go_on_unstored())
 
         one.store.fenced(log, 1)
 

@@ -21,7 +21,8 @@ from itertools import pairwise
 from typing import Any
 
 from app import errors
-from app.observability.events import event
+from app.observability import facts
+from app.observability.observer import tell
 from app.streams.interface import Binding, End, Origin, Piece, StreamLog, log_name, new_stream_id
 from app.streams.memory.store import MemoryLog, MemoryReader, MemoryStore
 from app.streams.shared import records, scripts
@@ -658,7 +659,7 @@ class SharedStore(MemoryStore):
             if len(self._said_damaged) > MOST_RECENT:
                 self._said_damaged.popitem(last=False)
         if not is_known:
-            event("stream_damaged", level=logging.ERROR, stream=log_name(stream_id), what=what)
+            tell(facts.StreamDamaged(stream=log_name(stream_id), what=what))
 
     def given_up(self, log: SharedLog) -> None:
         """Hear that a log of ours is written no more. Without a fence it is nobody's: those elsewhere are told. Had
@@ -693,11 +694,11 @@ class SharedStore(MemoryStore):
         """Hear that a log of ours has been taken over: we were taken for dead."""
         name = log_name(log.stream_id)
         if not log.give_up(head):
-            event("stream_cut_off", stream=name, correlation_id=log.origin.correlation_id)
+            tell(facts.StreamCutOff(stream=name, correlation_id=log.origin.correlation_id))
             log.cut_off()
             log.book_as("response_cut_off")  # who has taken it over books it
             return
-        event("stream_fenced", stream=name, correlation_id=log.origin.correlation_id)
+        tell(facts.StreamFenced(stream=name, correlation_id=log.origin.correlation_id))
         with self._lock:
             self._live.pop(log.stream_id, None)
             self._copies[log.stream_id] = log
