@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from app.embedded_model import supervisor as local_model
-from app.generation.run import Bounds, Generations, end_lost
+from app.generation.ending import end_lost
+from app.generation.live import Generations
+from app.generation.run import Bounds
 from app.observability import facts
 from app.observability.libraries import flush
 from app.observability.observer import tell
