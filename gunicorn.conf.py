@@ -61,11 +61,19 @@ errorlog = "-"
 level = "INFO" if settings.log_level == "DEBUG" else settings.log_level  # at DEBUG it logs addresses asked for
 loglevel = level.lower()
 proc_name = "chatwait"
-# gunicorn writes its first lines before the application's logging stands; they go the same way.
+
+
+def early_formatter():
+    """Format gunicorn's first lines, which it writes before the application has set up its logging."""
+    from app.observability.lines import LineFormatter
+
+    return LineFormatter([settings.openai_api_key])
+
+
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"json": {"()": "app.observability.events.early_formatter"}},
+    "formatters": {"json": {"()": early_formatter}},
     "handlers": {"stdout": {"class": "app.observability.stdout.LineHandler", "formatter": "json"}},
     "root": {"level": settings.log_level, "handlers": ["stdout"]},
     "loggers": {
@@ -137,7 +145,7 @@ def post_fork(server, worker):
 
     from gevent import events
 
-    from app.observability.events import catch_uncaught
+    from app.observability.uncaught import catch_uncaught
 
     worker.handle_exit = worker.handle_quit = leave
     catch_uncaught()
@@ -148,7 +156,7 @@ def post_fork(server, worker):
 
 def on_starting(server):
     """Raise what the process may open, and start the embedded model where it is the one that answers."""
-    from app.observability.events import catch_uncaught  # loaded already: it formats gunicorn's own lines
+    from app.observability.uncaught import catch_uncaught
 
     catch_uncaught()
     end_stopped_at_once()

@@ -27,12 +27,13 @@ def create_app(
     from flask import Flask
 
     from app import routes
-    from app.observability import events as logs
+    from app.observability import events, libraries, observer
     from app.settings import read_settings
     from app.worker import Runtime
 
     settings = settings or read_settings()
-    logs.configure(settings)
+    libraries.configure(level=settings.log_level, secrets=[settings.openai_api_key])
+    observer.listen(events.write)
     app = Flask(__name__, static_folder=None)
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False  # it would redirect; a path of another spelling is none

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from app.embedded_model import supervisor as local_model
-from app.generation.run import Bounds, Generations, end_lost
-from app.observability.events import event, flush
+from app.generation.ending import end_lost
+from app.generation.live import Generations
+from app.generation.run import Bounds
+from app.observability import facts
+from app.observability.libraries import flush
+from app.observability.observer import tell
 from app.platform.clock import TICK_SECONDS, Clock
 from app.reading.readers import Readers
 from app.server.body import Bodies
@@ -183,7 +186,7 @@ class Drain:
             self._logs = generations.logs()
             self._last_live = now
             self._ramp_ends = now + min(RAMP_SECONDS, self._runtime.settings.drain_seconds / 2)
-            event("drain_started", generations=len(self._logs), readers=readers.present)
+            tell(facts.DrainStarted(generations=len(self._logs), readers=readers.present))
         self._release(now)
         if generations.live:
             self._last_live = now
@@ -191,7 +194,7 @@ class Drain:
                 return
             if self._cut_at is None:
                 self._cut_at = now
-                event("drain_cut", level=logging.WARNING, generations=generations.live)
+                tell(facts.DrainCut(generations=generations.live))
             generations.begin_cancel_all("shutdown")
         if generations.ending and now < (self._deadline if self._cut_at is None else self._cut_at) + ENDS_SECONDS:
             return  # one that is held up must not hold up the stop
@@ -210,7 +213,7 @@ class Drain:
                 return
         if (readers.count or self._runtime.answering) and now < self._leaves_at + QUICK_SECONDS:
             return
-        event("drain_finished", readers=readers.count, cut=self._cut_at is not None)
+        tell(facts.DrainFinished(readers=readers.count, cut=self._cut_at is not None))
         finished, self._finished = self._finished, _nothing
         finished()
 

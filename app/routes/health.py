@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from app.observability.events import utc_now
+from app.platform.utc import utc_now
 from app.web.answers import as_json
 from app.web.current import worker
 

@@ -10,7 +10,9 @@ from flask import Flask, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app import errors
-from app.observability.events import correlation, event
+from app.observability import facts
+from app.observability.lines import correlation
+from app.observability.observer import tell
 from app.web.closing import finish_connection
 from app.web.current import worker
 
@@ -60,12 +62,13 @@ def _correlate() -> None:
     g.correlation_id = str(uuid.uuid4())
     correlation.set(g.correlation_id)
     request_id = request.headers.get("X-Request-ID", "")
-    event(
-        "request_received",
-        correlation_id=g.correlation_id,
-        method=request.method if request.method in _METHODS else "other",
-        route=request.url_rule.rule if request.url_rule is not None else None,
-        request_id=request_id if _REQUEST_ID.fullmatch(request_id) else None,
+    tell(
+        facts.RequestReceived(
+            correlation_id=g.correlation_id,
+            method=request.method if request.method in _METHODS else "other",
+            route=request.url_rule.rule if request.url_rule is not None else None,
+            request_id=request_id if _REQUEST_ID.fullmatch(request_id) else None,
+        )
     )
 
 

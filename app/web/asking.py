@@ -9,7 +9,7 @@ from flask import g, request
 from app import errors
 from app.dialects.native.headers import Cursor, read_cursor, read_key
 from app.dialects.native.request import ChatRequest, read_request
-from app.observability.events import utc_now
+from app.platform.utc import utc_now
 from app.reading.readers import Place
 from app.streams.interface import Binding, Origin, StreamLog
 from app.upstream.interface import Question

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import logging
 import re
 import threading
 import zlib
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app import errors
-from app.observability.events import event
+from app.observability import facts
+from app.observability.observer import tell
 from app.streams.interface import Store
 
 __all__ = ["Asset", "OtherTrees", "Tree", "published", "read"]
@@ -156,7 +156,7 @@ class OtherTrees:
         except errors.StoreUnavailable:
             return {}
         except ValueError:
-            event("tree_damaged", level=logging.WARNING, tree=version)
+            tell(facts.TreeDamaged(tree=version))
             return {}
         while len(self._trees) >= MOST_OTHER_TREES:
             self._trees.pop(next(iter(self._trees)))

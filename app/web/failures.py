@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,9 @@ from werkzeug.exceptions import HTTPException
 
 from app import errors
 from app.errors import Failure
-from app.observability.events import event
+from app.observability import facts
+from app.observability.exceptions import describe
+from app.observability.observer import tell
 from app.web.access import allowed_methods
 
 __all__ = ["add_retry_after", "register", "status_of"]
@@ -49,16 +50,17 @@ def _from_http(error: HTTPException) -> errors.ChatError:
 
 
 def _answer(write: Write, error: errors.ChatError, cause: BaseException | None = None) -> Response:
-    event(
-        "error_occurred",
-        level=logging.ERROR if error.status == 500 else logging.INFO if error.origin == "client" else logging.WARNING,
-        failure=cause,
-        correlation_id=g.correlation_id,
-        error_type=error.error_code,
-        error_message=error.message,
-        detail=error.detail,
-        recovery_action=error.action,
-        status=error.status,
+    tell(
+        facts.RequestFailed(
+            correlation_id=g.correlation_id,
+            error_type=error.error_code,
+            error_message=error.message,
+            detail=error.detail,
+            recovery_action=error.action,
+            status=error.status,
+            origin=error.origin,
+            exception=describe(cause) if cause is not None else None,
+        )
     )
     failure = error.failure
     body = json.dumps(write(failure, g.correlation_id))

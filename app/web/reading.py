@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from flask import Response, g, request
 
 from app.dialects.interface import Dialect
-from app.observability.events import event
+from app.observability import facts
+from app.observability.observer import tell
 from app.platform.sockets import is_connected, is_dead, shut
 from app.reading.loop import frames
 from app.reading.waiting import wait
@@ -131,10 +132,12 @@ class _Client:
         self._sock: socket.socket | None = request.environ.get("gunicorn.socket")
 
     def attached(self, after: int) -> None:
-        event("reader_attached", stream=self._name, correlation_id=self._correlation_id, mode=self._mode, after=after)
+        tell(facts.ReaderAttached(stream=self._name, correlation_id=self._correlation_id, mode=self._mode, after=after))
 
     def left(self, sequence: int) -> None:
-        event("reader_left", stream=self._name, correlation_id=self._correlation_id, mode=self._mode, sequence=sequence)
+        tell(
+            facts.ReaderLeft(stream=self._name, correlation_id=self._correlation_id, mode=self._mode, sequence=sequence)
+        )
 
     @contextmanager
     def reading(self) -> Iterator[None]:
