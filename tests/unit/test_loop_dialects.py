@@ -82,6 +82,7 @@ class Ahead:
     stored = 1
 
     def __init__(self, log: Any) -> None:
+        self.sharing = self
         self._log = log
 
     def __getattr__(self, name: str) -> Any:

@@ -23,8 +23,8 @@ from app.reading import loop
 from app.reading.loop import frames
 from app.reading.readers import Readers
 from app.server.direct import DirectWriter
+from app.streams import readership
 from app.streams.interface import Piece
-from app.streams.memory import store as memory
 from tests.harness.events import Event, EventParser
 from tests.unit.fakes import PATIENCE_SECONDS
 from tests.unit.readings import finish, new_log
@@ -351,7 +351,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in (loop, memory):
+        for module in (loop, readership):
             monkeypatch.setattr(module, "time", self)
 
     def monotonic(self) -> float:
