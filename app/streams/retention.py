@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from app import errors
 
-__all__ = ["LOG_OVERHEAD_BYTES", "Retained", "Retention"]
+__all__ = ["LOG_OVERHEAD_BYTES", "Keeper", "Retained", "Retention"]
 
 LOG_OVERHEAD_BYTES = 2048
 """What an empty log with its end and its entries in the tables is counted as."""
@@ -42,6 +42,23 @@ class Retained(Protocol):
 
 
 Log = TypeVar("Log", bound=Retained)
+Kept = TypeVar("Kept", contravariant=True)
+
+
+class Keeper(Protocol[Kept]):
+    """The store of a log, as the log knows it."""
+
+    def make_room_for(self, log: Kept, size: int) -> None:
+        """Count more for a log that has grown to `size` bytes. Raises: Overloaded."""
+
+    def release_prompt(self, log: Kept) -> None:
+        """Count a log's question no more. May be called again."""
+
+    def ended(self, log: Kept) -> None:
+        """Hear that readers have a log's end."""
+
+    def used(self, log: Kept) -> None:
+        """Hear that a reader has left."""
 
 
 class Retention(Generic[Log]):

@@ -130,7 +130,7 @@ def test_record_of_a_live_stream_that_is_damaged_is_written_anew_by_its_producer
     one, two = pair
     with nobody_else_is_harmed(one, two):
         log = filled(one, "a", "b")
-        spoil(database, one.store.keys(log.stream_id))
+        spoil(database, one.store._commands.keys(log.stream_id))
         log.append("c")
         wait_until(lambda: log.stored == 3 and log.owned._written is not None, "it is written anew", 5.0)
         assert log.finish(end_with())
@@ -147,7 +147,7 @@ def test_end_of_a_stream_whose_record_is_damaged_is_written_all_the_same(
 ) -> None:
     one, two = pair
     log = filled(one, "a")
-    spoil_head(database, one.store.keys(log.stream_id))
+    spoil_head(database, one.store._commands.keys(log.stream_id))
     assert log.finish(end_with())
     assert log.settle(PATIENCE_SECONDS)
     assert two.store.find(log.stream_id).text() == "a"
@@ -160,7 +160,7 @@ def test_record_that_is_damaged_again_and_again_is_given_up_and_its_own_readers_
     with nobody_else_is_harmed(one, two):
         log = filled(one, "a")
         for number in range(owned.MOST_REPAIRS + 1):
-            spoil_head(database, one.store.keys(log.stream_id))
+            spoil_head(database, one.store._commands.keys(log.stream_id))
             log.append("b")
             wait_until(
                 lambda number=number: (
@@ -241,7 +241,7 @@ def test_entry_that_is_none_is_410_for_its_readers_alone(
         log = filled(one, "a")
         copy = two.store.find(log.stream_id)
         with copy.reader(1) as reader:
-            database.client.xadd(one.store.keys(log.stream_id)[1], entry, at)
+            database.client.xadd(one.store._commands.keys(log.stream_id)[1], entry, at)
             wait_of(reader)
             assert reader.is_released, "and comes back"
         assert (copy.end, copy.text()) == (None, "a")
@@ -305,7 +305,7 @@ def test_hash_with_a_field_that_is_none_is_410(
 ) -> None:
     one, two = pair
     log = filled(one, "a")
-    hash_key, _ = one.store.keys(log.stream_id)
+    hash_key, _ = one.store._commands.keys(log.stream_id)
     if value is None:
         database.client.hdel(hash_key, field)
     else:
@@ -322,9 +322,11 @@ def test_key_of_another_kind_is_410_for_whoever_finds_it_or_stops_it(
     one, two = pair
     with nobody_else_is_harmed(one, two):
         stream_id = new_stream_id()
-        database.client.hset(two.store.keys(stream_id)[0], mapping={"owner": "x", "fence": 1, "head": 0, "end": "done"})
-        database.client.delete(two.store.keys(stream_id)[part])
-        database.client.set(two.store.keys(stream_id)[part], "x")
+        database.client.hset(
+            two.store._commands.keys(stream_id)[0], mapping={"owner": "x", "fence": 1, "head": 0, "end": "done"}
+        )
+        database.client.delete(two.store._commands.keys(stream_id)[part])
+        database.client.set(two.store._commands.keys(stream_id)[part], "x")
         for lost in (two.store.find, two.store.cancel):
             with pytest.raises(errors.StreamExpired):
                 lost(stream_id)
@@ -340,7 +342,7 @@ def test_entries_that_become_another_kind_while_they_are_followed_stop_no_other(
         log = filled(one, "a")
         copy = two.store.find(log.stream_id)
         with copy.reader(1) as reader:
-            other_entries(database, one.store.keys(log.stream_id))
+            other_entries(database, one.store._commands.keys(log.stream_id))
             wait_of(reader)
             assert reader.is_released
         with pytest.raises(errors.StreamExpired):
@@ -398,7 +400,7 @@ def test_damaged_streams_of_a_dead_worker_keep_no_other_from_its_end(database: D
         readers = [reading.enter_context(copy.reader(1)) for copy in copies]
         dying.crash()
         for spoil, log in zip(spoils, logs[1:], strict=False):
-            spoil(database, dying.store.keys(log.stream_id))
+            spoil(database, dying.store._commands.keys(log.stream_id))
         for copy in (copies[0], copies[-1]):
             assert copy.settle(PATIENCE_SECONDS)
             assert (copy.text(), terminal_of(copy).event) == ("a", "failed")
@@ -437,10 +439,10 @@ def test_entry_between_two_places_keeps_nobody_who_adopts_catches_up_loads_or_fo
         logs = [filled(one, "a") for _ in range(3)]
         adopted, awaited, followed = (two.store.find(log.stream_id) for log in logs)
         for copy in (adopted, awaited):
-            two.store._tail.unfollow(two.store.keys(copy.stream_id)[1], copy)  # the others meet it first
+            two.store._tail.unfollow(two.store._commands.keys(copy.stream_id)[1], copy)  # the others meet it first
         with followed.reader(1) as reader:
             for log in logs:
-                sub_entries(database, one.store.keys(log.stream_id), 1, commands.PAGE_ENTRIES + 1)
+                sub_entries(database, one.store._commands.keys(log.stream_id), 1, commands.PAGE_ENTRIES + 1)
             wait_until(lambda: reader.is_released, "it comes back", 5.0)
         within(5.0, lambda: two.store._leases._try_to_adopt(adopted, [two.store.worker.encode(), b"2", None, b"50"]))
         within(5.0, lambda: refused(awaited.stream_id, 9))
@@ -469,7 +471,7 @@ def test_fence_that_is_none_keeps_no_producer_from_its_log(
         logs = [filled(one, "a") for _ in range(2 * len(FENCES))]
         copies = [two.store.find(log.stream_id) for log in logs]
         for fence, log in zip(FENCES * 2, logs, strict=True):
-            database.client.hset(one.store.keys(log.stream_id)[0], "fence", fence)
+            database.client.hset(one.store._commands.keys(log.stream_id)[0], "fence", fence)
         for log in logs[: len(FENCES)]:
             log.append("b")
         for log in logs:
@@ -490,8 +492,8 @@ def test_text_that_its_end_denies_is_nobodys_answer(database: Database, pair: li
         copies = [two.store.find(log.stream_id) for log in (forged_chunk, forged_end)]
         with contextlib.ExitStack() as reading:
             readers = [reading.enter_context(copy.reader(1)) for copy in copies]
-            database.client.xadd(one.store.keys(forged_chunk.stream_id)[1], {"t": "EVIL"}, "2-0")
-            database.client.xadd(one.store.keys(forged_end.stream_id)[1], {"e": end_text()}, "2-0")
+            database.client.xadd(one.store._commands.keys(forged_chunk.stream_id)[1], {"t": "EVIL"}, "2-0")
+            database.client.xadd(one.store._commands.keys(forged_end.stream_id)[1], {"e": end_text()}, "2-0")
             wait_until(lambda: copies[0].head == 2 and readers[1].is_released, "they are met", 5.0)
             with pytest.raises(errors.StreamExpired):
                 two.store.find(forged_end.stream_id)
@@ -528,9 +530,9 @@ def test_copy_of_a_log_that_its_living_owner_gave_up_sends_its_readers_away(data
         two.store._next_note = 0.0
         log, silent = filled(one, "a"), filled(one, "a")
         with two.store.find(log.stream_id).reader(1) as reader, two.store.find(silent.stream_id).reader(1) as other:
-            database.client.delete(one.store.keys(silent.stream_id)[0])
+            database.client.delete(one.store._commands.keys(silent.stream_id)[0])
             for number in range(owned.MOST_REPAIRS + 1):
-                spoil_bytes(database, one.store.keys(log.stream_id))
+                spoil_bytes(database, one.store._commands.keys(log.stream_id))
                 one.store._look_at(log)
                 wait_until(
                     lambda number=number: (
@@ -544,4 +546,4 @@ def test_copy_of_a_log_that_its_living_owner_gave_up_sends_its_readers_away(data
             with pytest.raises(errors.StreamExpired):
                 two.store.find(log.stream_id)
             assert not other.is_released, "what is silent is written anew when it hears that somebody reads it"
-            assert database.client.exists(one.store.keys(silent.stream_id)[0])
+            assert database.client.exists(one.store._commands.keys(silent.stream_id)[0])

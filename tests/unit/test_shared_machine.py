@@ -250,12 +250,12 @@ class Workers(RuleBasedStateMachine):
             if stream.is_ended or stream.worker not in self.workers:
                 stream.may_be_gone = True
             else:
-                key, _ = stream.worker.store.keys(stream.stream_id)
+                key, _ = stream.worker.store._commands.keys(stream.stream_id)
                 wait_until(lambda key=key: self.database.client.exists(key), "it is written anew")
 
     def wait_for_copies(self, stream: Stream) -> None:
         """What a crashed worker has written is soon all that anybody has: let who reads it have it all."""
-        key, _ = self.workers[0].store.keys(stream.stream_id)
+        key, _ = self.workers[0].store._commands.keys(stream.stream_id)
         head = int(self.database.client.hget(key, "head") or 0)
         for worker in self.workers:
             copy = worker.store._copies.table.get(stream.stream_id)

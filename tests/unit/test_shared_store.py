@@ -13,7 +13,7 @@ import pytest
 from app import errors
 from app.streams.interface import Binding, Piece, new_stream_id
 from app.streams.readership import Readership
-from app.streams.shared import copies, scripts
+from app.streams.shared import copies, desk, scripts
 from app.streams.shared import store as shared
 from app.streams.shared.log import SharedLog
 from app.streams.shared.state import State
@@ -103,7 +103,7 @@ def test_append_never_waits_for_the_engine(own_engine: Engine) -> None:
 def test_chunks_keep_their_places_in_the_engine_and_every_key_expires(database: Database) -> None:
     with workers(database.url, 2) as (one, two):
         log, _ = one.store.create(ORIGIN, KEY)
-        hash_key, entries_key = one.store.keys(log.stream_id)
+        hash_key, entries_key = one.store._commands.keys(log.stream_id)
         assert -1 not in database.engine.keys(database.number).values(), "already now"
         log.append("He", "llo", "", "😀")
         wait_until(lambda: log.head == 4, "the chunks")
@@ -331,8 +331,8 @@ def test_resumes_are_counted_at_every_worker_when_the_end_is_booked(database: Da
         with two.store.find(log.stream_id).reader(0):
             pass
         two.store.flush()
-        assert database.client.hget(one.store.keys(log.stream_id)[0], "attached") == b"6", "it has ended"
-        assert len(one.store.unbooked) == 0
+        assert database.client.hget(one.store._commands.keys(log.stream_id)[0], "attached") == b"6", "it has ended"
+        assert len(one.store._desk.unbooked) == 0
 
 
 def test_resumes_of_a_log_whose_worker_died_are_those_of_all(database: Database) -> None:
@@ -366,7 +366,7 @@ def test_log_that_was_taken_over_is_booked_by_its_heir_alone(database: Database)
         assert log.finish(end_with()), "it does not know it yet"
         lines = booked(log)
         wait_until(lambda: log.end is not None, "the end that the other one wrote")
-        assert (terminal_of(log).event, lines, len(stopped.store.unbooked)) == ("failed", [], 0)
+        assert (terminal_of(log).event, lines, len(stopped.store._desk.unbooked)) == ("failed", [], 0)
         wait_until(lambda: heirs_lines and heirs_lines[0], "the line")
         assert heirs_lines == [[("response_complete", 0)]]
 
@@ -501,7 +501,7 @@ def test_log_whose_worker_dies_is_ended_by_one_of_those_who_read_it(database: Da
             assert copy.settle(PATIENCE_SECONDS)
             assert (terminal_of(copy).event, copy.head, copy.text()) == ("failed", 2, "aé")
         for log in logs:
-            entries = database.client.xrange(others[0].store.keys(log.stream_id)[1])
+            entries = database.client.xrange(others[0].store._commands.keys(log.stream_id)[1])
             assert len(entries) == 3, "one end, though three noticed"
         dying.store._tail.stop()
 
@@ -524,7 +524,7 @@ def test_worker_that_was_stopped_and_goes_on_changes_nothing(database: Database)
         assert not log.finish(end_with())
         assert stopped.aborted == [log.stream_id]
         assert copy.text() == "a"
-        assert len(database.client.xrange(other.store.keys(log.stream_id)[1])) == 2
+        assert len(database.client.xrange(other.store._commands.keys(log.stream_id)[1])) == 2
 
 
 def test_worker_whose_sign_of_life_is_missing_once_is_not_taken_for_dead(database: Database) -> None:
@@ -701,7 +701,7 @@ def test_batch_whose_answer_is_lost_is_written_once(own_engine: Engine, answers:
             time.sleep(0.05)
         wait_until(lambda: log.head == 8 and not log.is_unresumable, "all of them", 30.0)
         assert commands
-        entries = own_engine.client().xrange(one.store.keys(log.stream_id)[1])
+        entries = own_engine.client().xrange(one.store._commands.keys(log.stream_id)[1])
         assert [entry_id for entry_id, _ in entries] == [f"{number}-0".encode() for number in range(1, 9)]
         assert b"".join(fields[b"t"] for _, fields in entries) == b"abcdcdcd"
 
@@ -723,7 +723,8 @@ def test_engine_that_lost_everything_is_given_it_again_by_those_who_live(own_eng
         wait_until(lambda: one.has_engine_back() and two.has_engine_back(), "the engine is back")
         for log, text in ((quiet, "aé"), (busy, "aéc"), (bound, "aé"), (ended, "x")):
             wait_until(
-                lambda log=log: own_engine.client().exists(one.store.keys(log.stream_id)[1]), "it is written anew"
+                lambda log=log: own_engine.client().exists(one.store._commands.keys(log.stream_id)[1]),
+                "it is written anew",
             )
             copy = two.store.find(log.stream_id, reach=len(text))
             assert copy.text() == text
@@ -737,7 +738,7 @@ def test_engine_that_lost_a_part_of_a_log_is_given_it_again(database: Database) 
         log = one.begin()
         log.append("a", "b")
         wait_until(lambda: log.head == 2, "the chunks")
-        database.client.delete(one.store.keys(log.stream_id)[1])
+        database.client.delete(one.store._commands.keys(log.stream_id)[1])
         log.append("c")
         wait_until(lambda: log.head == 3, "the chunk")
         assert two.store.find(log.stream_id).text() == "abc"
@@ -747,7 +748,7 @@ def test_engine_that_was_taken_over_by_an_older_copy_of_it_is_brought_up_to_date
     """A failover that lost the last writes: there is less than was acknowledged."""
     with workers(database.url, 2) as (one, two):
         log = one.begin()
-        hash_key, entries_key = one.store.keys(log.stream_id)
+        hash_key, entries_key = one.store._commands.keys(log.stream_id)
         log.append("a", "b", "c")
         wait_until(lambda: log.head == 3, "the chunks")
         database.client.delete(entries_key)
@@ -959,7 +960,7 @@ def test_adoption_whose_answer_is_lost_is_finished_in_the_next_round(own_engine:
             assert copy.settle(PATIENCE_SECONDS)
             assert (copy.text(), terminal_of(copy).event) == ("a", "failed")
         assert asked
-        assert len(own_engine.client().xrange(heir.store.keys(logs[0].stream_id)[1])) == 2
+        assert len(own_engine.client().xrange(heir.store._commands.keys(logs[0].stream_id)[1])) == 2
 
 
 def test_log_that_died_and_was_lost_gets_one_end_though_two_write_it_anew(own_engine: Engine) -> None:
@@ -973,7 +974,7 @@ def test_log_that_died_and_was_lost_gets_one_end_though_two_write_it_anew(own_en
         for copy in copies:
             assert copy.settle(PATIENCE_SECONDS)
             assert (copy.text(), terminal_of(copy).event) == ("ab", "failed")
-        entries = own_engine.client().xrange(second.store.keys(log.stream_id)[1])
+        entries = own_engine.client().xrange(second.store._commands.keys(log.stream_id)[1])
         assert [name for _, fields in entries for name in fields] == [b"t", b"t", b"e"]
 
 
@@ -1024,7 +1025,7 @@ def test_log_whose_adopter_does_not_know_of_it_is_ended_by_it_all_the_same(datab
         one.crash()
         life = one.store._commands.life_key(one.store.worker)
         wait_until(lambda: not database.client.exists(life), "it gives no sign of life")
-        hash_key = two.store.keys(log.stream_id)[0]
+        hash_key = two.store._commands.keys(log.stream_id)[0]
         adopted = database.client.eval(scripts.ADOPT, 2, hash_key, life, one.store.worker, 1, two.store.worker)
         assert adopted == 1
         copy = two.store.find(log.stream_id)
@@ -1052,7 +1053,9 @@ def test_stream_that_the_engine_lost_is_not_unknown_while_its_worker_may_write_i
             with pytest.raises(errors.StoreUnavailable):
                 lost(log.stream_id)
         proxy.accept()
-        wait_until(lambda: own_engine.client().exists(one.store.keys(log.stream_id)[0]), "it is written again")
+        wait_until(
+            lambda: own_engine.client().exists(one.store._commands.keys(log.stream_id)[0]), "it is written again"
+        )
         assert two.store.find(log.stream_id, reach=2).text() == "ab"
         two.store._committer.back_at -= 2 * LONG
         with pytest.raises(errors.StreamUnknown):
@@ -1157,7 +1160,7 @@ def test_log_that_is_given_up_shows_no_more_of_its_own_in_that_moment(
         log.append("b")
         if ends:
             log.finish(end_with())
-        monkeypatch.setattr(shared, "tell", lambda _: log.show_late())
+        monkeypatch.setattr(desk, "tell", lambda _: log.show_late())
 
         log.owned._fenced(1)
 

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from app.platform.gevent_loop import plain_lock
 from app.streams.finishing import finish_once
 from app.streams.interface import Binding, End, Origin, Piece, Totals
 from app.streams.readership import LogReader, Readership
-from app.streams.retention import LOG_OVERHEAD_BYTES
+from app.streams.retention import LOG_OVERHEAD_BYTES, Keeper
 from app.streams.text import Text
 
-__all__ = ["Keeper", "MemoryLog"]
-
-
-class Keeper(Protocol):
-    """The store of a log, as the log knows it."""
-
-    def make_room_for(self, log: MemoryLog, size: int) -> None: ...
-
-    def release_prompt(self, log: MemoryLog) -> None: ...
-
-    def ended(self, log: MemoryLog) -> None: ...
-
-    def used(self, log: MemoryLog) -> None: ...
+__all__ = ["MemoryLog"]
 
 
 class MemoryLog:
@@ -51,7 +38,7 @@ class MemoryLog:
     )
 
     def __init__(
-        self, keeper: Keeper, stream_id: str, origin: Origin, binding: Binding | None, *, prompt_bytes: int
+        self, keeper: Keeper[MemoryLog], stream_id: str, origin: Origin, binding: Binding | None, *, prompt_bytes: int
     ) -> None:
         self.stream_id = stream_id
         self.origin = origin

@@ -15,7 +15,7 @@ from app.streams.shared.commands import PAGE_ENTRIES, Commands
 from app.streams.shared.committer import Committer
 from app.streams.shared.connection import Answer, Refusal
 from app.streams.shared.damage import Damage
-from app.streams.shared.log import Keeper, SharedLog
+from app.streams.shared.log import SharedLog, SharingKeeper
 from app.streams.shared.records import Damaged
 from app.streams.shared.tail import Tail
 
@@ -38,7 +38,7 @@ class Copies:
     def __init__(
         self,
         *,
-        keeper: Keeper,
+        keeper: SharingKeeper,
         retention: Retention[SharedLog],
         committer: Committer,
         commands: Commands,
@@ -117,9 +117,7 @@ class Copies:
         stream = records.read_stream(stream_id, told)
         if not page and stream.is_ended:
             raise errors.StreamExpired
-        log = SharedLog.copied(
-            self._keeper, stream_id, stream.origin, stream.binding, owner=stream.owner, fence=stream.fence
-        )
+        log = SharedLog.copied(self._keeper, stream)
         with self._retention.lock:
             self._retention.count(log)
             self.table[stream_id] = log

@@ -13,40 +13,21 @@ from typing import Any, Protocol
 
 from app.platform.gevent_loop import plain_lock
 from app.streams.finishing import finish_once
-from app.streams.interface import Binding, End, Origin, Piece, Totals
+from app.streams.interface import End, Piece, Totals
 from app.streams.readership import LogReader, Readership
-from app.streams.retention import LOG_OVERHEAD_BYTES
+from app.streams.retention import LOG_OVERHEAD_BYTES, Keeper
+from app.streams.shared import state
 from app.streams.shared.copy import Copy
 from app.streams.shared.owned import Desk, Owned
-from app.streams.shared.state import (
-    ADOPTED,
-    ANSWERED,
-    CAUGHT_UP,
-    CUT_OFF,
-    DROPPED,
-    END_READ,
-    END_STORED,
-    LATE,
-    TAKEN_OVER,
-    Arrow,
-    State,
-    step,
-)
+from app.streams.shared.records import Stream
+from app.streams.shared.state import Arrow, State, step
 from app.streams.text import Text
 
-__all__ = ["Keeper", "SharedLog"]
+__all__ = ["SharedLog", "SharingKeeper"]
 
 
-class Keeper(Protocol):
-    """The store of a log, as the log knows it."""
-
-    def make_room_for(self, log: SharedLog, size: int) -> None: ...
-
-    def release_prompt(self, log: SharedLog) -> None: ...
-
-    def ended(self, log: SharedLog) -> None: ...
-
-    def used(self, log: SharedLog) -> None: ...
+class SharingKeeper(Keeper["SharedLog"], Protocol):
+    """The store of a log that several workers share."""
 
     def attached(self, log: SharedLog) -> None:
         """Hear that somebody begins to read a log that goes on."""
@@ -56,7 +37,6 @@ class SharedLog:
     """Only its store builds it."""
 
     __slots__ = (
-        "__weakref__",
         "_has_end",
         "_is_closed",
         "_keeper",
@@ -80,12 +60,10 @@ class SharedLog:
         "used_at",
     )
 
-    def __init__(
-        self, keeper: Keeper, stream_id: str, origin: Origin, binding: Binding | None, *, prompt_bytes: int = 0
-    ) -> None:
-        self.stream_id = stream_id
-        self.origin = origin
-        self.binding = binding
+    def __init__(self, keeper: SharingKeeper, stream: Stream, *, prompt_bytes: int = 0) -> None:
+        self.stream_id = stream.stream_id
+        self.origin = stream.origin
+        self.binding = stream.binding
         self.head = 0
         self.end: End | None = None
         self.end_read = False
@@ -107,28 +85,17 @@ class SharedLog:
         self._readership = Readership(self.lock)
 
     @classmethod
-    def begun(
-        cls,
-        keeper: Keeper,
-        desk: Desk,
-        stream_id: str,
-        origin: Origin,
-        binding: Binding | None,
-        *,
-        prompt_bytes: int,
-    ) -> SharedLog:
+    def begun(cls, keeper: SharingKeeper, desk: Desk, stream: Stream, *, prompt_bytes: int) -> SharedLog:
         """Build a log that this worker begins."""
-        log = cls(keeper, stream_id, origin, binding, prompt_bytes=prompt_bytes)
-        log.owned = Owned(log, desk, 1, written=0)
+        log = cls(keeper, stream, prompt_bytes=prompt_bytes)
+        log.owned = Owned(log, desk, stream.fence, written=0)
         return log
 
     @classmethod
-    def copied(
-        cls, keeper: Keeper, stream_id: str, origin: Origin, binding: Binding | None, *, owner: str, fence: int
-    ) -> SharedLog:
+    def copied(cls, keeper: SharingKeeper, stream: Stream) -> SharedLog:
         """Build an empty copy of another worker's log."""
-        log = cls(keeper, stream_id, origin, binding)
-        log.copy = Copy(owner, fence)
+        log = cls(keeper, stream)
+        log.copy = Copy(stream.owner, stream.fence)
         log.state = State.FOLLOWED
         log._is_closed = True
         return log
@@ -257,12 +224,12 @@ class SharedLog:
             if owned is None:
                 return
             if self.state is State.AHEAD:
-                self._go(ANSWERED)
+                self._go(state.ANSWERED)
             piece = self._raise_head(head)
             # An end that is known may reach readers at any moment, so it must be stored too.
             is_resumable = self.state is State.CATCHING_UP and head >= self.head and owned.end is None
             if is_resumable:
-                self._go(CAUGHT_UP)
+                self._go(state.CAUGHT_UP)
         if piece is not None:
             self._readership.tell(piece)
         if is_resumable:
@@ -271,16 +238,16 @@ class SharedLog:
     def show_late(self) -> None:
         """Valkey is away: readers are told so, and have what is there."""
         with self.lock:
-            if self.owned is None or self.end is not None or self.state not in LATE.sources:
+            if self.owned is None or self.end is not None or self.state not in state.LATE.sources:
                 return
-            shown = self._show_all(LATE)
+            shown = self._show_all(state.LATE)
         self._tell_all(*shown)
 
     def end_stored(self, end: End) -> None:
         """Valkey has the end and all before it: readers may have it."""
         with self.lock:
-            if self.owned is not None and self.state in END_STORED.sources:
-                self._go(END_STORED)
+            if self.owned is not None and self.state in state.END_STORED.sources:
+                self._go(state.END_STORED)
         self._show_end(end)
         self.end_read = True  # whoever has not read it can do so at any worker
         self._readership.nudge()
@@ -288,10 +255,10 @@ class SharedLog:
     def cut_off(self) -> None:
         """Go on to the end for the readers here alone."""
         with self.lock:
-            if self.owned is None or self.state not in CUT_OFF.sources:
+            if self.owned is None or self.state not in state.CUT_OFF.sources:
                 return
             self.owned.stop()
-            shown = self._show_all(CUT_OFF)
+            shown = self._show_all(state.CUT_OFF)
         self._tell_all(*shown)
 
     def _show_all(self, arrow: Arrow) -> tuple[bool, Piece | None, End | None]:
@@ -316,11 +283,11 @@ class SharedLog:
         """
         with self.lock:
             owned = self.owned
-            if owned is None or self.state not in TAKEN_OVER.sources or self.head > head or self.end is not None:
+            if owned is None or self.state not in state.TAKEN_OVER.sources or self.head > head or self.end is not None:
                 return False
             if self.is_unresumable and owned.end is not None:
                 return False
-            self._go(TAKEN_OVER)
+            self._go(state.TAKEN_OVER)
             self._is_closed = True
             self.records.cut(self.head)
             self.owned = None
@@ -333,9 +300,9 @@ class SharedLog:
         """Become this worker's: the producer is gone. `is_lost`: Valkey has lost the log too. False when it is followed
         no more."""
         with self.lock:
-            if self.state not in ADOPTED.sources:
+            if self.state not in state.ADOPTED.sources:
                 return False
-            self._go(ADOPTED)
+            self._go(state.ADOPTED)
             self.copy = None
             self.owned = Owned(self, desk, fence, written=None if is_lost else self.head)
             self._is_closed = False
@@ -356,7 +323,7 @@ class SharedLog:
                 self.add(texts, data.encode())
                 self.head = len(self.records)
             if end is not None:
-                self._go(END_READ)
+                self._go(state.END_READ)
         if texts:
             self._readership.tell(Piece(self.head, len(texts), data))
         if end is not None:
@@ -365,9 +332,9 @@ class SharedLog:
     def drop(self) -> bool:
         """Be kept no more. False when the log has ended."""
         with self.lock:
-            if self.state not in DROPPED.sources:
+            if self.state not in state.DROPPED.sources:
                 return False
-            self._go(DROPPED)
+            self._go(state.DROPPED)
             return True
 
     def _go(self, arrow: Arrow) -> None:

@@ -10,25 +10,22 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 
 from app import errors
-from app.observability import facts
-from app.observability.observer import tell
-from app.streams.interface import Binding, End, Origin, StreamLog, log_name, new_stream_id
+from app.streams.interface import Binding, End, Origin, StreamLog, new_stream_id
 from app.streams.retention import Retention
 from app.streams.shared import records
-from app.streams.shared.booking import BOOKED, Unbooked
+from app.streams.shared.booking import BOOKED
 from app.streams.shared.commands import Commands, bound_text
 from app.streams.shared.committer import Committer
-from app.streams.shared.connection import Answer, Command, Connection, Refusal
+from app.streams.shared.connection import Answer, Connection, Refusal
 from app.streams.shared.copies import Copies
 from app.streams.shared.damage import Damage
+from app.streams.shared.desk import WritersDesk
 from app.streams.shared.leases import LEASE_SECONDS, Leases
 from app.streams.shared.log import SharedLog
 from app.streams.shared.mailbox import Mailbox, ignore
-from app.streams.shared.owned import Owned, OwnedLog
 from app.streams.shared.records import Stream
 from app.streams.shared.tail import Tail
 from app.streams.shared.trees import Trees
@@ -39,12 +36,6 @@ TAG = "chatwait"
 
 ROUND_SECONDS = 0.5
 """How often a worker gives its sign of life, and looks at those of others."""
-
-RECENT_SECONDS = 60.0
-"""Ends so young are written again when Valkey comes back: another machine may have taken over without them."""
-
-MOST_RECENT = 1000
-"""How many of these ends are known."""
 
 
 class SharedStore:
@@ -64,7 +55,6 @@ class SharedStore:
     ) -> None:
         """Raises: ValueError when the URL is none."""
         self.worker = secrets.token_hex(8)
-        self.unbooked = Unbooked()
         self._retention: Retention[SharedLog] = Retention(
             max_active=max_active, budget_bytes=budget_bytes, retention_seconds=retention_seconds
         )
@@ -109,8 +99,15 @@ class SharedStore:
             adopt=self._adopt,
             drop=self.drop,
         )
+        self._desk = WritersDesk(
+            committer=self._committer,
+            commands=self._commands,
+            damage=self._damage,
+            mailbox=self._mailbox,
+            missed=self._leases.renew,  # the sign of life is probably lost too, and nobody may find a stream without it
+            followed=self._follow,
+        )
         self._trees = Trees(self._committer, self._commands)
-        self._recent: deque[tuple[float, str]] = deque(maxlen=MOST_RECENT)
         self._cancel: Callable[[str, str], object] = lambda stream_id, reason: None
         self._abort: Callable[[str], object] = lambda stream_id: None
         self._lost: Callable[[StreamLog, errors.ChatError], object] = lambda log, error: None
@@ -151,7 +148,7 @@ class SharedStore:
         self._tail.stop()
         self._mailbox.nudge()
         self.flush()
-        self.unbooked.book_all(BOOKED)
+        self._desk.unbooked.book_all(BOOKED)
         self._committer.stop()
         self._committer.join()
         self._tail.join()
@@ -196,11 +193,9 @@ class SharedStore:
         self._trees.look_again()
         for log in list(self._retention.live.values()):
             self._look_at(log)
-        since = time.monotonic() - RECENT_SECONDS
-        recent, self._recent = self._recent, deque(maxlen=MOST_RECENT)
-        for ended_at, stream_id in recent:
+        for stream_id in self._desk.take_recent():
             ended = self._retention.finished.get(stream_id)
-            if ended_at > since and ended is not None:
+            if ended is not None:
                 self._look_at(ended)
 
     def _look_at(self, log: SharedLog) -> None:
@@ -221,13 +216,13 @@ class SharedStore:
             raise errors.StoreUnavailable(retry_after_seconds=2)
         log: SharedLog | None = None
         refusal: errors.ChatError | None = None
+        stream = Stream(new_stream_id(), origin, binding, self.worker, 1)
         try:
-            log = self._begin(origin, binding, prompt_bytes)
+            log = self._begin(stream, prompt_bytes)
         except errors.ChatError as error:
             if binding is None:
                 raise
             refusal = error.with_traceback(None)  # which would know this frame
-        stream = Stream(new_stream_id() if log is None else log.stream_id, origin, binding, self.worker, 1)
         try:
             (answer,) = self._committer.ask(self._commands.create(stream, is_admitted=log is not None))
         except errors.StoreUnavailable as error:
@@ -249,12 +244,12 @@ class SharedStore:
         assert binding is not None
         return self._bound(binding, answer), False
 
-    def _begin(self, origin: Origin, binding: Binding | None, prompt_bytes: int) -> SharedLog:
+    def _begin(self, stream: Stream, prompt_bytes: int) -> SharedLog:
         """Count a new log. Raises: ShuttingDown, Overloaded."""
         with self._retention.lock:
             self.admit()
             counted = self._retention.admit_prompt(prompt_bytes)
-            log = SharedLog.begun(self, self, new_stream_id(), origin, binding, prompt_bytes=counted)
+            log = SharedLog.begun(self, self._desk, stream, prompt_bytes=counted)
             self._retention.begin(log)
             return log
 
@@ -308,9 +303,17 @@ class SharedStore:
             self._retention.discount(log)
         log.release()
 
+    def _follow(self, stream_id: str) -> None:
+        """Read a log as a copy that was ours, and stop its generation: another worker has taken it over."""
+        with self._retention.lock:
+            copy = self._retention.live.pop(stream_id, None)
+            if copy is not None:
+                self._copies.add(copy)
+        self._abort(stream_id)
+
     def _adopt(self, log: SharedLog, fence: int, is_lost: bool) -> bool:
         """Make a copy ours, and end it: its producer is gone."""
-        if not log.adopt(self, fence, is_lost=is_lost):
+        if not log.adopt(self._desk, fence, is_lost=is_lost):
             return False
         with self._retention.lock:
             self._copies.remove(log)
@@ -355,56 +358,3 @@ class SharedStore:
                 log.noted += 1
 
         self._committer.post([self._commands.attach(log.stream_id)], heard)
-
-    # What a log of ours asks and tells
-
-    def changed(self, owned: Owned) -> None:
-        self._committer.changed(owned)
-
-    def keys(self, stream_id: str) -> tuple[str, str]:
-        return self._commands.keys(stream_id)
-
-    def restoring(self, owned: Owned) -> Command:
-        return self._commands.restore(self._stream(owned))
-
-    def finishing(self, owned: Owned, end: End) -> Command:
-        return self._commands.finish(
-            self._stream(owned),
-            end.records,
-            records.write_end(owned.log.origin, end),
-            records.end_kind(end),
-            frees_key=end.frees_key,
-        )
-
-    def _stream(self, owned: Owned) -> Stream:
-        log = owned.log
-        return Stream(log.stream_id, log.origin, log.binding, self.worker, owned.fence, log.noted)
-
-    def missed(self) -> None:
-        self._leases.renew()  # our sign of life is probably lost too, and nobody may find a stream without it
-
-    def cancel_asked(self, stream_id: str) -> None:
-        self._mailbox.stop(stream_id)
-
-    def damaged(self, stream_id: str, what: str) -> None:
-        self._damage.found(stream_id, what)
-
-    def given_up(self, stream_id: str) -> None:
-        # A stream without a fence is nobody's, and readers elsewhere are told. If another worker had taken it over,
-        # that one writes it anew.
-        self._committer.post([("HDEL", self.keys(stream_id)[0], "fence")], ignore)
-
-    def taken_over(self, log: OwnedLog, *, is_followed: bool) -> None:
-        name, correlation_id = log_name(log.stream_id), log.origin.correlation_id
-        if not is_followed:
-            tell(facts.StreamCutOff(stream=name, correlation_id=correlation_id))
-            return
-        tell(facts.StreamFenced(stream=name, correlation_id=correlation_id))
-        with self._retention.lock:
-            copy = self._retention.live.pop(log.stream_id, None)
-            if copy is not None:
-                self._copies.add(copy)
-        self._abort(log.stream_id)
-
-    def end_stored(self, stream_id: str) -> None:
-        self._recent.append((time.monotonic(), stream_id))
