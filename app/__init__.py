@@ -29,15 +29,15 @@ def create_app(
     from app import routes
     from app.observability import events as logs
     from app.settings import read_settings
-    from app.worker import Runtime
+    from app.worker import Worker
 
     settings = settings or read_settings()
     logs.configure(settings)
     app = Flask(__name__, static_folder=None)
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False  # it would redirect; a path of another spelling is none
-    runtime = Runtime.build(settings, upstream=upstream, store=store)
-    app.extensions["chatwait"] = runtime
-    routes.register(app, runtime)
-    runtime.clock.start()
+    worker = Worker.build(settings, upstream=upstream, store=store)
+    app.extensions["chatwait"] = worker
+    routes.register(app, worker)
+    worker.clock.start()
     return app

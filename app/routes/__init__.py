@@ -7,12 +7,12 @@ from flask import Flask
 from app.routes import chat, health, pages, streams
 from app.web import access as gate
 from app.web import failures
-from app.worker import Runtime
+from app.worker import Worker
 
 __all__ = ["register"]
 
 
-def register(app: Flask, runtime: Runtime) -> None:
+def register(app: Flask, runtime: Worker) -> None:
     """Put every route, the gate before them and the one error shape behind them on the application."""
     app.json.sort_keys = False  # type: ignore[attr-defined]
     gate.register(app, runtime)

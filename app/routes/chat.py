@@ -16,7 +16,7 @@ from app.reading.loop import Place
 from app.streams.interface import Binding, Origin, StreamLog
 from app.upstream.interface import Question
 from app.web import answers as reading
-from app.worker import Runtime
+from app.worker import Worker
 
 __all__ = ["blueprint"]
 
@@ -33,7 +33,7 @@ FEWEST_SIGNS = 4
 @blueprint.post("/chat/streaming")
 def create_streaming() -> Response:
     """The answer as events."""
-    runtime: Runtime = current_app.extensions["chatwait"]
+    runtime: Worker = current_app.extensions["chatwait"]
     log, cursor = _log(runtime)
     return reading.event_stream(runtime, log, cursor, is_admitted=cursor is None)
 
@@ -41,7 +41,7 @@ def create_streaming() -> Response:
 @blueprint.post("/chat/wait")
 def create_wait() -> Response:
     """The answer as one JSON object, when it is complete."""
-    runtime: Runtime = current_app.extensions["chatwait"]
+    runtime: Worker = current_app.extensions["chatwait"]
     log, cursor = _log(runtime)
     return reading.waited(runtime, log, cursor, is_admitted=cursor is None)
 
@@ -56,7 +56,7 @@ def create() -> Response:
     return response
 
 
-def _log(runtime: Runtime) -> tuple[StreamLog, reading.Cursor | None]:
+def _log(runtime: Worker) -> tuple[StreamLog, reading.Cursor | None]:
     """Find the log to read: of the cursor if there is one (which never starts anything), else a new one's."""
     cursor = reading.cursor_of_request()
     if cursor is not None:
@@ -94,7 +94,7 @@ def _log(runtime: Runtime) -> tuple[StreamLog, reading.Cursor | None]:
     return log, None
 
 
-def _admit(runtime: Runtime, key: str | None) -> Place:
+def _admit(runtime: Worker, key: str | None) -> Place:
     """Judge whether there is room for another generation, and keep the place of its reader. Who attaches by a key,
     hashed, starts nothing, and has room beside them.
 

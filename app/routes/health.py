@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from flask import Blueprint, Response, current_app
 
 from app.observability.events import utc_now
-from app.worker import Runtime
+from app.worker import Worker
 
 __all__ = ["blueprint"]
 
@@ -24,7 +24,7 @@ def show_health() -> Response:
 @blueprint.get("/ready")
 def show_ready() -> Response:
     """Readiness, part by part. A remote upstream is only reported: its outage must not take resumes down."""
-    runtime: Runtime = current_app.extensions["chatwait"]
+    runtime: Worker = current_app.extensions["chatwait"]
     local = runtime.settings.local_model
     parts: dict[str, str] = {
         "store": "ready" if runtime.store.ready() else "unavailable",
@@ -39,7 +39,7 @@ def show_ready() -> Response:
 @blueprint.get("/models")
 def show_models() -> Response:
     """The models a request may name, and the limits a client should know."""
-    runtime: Runtime = current_app.extensions["chatwait"]
+    runtime: Worker = current_app.extensions["chatwait"]
     settings = runtime.settings
     models = [{"id": model, "object": "model"} for model in settings.allowed_models]
     return _json({"object": "list", "data": models, "default": settings.openai_model, "limits": settings.limits})

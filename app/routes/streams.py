@@ -9,7 +9,7 @@ from flask import Blueprint, Response, current_app
 from app import errors
 from app.streams.interface import StreamLog
 from app.web import answers as reading
-from app.worker import Runtime
+from app.worker import Worker
 
 __all__ = ["blueprint"]
 
@@ -22,7 +22,7 @@ CANCEL_SECONDS = 2.0
 @blueprint.get("/chat/streaming/<stream_id>")
 def show_streaming(stream_id: str) -> Response:
     """(Re)attach to the event stream."""
-    runtime: Runtime = current_app.extensions["chatwait"]
+    runtime: Worker = current_app.extensions["chatwait"]
     log, cursor = _find(runtime, stream_id)
     return reading.event_stream(runtime, log, cursor)
 
@@ -30,7 +30,7 @@ def show_streaming(stream_id: str) -> Response:
 @blueprint.get("/chat/wait/<stream_id>")
 def show_wait(stream_id: str) -> Response:
     """Wait for the whole answer."""
-    runtime: Runtime = current_app.extensions["chatwait"]
+    runtime: Worker = current_app.extensions["chatwait"]
     log, cursor = _find(runtime, stream_id)
     return reading.waited(runtime, log, cursor)
 
@@ -39,7 +39,7 @@ def show_wait(stream_id: str) -> Response:
 @blueprint.delete("/chat/wait/<stream_id>")
 def cancel(stream_id: str) -> Response:
     """Stop it; once it has ended, say how."""
-    runtime: Runtime = current_app.extensions["chatwait"]
+    runtime: Worker = current_app.extensions["chatwait"]
     try:
         log = runtime.store.find(stream_id)
     except errors.Overloaded:  # there is no room for a copy here, and a stop needs none
@@ -61,7 +61,7 @@ def cancel(stream_id: str) -> Response:
     return Response(json.dumps(body), 200, mimetype="application/json")
 
 
-def _find(runtime: Runtime, stream_id: str) -> tuple[StreamLog, reading.Cursor | None]:
+def _find(runtime: Worker, stream_id: str) -> tuple[StreamLog, reading.Cursor | None]:
     """Judge the cursor in the contract's order: malformed, foreign, then whether the stream is there."""
     cursor = reading.cursor_of_request()
     if cursor is not None and cursor[0] != stream_id:

@@ -16,7 +16,7 @@ from app import errors
 from app.observability.events import correlation, event
 from app.platform.gevent_loop import in_loop
 from app.platform.sockets import DirectWriter
-from app.worker import Runtime
+from app.worker import Worker
 
 __all__ = ["direct_writer", "register", "to_its_end"]
 
@@ -30,7 +30,7 @@ CLOSES = "chatwait.closes"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
-def register(app: Flask, runtime: Runtime) -> None:
+def register(app: Flask, runtime: Worker) -> None:
     settings = runtime.settings
     app.wsgi_app = _closable(app.wsgi_app, runtime)  # type: ignore[method-assign]
 
@@ -83,7 +83,7 @@ def register(app: Flask, runtime: Runtime) -> None:
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 
 
-def _closable(wsgi_app: Callable[..., Iterable[bytes]], runtime: Runtime) -> Callable[..., Iterable[bytes]]:
+def _closable(wsgi_app: Callable[..., Iterable[bytes]], runtime: Worker) -> Callable[..., Iterable[bytes]]:
     """Count who is in a view, and give views gunicorn's response object, whose method `start_response` is.
 
     It can end the connection after the answer, where gunicorn drops an application's `Connection: close`, and knows
@@ -103,13 +103,13 @@ def _closable(wsgi_app: Callable[..., Iterable[bytes]], runtime: Runtime) -> Cal
     return call
 
 
-def closes(runtime: Runtime) -> bool:
+def closes(runtime: Worker) -> bool:
     """Tell whether connections end after their answers: the client's next request belongs to another worker, or there
     are more connections than may be."""
     return runtime.drain.begun or runtime.connections.is_crowded
 
 
-def to_its_end(runtime: Runtime, environ: dict[str, Any], pieces: Iterable[bytes]) -> Iterator[bytes]:
+def to_its_end(runtime: Worker, environ: dict[str, Any], pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the pieces of an answer, and after them close the connection where it must, without having said so."""
     yield from pieces
     if environ.get(CLOSES) or closes(runtime):

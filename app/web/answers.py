@@ -18,7 +18,7 @@ from app.reading import loop as sse
 from app.streams.interface import End, StreamLog, log_name
 from app.web import failures
 from app.web.access import direct_writer, to_its_end
-from app.worker import Runtime
+from app.worker import Worker
 
 __all__ = ["Cursor", "after", "cursor_of_request", "event_stream", "waited"]
 
@@ -74,7 +74,7 @@ def after(log: StreamLog, cursor: Cursor | None) -> int | None:
     raise errors.CursorAhead
 
 
-def event_stream(runtime: Runtime, log: StreamLog, cursor: Cursor | None, *, is_admitted: bool = False) -> Response:
+def event_stream(runtime: Worker, log: StreamLog, cursor: Cursor | None, *, is_admitted: bool = False) -> Response:
     """Answer with the log from the cursor on, live to its end; 204 when all of it has been seen.
 
     Who `is_admitted` has been counted on before the generation began, and is not refused now.
@@ -93,7 +93,7 @@ def event_stream(runtime: Runtime, log: StreamLog, cursor: Cursor | None, *, is_
     return response
 
 
-def _frames(runtime: Runtime, log: StreamLog, begin: int) -> Iterator[bytes]:
+def _frames(runtime: Worker, log: StreamLog, begin: int) -> Iterator[bytes]:
     name, correlation_id = log_name(log.stream_id), g.correlation_id
     environ = request.environ
     client: socket.socket | None = environ.get("gunicorn.socket")
@@ -118,7 +118,7 @@ def _frames(runtime: Runtime, log: StreamLog, begin: int) -> Iterator[bytes]:
 
 
 @contextmanager
-def _reading(runtime: Runtime, client: socket.socket | None) -> Iterator[None]:
+def _reading(runtime: Worker, client: socket.socket | None) -> Iterator[None]:
     """Have a connection be a reader's for as long as it is counted as one, and no longer."""
     if client is not None:
         runtime.connections.reads(client)
@@ -134,7 +134,7 @@ def _drop(client: socket.socket | None) -> None:
         shut(client)
 
 
-def waited(runtime: Runtime, log: StreamLog, cursor: Cursor | None = None, *, is_admitted: bool = False) -> Response:
+def waited(runtime: Worker, log: StreamLog, cursor: Cursor | None = None, *, is_admitted: bool = False) -> Response:
     """Answer with the whole of a log as JSON when it has ended, or with 202 after `Prefer: wait=N`."""
     after(log, cursor)
     end = log.end
@@ -155,7 +155,7 @@ def waited(runtime: Runtime, log: StreamLog, cursor: Cursor | None = None, *, is
     return response
 
 
-def _wait(runtime: Runtime, log: StreamLog, *, seconds: float | None) -> End | None:
+def _wait(runtime: Worker, log: StreamLog, *, seconds: float | None) -> End | None:
     name, correlation_id = log_name(log.stream_id), g.correlation_id
     client: socket.socket | None = request.environ.get("gunicorn.socket")
     has_left = False
@@ -194,7 +194,7 @@ def _running(log: StreamLog) -> Response:
     return response
 
 
-def _ended(runtime: Runtime, log: StreamLog, end: End, *, is_admitted: bool) -> Response:
+def _ended(runtime: Worker, log: StreamLog, end: End, *, is_admitted: bool) -> Response:
     failure = errors.ShuttingDown(retry_after_seconds=5).failure if end.reason == "shutdown" else end.error
     error = None if failure is None else error_body(failure, g.correlation_id)
     if failure is None or error is None:
@@ -222,7 +222,7 @@ def _ended(runtime: Runtime, log: StreamLog, end: End, *, is_admitted: bool) -> 
     return response
 
 
-def _whole(runtime: Runtime, log: StreamLog, before: str, after: str) -> Iterator[bytes]:
+def _whole(runtime: Worker, log: StreamLog, before: str, after: str) -> Iterator[bytes]:
     environ = request.environ
     client: socket.socket | None = environ.get("gunicorn.socket")
 
