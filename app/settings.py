@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from app.embedded_model.supervisor import CONTEXT_TOKENS_PER_SLOT, MODEL_ID
+from app.embedded_model.model import CONTEXT_TOKENS_PER_SLOT, MODEL_ID
 
 __all__ = ["BadSettings", "Settings", "needs_local_model", "read_settings", "table"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from app.embedded_model import supervisor as local_model
+from app.embedded_model import model, supervisor
 from app.generation.run import Bounds, Generations, end_lost
 from app.observability.events import flush
 from app.platform.clock import Clock
@@ -21,9 +21,6 @@ from app.upstream.client import OpenAIUpstream
 from app.upstream.interface import Upstream
 
 __all__ = ["Worker"]
-
-LOCAL_MODEL_URL = "CHATWAIT_LOCAL_MODEL_URL"
-"""The environment variable by which gunicorn.conf.py tells its workers where the embedded model listens."""
 
 
 @dataclass(kw_only=True)
@@ -134,7 +131,7 @@ def _store(settings: Settings) -> Store:
 def _upstream(settings: Settings) -> OpenAIUpstream:
     if not settings.local_model:
         return OpenAIUpstream(base_url=settings.openai_base_url, api_key=settings.openai_api_key)
-    url = os.environ.get(LOCAL_MODEL_URL, "")
-    upstream = OpenAIUpstream(base_url=f"{url}/v1", api_key=os.environ.get(local_model.KEY, ""))
-    upstream.ready = lambda: local_model.ready(url, timeout=1.0)  # type: ignore[method-assign]
+    url = os.environ.get(model.URL, "")
+    upstream = OpenAIUpstream(base_url=f"{url}/v1", api_key=os.environ.get(model.KEY, ""))
+    upstream.ready = lambda: supervisor.ready(url, timeout=1.0)  # type: ignore[method-assign]
     return upstream
