@@ -1,4 +1,4 @@
-"""What one worker runs with: its parts, built once and kept in `app.extensions["chatwait"]`."""
+"""The parts that one worker runs with. They are built once, and kept in `app.extensions["chatwait"]`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Worker:
     clock: Clock
     drain: Drain = field(init=False)
     answering: int = 0
-    """Requests whose answer has not begun."""
+    """How many requests there are whose answer has not begun."""
 
     def __post_init__(self) -> None:
         self.drain = Drain(
