@@ -193,14 +193,14 @@ def _told_otherwise(cfg):
     if cfg.worker_connections < worker_connections:
         told.append(
             f"worker_connections: gunicorn was told {cfg.worker_connections}, and MAX_READERS and MAX_ACTIVE_STREAMS "
-            f"need {worker_connections}: whoever comes last would not be answered. Take it out of gunicorn's command "
-            "line and GUNICORN_CMD_ARGS, and set MAX_READERS."
+            f"need {worker_connections}: the last clients to connect would not be answered. Take it out of gunicorn's "
+            "command line and GUNICORN_CMD_ARGS, and set MAX_READERS."
         )
     found = {name: cfg.settings[name].get() for name in ("workers", "worker_class", "bind")}
     for name, ours, why, instead in (
-        ("workers", workers, "streams would be sought in the wrong process", "set WORKERS"),
-        ("worker_class", worker_class, "streams need its worker for gevent", "leave it as it is"),
-        ("bind", [bind], "who may ask is judged by HOST and ALLOWED_HOSTS", "set HOST and PORT"),
+        ("workers", workers, "a reader could reach a process that does not have its stream", "set WORKERS"),
+        ("worker_class", worker_class, "streams need the worker for gevent", "leave it as it is"),
+        ("bind", [bind], "HOST and ALLOWED_HOSTS decide which requests are answered", "set HOST and PORT"),
     ):
         if found[name] != ours:
             (theirs, right) = (", ".join(map(str, it)) if isinstance(it, list) else it for it in (found[name], ours))
