@@ -14,7 +14,8 @@ LEAVING      Every reader is sent away. The last of their answers are being writ
 FINISHED     The worker may end.
 
 A reader whose connection broke just before a restart loses nothing: resumes are answered until LEAVING is over.
-Several phases may pass in one tick. A quick stop skips every wait but the short ones of LAST_FRAMES and LEAVING.
+A generation that begins during LEAVING is waited for up to the deadline and is cut then, without a way back. Several
+phases may pass in one tick. A quick stop skips every wait but the cut's and the short ones of LAST_FRAMES and LEAVING.
 """
 
 from __future__ import annotations
