@@ -101,11 +101,12 @@ def test_body_that_has_stalled_for_longest_makes_room_and_its_reader_goes_on(bod
 
 def test_body_that_brings_pieces_or_is_complete_or_holds_nothing_makes_no_room(bodies: Bodies) -> None:
     coming, complete = bodies.arriving(BUDGET_BYTES - LARGE_BYTES), bodies.arriving(LARGE_BYTES)
-    bodies.arriving(0)
+    empty = bodies.arriving(0)
     bodies.room.is_complete(complete)
     bodies.now += STALLED_SECONDS
     coming.arrives(PIECE_BYTES)
     assert not bodies.has_room_for(LARGE_BYTES)
+    assert not empty.is_displaced
 
     bodies.now += STALLED_SECONDS
     coming.arrives(PIECE_BYTES - 1)  # which is not a piece

@@ -33,6 +33,7 @@ def bounded(data: bytes, *, at_most: int) -> tuple[dict[str, Any], Chunks]:
     found = chunks_of(environ)
     assert found is not None
     found.begin(at_most)
+    assert chunks_of(environ) is found, "its chunks are bounded once"
     return environ, found
 
 
