@@ -107,6 +107,7 @@ class Supervisor:
         self._backoff = Backoff()
 
     def run(self) -> None:
+        """Keep a server running until the parent is gone or a signal asks for the end."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._ask_to_stop)
         try:

@@ -134,10 +134,9 @@ def test_written_line_is_one_json_object_with_the_fields_of_the_services_log(
     }
 
 
-def test_importing_it_loads_nothing_but_the_standard_library() -> None:
-    program = (
-        "import sys, app.embedded_model.supervisor; print([n for n in sys.modules if n.split('.')[0] not in KNOWN])"
-    )
+@pytest.mark.parametrize("module", ["app.embedded_model.supervisor", "app.settings"])
+def test_importing_it_loads_nothing_but_the_standard_library(module: str) -> None:
+    program = f"import sys, {module}; print([n for n in sys.modules if n.split('.')[0] not in KNOWN])"
     program = program.replace("KNOWN", "{*sys.stdlib_module_names, 'app', '__main__'}")
     # -S leaves out site-packages, and with it what other packages load at every start.
     printed = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)
