@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from app.reading.loop import Readers
 from app.shutdown import ENDS_SECONDS, LAST_FRAMES_SECONDS, QUICK_SECONDS, RAMP_SECONDS, Drain, Phase
 from app.streams.interface import Origin, StreamLog
 from app.streams.memory.store import MemoryStore
-from app.upstream import Question
+from app.upstream.interface import Question
 from tests.unit.conftest import Events
 from tests.unit.fakes import FakeUpstream, Gate, whole
 from tests.unit.shared import wait_until
@@ -87,7 +88,7 @@ class HeldLog:
 class ForeignReader:
     """What the drain knows of a reader of another worker's stream. A real one needs another worker."""
 
-    is_foreign = True
+    log = SimpleNamespace(sharing=SimpleNamespace(is_foreign=True))
     is_released = False
 
     def release(self) -> None:
