@@ -58,16 +58,23 @@ class NoAccessLog(Logger):
 
 logger_class = NoAccessLog
 errorlog = "-"
-level = (
-    "INFO" if settings.log_level == "DEBUG" else settings.log_level
-)  # at DEBUG gunicorn would log requested addresses
+# At DEBUG gunicorn would log the addresses of requests.
+level = "INFO" if settings.log_level == "DEBUG" else settings.log_level
 loglevel = level.lower()
 proc_name = "chatwait"
-# gunicorn writes its first lines before the application has set up its log. They take the same form.
+
+
+def early_formatter():
+    """Format gunicorn's first lines, which it writes before the application has set up its logging."""
+    from app.observability.lines import LineFormatter
+
+    return LineFormatter([settings.openai_api_key])
+
+
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"json": {"()": "app.observability.events.early_formatter"}},
+    "formatters": {"json": {"()": early_formatter}},
     "handlers": {"stdout": {"class": "app.observability.stdout.LineHandler", "formatter": "json"}},
     "root": {"level": settings.log_level, "handlers": ["stdout"]},
     "loggers": {
@@ -140,7 +147,7 @@ def post_fork(server, worker):
 
     from gevent import events
 
-    from app.observability.events import catch_uncaught
+    from app.observability.uncaught import catch_uncaught
 
     worker.handle_exit = worker.handle_quit = leave
     catch_uncaught()
@@ -151,7 +158,7 @@ def post_fork(server, worker):
 
 def on_starting(server):
     """Raise the limit of descriptors, and start the embedded model if it is the one that answers."""
-    from app.observability.events import catch_uncaught  # loaded already, because it formats gunicorn's lines
+    from app.observability.uncaught import catch_uncaught
 
     catch_uncaught()
     end_stopped_at_once()

@@ -27,17 +27,18 @@ def create_app(
     from flask import Flask
 
     from app import routes
-    from app.observability import events as logs
+    from app.observability import events, libraries, observer
     from app.settings import read_settings
     from app.worker import Worker
 
     settings = settings or read_settings()
-    logs.configure(settings)
+    libraries.configure(level=settings.log_level, secrets=[settings.openai_api_key])
+    observer.listen(events.write)
     app = Flask(__name__, static_folder=None)
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False  # merging would redirect, and another spelling of a path is no route
     worker = Worker.build(settings, upstream=upstream, store=store)
     app.extensions["chatwait"] = worker
-    routes.register(app, worker)
+    routes.register(app)
     worker.clock.start()
     return app

@@ -1,4 +1,4 @@
-"""Every failure a client can meet, as one tree of exceptions. Standard library only.
+"""Every failure that a client can meet, as one tree of exceptions. Standard library only.
 
     ChatError                         error_code, status, message, detail, action, origin, retryable
     ├── ClientError                   origin: client
@@ -35,7 +35,7 @@
         ├── PromptRefusedAsTooLong    400 context_too_long
         └── UpstreamTimeout           504 upstream_timeout
 
-Texts never hold a stack trace, a host name, a key, a stream id or the upstream's own words.
+No text holds a stack trace, a host name, a key, a stream id or the upstream's own words.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["ChatError", "Failure"]  # the others are named where they are raised: `errors.MessageEmpty`
+__all__ = ["ChatError", "Failure"]  # code that raises the others says `errors.MessageEmpty`
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong, as a value: it can be stored with a log, and written in any dialect.
+    """An error as a value. A log stores it, and a dialect writes it.
 
     Units: `retry_after_seconds` in whole seconds.
     """
@@ -91,6 +91,7 @@ class ChatError(Exception):
 
     @property
     def failure(self) -> Failure:
+        """The error as a value."""
         return Failure(
             error_code=self.error_code,
             message=self.message,
@@ -223,7 +224,7 @@ class NotFound(ClientError):
     error_code = "not_found"
     status = 404
     message = "There is nothing at this address."
-    why = "The path is none of this server's."
+    why = "No route matches this path."
     action = "See the list of addresses at /docs."
 
 
@@ -377,5 +378,5 @@ _STATUS = {kind.error_code: kind.status for kind in walk()}
 
 
 def status_of(error_code: str) -> int:
-    """Return the HTTP status that goes with an error code."""
+    """Return the HTTP status of an error code. Raises: KeyError."""
     return _STATUS[error_code]

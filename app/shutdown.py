@@ -20,14 +20,14 @@ phases may pass in one tick. A quick stop skips every wait but the cut's and the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from enum import Enum, auto
 
-from app.generation.run import Generations
-from app.observability.events import event
+from app.generation.live import Generations
+from app.observability import facts
+from app.observability.observer import tell
 from app.platform.clock import TICK_SECONDS
-from app.reading.loop import Readers
+from app.reading.readers import Readers
 from app.streams.interface import Store, StreamLog
 
 __all__ = ["Drain", "Phase"]
@@ -122,7 +122,7 @@ class Drain:
                 return
         if self._is_reading() and now < self._leaves_at + QUICK_SECONDS:
             return
-        event("drain_finished", readers=self._readers.count, cut=self._cut_at is not None)
+        tell(facts.DrainFinished(readers=self._readers.count, cut=self._cut_at is not None))
         self._phase = Phase.FINISHED
         self._finished()
 
@@ -133,7 +133,7 @@ class Drain:
         self._store.stop_admitting()
         self._logs = self._generations.logs()
         self._phase = Phase.FINISHING
-        event("drain_started", generations=len(self._logs), readers=self._readers.present)
+        tell(facts.DrainStarted(generations=len(self._logs), readers=self._readers.present))
 
     def _release_foreign(self, now: float) -> None:
         """Send some readers of other workers' streams away. All at once would be a storm at the other workers."""
@@ -157,7 +157,7 @@ class Drain:
         self._cut_at = now
         if self._phase is not Phase.LEAVING:
             self._phase = Phase.CUT
-        event("drain_cut", level=logging.WARNING, generations=self._generations.live)
+        tell(facts.DrainCut(generations=self._generations.live))
 
     def _foreign_readers_hold(self, now: float) -> bool:
         """Tell whether readers of other workers' streams are still being sent away."""

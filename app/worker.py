@@ -6,10 +6,12 @@ import os
 from dataclasses import dataclass, field
 
 from app.embedded_model import model, supervisor
-from app.generation.run import Bounds, Generations, end_lost
-from app.observability.events import flush
+from app.generation.ending import end_lost
+from app.generation.live import Generations
+from app.generation.run import Bounds
+from app.observability.libraries import flush
 from app.platform.clock import Clock
-from app.reading.loop import Readers
+from app.reading.readers import Readers
 from app.server.body import Bodies
 from app.server.connections import Connections
 from app.settings import Settings

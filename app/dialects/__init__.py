@@ -1,1 +1,1 @@
-"""What a log looks like on the wire, one folder for each dialect. Pure: no network, no clock, no Flask."""
+"""Dialects: how logs and failures look on the wire, one folder for each. Pure: no network, no clock, no Flask."""

@@ -1,9 +1,9 @@
-"""Take secrets and people's data out of a text before it is logged.
+"""Takes secrets and people's data out of a text before it is logged.
 
-Must run in linear time whatever the text is: every pattern begins at a literal, or where nothing of its own kind stands
-before it, and takes its run possessively or within bounds, so that nothing is read over and over. (Groups are never
-possessive: before 3.11.5 Python matched some of those wrongly.) Our own ids, hashes and times are recognised first and
-left alone: their digits must not pass for a telephone number or a card.
+This runs in linear time, whatever the text is. Every pattern begins at a literal, or where nothing of its own kind
+stands before it. Every pattern takes its run possessively or within bounds, so nothing is read over and over. Groups
+are never possessive: before 3.11.5 Python matched some of those wrongly. Our own ids, hashes and times are recognised
+first and stay: their digits must not pass for a telephone number or a card.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SECRETS = re.compile(
     """,
     re.VERBOSE,
 )
-# AWS's secret keys have no mark of their own: forty characters of base64. (A SHA-1 in hex has forty too.)
+# AWS's secret keys have no mark of their own. They are forty characters of base64. (A SHA-1 in hex has forty, too.)
 _FORTY = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]++(?![A-Za-z0-9+/])")
 
 _OURS = re.compile(
@@ -79,20 +79,20 @@ _PHONE = re.compile(
 )
 
 
-def redact(text: str, *, secret: str = "", longest: int = 1_000) -> str:
+def redact(text: str, *, secrets: tuple[str, ...] = (), longest: int = 1_000) -> str:
     """Replace secrets, and people's e-mail addresses, telephone, card and account numbers and IP addresses.
 
-    `secret` is one more text that may not be seen, whatever it looks like. A text over `longest` characters is cut,
-    but only after it was redacted: a secret at the edge would show its beginning.
+    `secrets` are more texts that may not be seen, whatever they look like. A text over `longest` characters is cut
+    after redaction: otherwise the beginning of a secret at the edge would show.
     """
     if len(text) <= 300:
-        return _redact_again(text, secret)[:longest]
-    redacted = _redact(text[: longest + max(LONGEST_SECRET_CHARS, len(secret))], secret)
+        return _redact_again(text, secrets)[:longest]
+    redacted = _redact(text[: longest + max(LONGEST_SECRET_CHARS, *map(len, secrets), 0)], secrets)
     return redacted if len(text) <= longest and len(redacted) <= longest else redacted[:longest] + "…"
 
 
-def _redact(text: str, secret: str) -> str:
-    if secret:
+def _redact(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
         text = text.replace(secret, MARK)
     text = _SECRETS.sub(_secret, text)
     parts: list[str] = []
@@ -103,7 +103,7 @@ def _redact(text: str, secret: str) -> str:
     return "".join([*parts, _redact_people(text[end:])])
 
 
-# Names of events, routes, messages of errors: the same few in line after line.
+# Names of events, routes and messages of errors are the same few in line after line.
 _redact_again = lru_cache(1024)(_redact)
 
 
@@ -144,7 +144,7 @@ def _address(match: re.Match[str]) -> str:
 
 
 def _accounts(text: str) -> str:
-    """Replace IBANs, by the check digits of ISO 13616; words may stand beside them that look like more of them."""
+    """Replace IBANs, found by the check digits of ISO 13616. Words beside an IBAN may look like more of its digits."""
     parts: list[str] = []
     done = 0
     for match in _IBAN.finditer(text):
@@ -155,14 +155,14 @@ def _accounts(text: str) -> str:
 
 
 def _iban_length(run: str) -> int:
-    """Tell how much of a run is an IBAN: its first beginning, up to a gap or the end, that checks."""
+    """Return the length of the IBAN at a run's beginning: the first part up to a gap or the end that checks. Or 0."""
     head = body = count = 0
     for at, sign in enumerate(run):
         if not sign.isalnum():
             continue
         value = int(sign, 36)
         count += 1
-        if count <= 4:  # the country and the check digits, which count as if they stood at the end
+        if count <= 4:  # the country and the check digits count as if they stood at the end
             head = head * (100 if value > 9 else 10) + value
         else:
             body = (body * (100 if value > 9 else 10) + value) % 97
@@ -173,7 +173,7 @@ def _iban_length(run: str) -> int:
 
 
 def _card(match: re.Match[str]) -> str:
-    """Replace a run of digits that has a card's number in it: 13 to 19 of them, group by group, that obey Luhn."""
+    """Replace a run of digits that holds a card's number: whole groups of 13 to 19 digits that obey Luhn's rule."""
     groups = re.split(_GAP, match[0])
     digits = [int(digit) for group in groups for digit in group]
     plain_then_doubled = accumulate(
@@ -187,7 +187,7 @@ def _card(match: re.Match[str]) -> str:
     first = 0
     for begin in bounds[:-1]:
         first += 1
-        if digits[begin] not in (2, 3, 4, 5, 6):  # what other industries issue, people do not pay with
+        if digits[begin] not in (2, 3, 4, 5, 6):  # payment cards begin with no other digit
             continue
         for end in bounds[first : first + 19]:
             if end - begin > 19:

@@ -1,12 +1,12 @@
-"""Write lines to stdout without ever waiting for whoever reads it.
+"""Writes lines to stdout. A slow reader of the log never blocks the worker.
 
-A full pipe (a log collector that is slow or stopped) would stop the whole worker, every stream included. So a pipe or a
-terminal is opened once more, without blocking, and a socket is asked call by call, which leaves the descriptor that
-others share as it is; what it does not take is kept within bounds and sent later, and what goes beyond is counted and
-told when there is room again. A file takes all.
+A full pipe (a log collector that is slow or stopped) would stop the whole worker with all of its streams. So a pipe or
+a terminal is opened once more without blocking. A socket is told in each call not to block. The descriptor that other
+processes share stays as it is. Lines that stdout does not take are kept within bounds and sent later. Lines beyond the
+bounds are dropped and counted, and the count is logged when there is room again. A file takes all.
 
-A pipe takes up to 4,096 bytes whole or not at all: longer lines could be torn by another process's. Must not be used
-in a signal handler.
+A pipe takes up to 4,096 bytes whole or not at all. The lines of another process could tear longer ones. Nothing here
+may be called in a signal handler.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Event", "LineHandler", "Lines"]
 MOST_WAITING_BYTES = 4_194_304
 LAST_SECONDS = 1.0
 MOST_A_SECOND = 20
-"""How many lines a second may say the same. Events are not counted: each stands for a request or a stream."""
+"""How many lines a second may say the same. This does not limit events: each stands for a request or a stream."""
 
 
 class Lines:
@@ -40,13 +40,13 @@ class Lines:
         try:
             kind = os.fstat(fd).st_mode
         except OSError:
-            kind, self._fd = 0, -1  # closed: its number will be another's
+            kind, self._fd = 0, -1  # it is closed, and another file may get its number
         if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
-            with contextlib.suppress(OSError):  # another user's: then it blocks, as any program's output does
+            with contextlib.suppress(OSError):  # if it is another user's, it blocks like any program's output
                 self._fd = self._own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         elif stat.S_ISSOCK(kind):
             self._fd = self._own = os.dup(fd)
-            # Not socket.socket: gevent's would make the descriptor that others share non-blocking.
+            # gevent's socket.socket would make the shared descriptor non-blocking for all processes.
             self._connection = connection = _socket.socket(fileno=self._own)
             self._send = lambda data: connection.send(data, _socket.MSG_DONTWAIT)
         self._process = os.getpid()
@@ -57,7 +57,7 @@ class Lines:
 
     def write(self, line: bytes) -> None:
         """Send one line, its end included, or keep it for later, or count it as lost. Raises: OSError."""
-        if self._process != os.getpid():  # what a parent process had not sent is not its child's to send
+        if self._process != os.getpid():  # the parent process sends its own lines
             self._process = os.getpid()
             self._drop()
         if self._waiting_bytes + len(line) > MOST_WAITING_BYTES:
@@ -68,7 +68,7 @@ class Lines:
         self.send()
 
     def send(self) -> None:
-        """Send what waits, as far as there is room. Raises: OSError when nobody will ever read it."""
+        """Send waiting lines, as far as there is room. Raises: OSError when nobody will ever read them."""
         while self._waiting and self._process == os.getpid():
             line = self._waiting[0]
             try:
@@ -90,12 +90,13 @@ class Lines:
         return not self._waiting
 
     def take_lost(self) -> int:
+        """Return how many lines were lost since the last call."""
         lost, self.lost = self.lost, 0
         return lost
 
     def close(self) -> None:
-        """Give the reader a moment to take what waits, then give up. May be called again."""
-        if self._waiting and self._process == os.getpid():  # what a parent had not sent is not its child's to send
+        """Give the log's reader a moment to take the waiting lines, then drop them. May be called again."""
+        if self._waiting and self._process == os.getpid():  # the parent process sends its own lines
             poll = select.poll()
             poll.register(self._fd, select.POLLOUT)
             until = time.monotonic() + LAST_SECONDS
@@ -103,9 +104,9 @@ class Lines:
                 while self._waiting and (left := until - time.monotonic()) > 0 and poll.poll(left * 1000):
                     self.send()
         self._drop()
-        self._fd = -1  # its number may be another's the next moment
+        self._fd = -1  # another file may get its number at once
         if self._connection is not None:
-            self._connection.detach()  # or it would close the number once more when it is collected
+            self._connection.detach()  # otherwise its collection would close that number once more
         if self._own >= 0:
             os.close(self._own)
             self._own = -1
@@ -118,13 +119,11 @@ class Lines:
 class Event(logging.LogRecord):
     """A record of our own, with its fields apart.
 
-    It leaves out what logging finds out about the caller of every record, which no line tells and which is half of
-    what a line costs.
+    Logging looks up the caller of every record, which is half of a line's cost. No line shows the caller, so this
+    record leaves it out.
     """
 
-    def __init__(
-        self, name: str, level: int, fields: Mapping[str, object], failure: BaseException | None = None
-    ) -> None:
+    def __init__(self, name: str, level: int, fields: Mapping[str, object]) -> None:
         self.name = "app"
         self.msg = self.event = name
         self.args = ()
@@ -132,8 +131,7 @@ class Event(logging.LogRecord):
         self.levelname = logging.getLevelName(level)
         self.created = time.time()
         self.fields = fields
-        self.exc_info = None if failure is None else (type(failure), failure, failure.__traceback__)
-        self.exc_text = self.stack_info = None
+        self.exc_info = self.exc_text = self.stack_info = None
         self.pathname = self.filename = self.module = self.funcName = ""
         self.lineno = 0
 
@@ -150,12 +148,12 @@ class LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not self._admits(record):
             return
-        with contextlib.suppress(OSError):  # a reader that is gone for good
+        with contextlib.suppress(OSError):  # nobody will ever read stdout again
             self._tell_lost()
             self._lines.write(self.format(record).encode() + b"\n")
 
     def _admits(self, record: logging.LogRecord) -> bool:
-        """Tell whether a line is one too many of its kind: an error that comes back at once would fill the disk."""
+        """Tell whether a line may be written. An error that repeats in a loop must not fill the disk."""
         if isinstance(record, Event):
             return True
         self._tell_left_out(time.monotonic())
@@ -164,7 +162,7 @@ class LineHandler(logging.Handler):
         return said <= MOST_A_SECOND
 
     def _tell_left_out(self, now: float) -> None:
-        """Begin to count anew each second, and tell what was left out of the last one."""
+        """Count anew each second, and log how many lines were left out in the second before."""
         if now - self._since < 1.0:
             return
         said, self._said, self._since = self._said, {}, now
@@ -174,7 +172,7 @@ class LineHandler(logging.Handler):
                 self._lines.write(self.format(record).encode() + b"\n")
 
     def flush(self) -> None:
-        """Send what waits, as far as there is room."""
+        """Send waiting lines, as far as there is room."""
         with self.lock, contextlib.suppress(OSError):  # type: ignore[union-attr]
             self._tell_left_out(time.monotonic())
             self._lines.send()

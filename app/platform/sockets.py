@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import socket
 import struct
 import sys
@@ -12,7 +11,6 @@ import termios
 from typing import NamedTuple
 
 __all__ = [
-    "DirectWriter",
     "Progress",
     "is_connected",
     "is_dead",
@@ -114,37 +112,3 @@ def shut_reading(sock: socket.socket) -> None:
     """End the receiving half of a connection. A thread that waits for bytes gets the end instead."""
     with contextlib.suppress(OSError):  # the connection has ended already
         sock.shutdown(socket.SHUT_RD)
-
-
-class DirectWriter:
-    """Writes pieces of a response's body past the server that owns the connection, and never waits.
-
-    For who knows that the server is not writing at the moment, and that its head is out.
-    """
-
-    def __init__(self, sock: socket.socket, *, chunked: bool) -> None:
-        self._sock = sock
-        self._descriptor = sock.fileno()
-        self._chunked = chunked
-        self._rest = b""
-        self.is_clear = True
-        """The kernel has all of what was written."""
-
-    def write(self, data: bytes) -> bool:
-        """Write one piece. False when none of it was taken: the connection is full, or gone."""
-        if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        try:
-            sent = os.write(self._descriptor, data)
-        except OSError:
-            return False
-        if sent < len(data):
-            self._rest = data[sent:]
-            self.is_clear = False
-        return True
-
-    def finish(self) -> None:
-        """Write what the kernel had no room for; waits. Raises: OSError."""
-        rest, self._rest, self.is_clear = self._rest, b"", True
-        if rest:
-            self._sock.sendall(rest)

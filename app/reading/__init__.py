@@ -1,1 +1,1 @@
-"""The loop that reads a log for one client. It knows no dialect."""
+"""Reading a log for a client, in any dialect: live, waiting for the end, or as one whole body."""

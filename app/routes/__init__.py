@@ -1,23 +1,23 @@
-"""What clients see: one blueprint a resource, every route under /v1 and, as its alias, without it."""
+"""The routes: one blueprint for each resource. Every route stands under /v1, and without it as an alias."""
 
 from __future__ import annotations
 
 from flask import Flask
 
+from app.dialects.native.answer import error_body
 from app.routes import chat, health, pages, streams
-from app.web import access as gate
-from app.web import failures
-from app.worker import Worker
+from app.web import access, closing, failures
 
 __all__ = ["register"]
 
 
-def register(app: Flask, runtime: Worker) -> None:
-    """Put every route, the gate before them and the one error shape behind them on the application."""
+def register(app: Flask) -> None:
+    """Put every route on the application, the checks before them, and the answers to their failures behind them."""
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    gate.register(app, runtime)
-    failures.register(app)
+    closing.wrap(app)
+    access.register(app)
+    failures.register(app, error_body)
     for blueprint in (chat.blueprint, streams.blueprint, health.blueprint):
         app.register_blueprint(blueprint)
         app.register_blueprint(blueprint, url_prefix="/v1", name=f"v1_{blueprint.name}")
-    pages.register(app, runtime.store)
+    pages.register(app)

@@ -1,21 +1,15 @@
-"""What people see in a browser: the pages, what they load, and the contract. All of it is read once, at the start."""
+"""The pages, the files that they load, and the contract. All of them are read once, at the start."""
 
 from __future__ import annotations
 
-import logging
-import re
-import threading
-from collections.abc import Mapping
 from pathlib import Path
 
 from flask import Flask, Response, request
-from werkzeug.datastructures import Accept
-from werkzeug.http import parse_accept_header
 
 from app import errors
-from app.observability.events import event
-from app.streams.interface import Store
-from app.web import assets as files
+from app.web.assets import Asset, OtherTrees, read
+from app.web.current import worker_of
+from app.web.files import file, page
 
 __all__ = ["register"]
 
@@ -32,19 +26,14 @@ WORKER_POLICY = (
 )
 DOCS_POLICY = f"default-src 'none'; style-src 'self'; img-src 'self' data:; {_NOTHING_ELSE}"
 
-LONGEST_ACCEPT_ENCODING = 2000
-MOST_OTHER_TREES = 2
-"""Of other versions, in memory. During a deploy there is one."""
 
-_HASH = re.compile(r"[0-9a-f]{16}")
-
-
-def register(app: Flask, store: Store) -> None:
+def register(app: Flask) -> None:
     """Read the files, and put their addresses on the application. Raises: OSError, ValueError."""
-    tree = files.read(STATIC)
-    boot = files.Asset.of("boot.js", (STATIC / "boot.js").read_bytes())
-    worker = files.Asset.of("sw.js", tree.fill((STATIC / "sw.js").read_bytes()))
-    others = _OtherTrees(store)
+    store = worker_of(app).store
+    tree = read(STATIC)
+    boot = Asset.of("boot.js", (STATIC / "boot.js").read_bytes())
+    worker = Asset.of("sw.js", tree.fill((STATIC / "sw.js").read_bytes()))
+    others = OtherTrees(store)
     if store.elsewhere is not None:
         store.elsewhere.publish(tree.name, tree.record)
     home, docs = tree.pages["index.html"], tree.pages["docs.html"]
@@ -52,15 +41,15 @@ def register(app: Flask, store: Store) -> None:
 
     @app.get("/")
     def show_home() -> Response:
-        """The chat. Its worker knows it by the header: another program may answer at this address tomorrow."""
-        response = _page(home, CHAT_POLICY)
+        """The chat. Its service worker knows it by the header, because another program may answer here tomorrow."""
+        response = page(home, CHAT_POLICY)
         response.headers["X-ChatWait"] = "page"
         return response
 
     @app.get("/docs")
     def show_docs() -> Response:
         """The contract for people."""
-        return _page(docs, DOCS_POLICY)
+        return page(docs, DOCS_POLICY)
 
     @app.get("/openapi.yaml")
     def show_contract() -> Response:
@@ -71,84 +60,25 @@ def register(app: Flask, store: Store) -> None:
 
     @app.get("/assets/boot.js")
     def show_boot() -> Response:
-        """What a page of any version loads first."""
-        response = _file(boot)
+        """The file that a page of any version loads first."""
+        response = file(boot)
         response.headers["Cache-Control"] = "no-cache"
         return response
 
     @app.get("/sw.js")
     def show_worker() -> Response:
-        """What shows the page when the server is away. It differs with each version, so browsers replace it."""
-        response = _file(worker)
+        """The script that shows the page while the server is away. Each version has its own, so browsers replace it."""
+        response = file(worker)
         response.headers["Cache-Control"] = "no-cache"
         response.headers["Content-Security-Policy"] = WORKER_POLICY
         return response
 
     @app.get("/assets/<tree>/<name>")
     def show_asset(**path: str) -> Response:
-        """A file that a page loads: of this tree, or of another version's that this one can get hold of."""
+        """A file that a page loads: of this tree, or of another version's tree that the store has."""
         asset = tree.assets.get(request.path) or others.of(path["tree"]).get(request.path)
         if asset is None:
             raise errors.NotFound
-        response = _file(asset)
+        response = file(asset)
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
         return response
-
-
-class _OtherTrees:
-    """The files of other versions, which instances that run them have published: a page that was loaded before a
-    deploy goes on to find its own. The last few stay in memory."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._trees: dict[str, Mapping[str, files.Asset]] = {}
-
-    def of(self, version: str) -> Mapping[str, files.Asset]:
-        """Give what there is of a version, by its hash; nothing when it is not known."""
-        found = self._trees.get(version)
-        if found is not None or not _HASH.fullmatch(version):
-            return found or {}
-        with self._lock:  # a page asks for all of its files at once
-            return self._trees.get(version) or self._fetched(version)
-
-    def _fetched(self, version: str) -> Mapping[str, files.Asset]:
-        try:
-            elsewhere = self._store.elsewhere
-            record = None if elsewhere is None else elsewhere.published(version)
-            if record is None:
-                return {}
-            found = files.published(version, record)
-        except errors.StoreUnavailable:
-            return {}
-        except ValueError:
-            event("tree_damaged", level=logging.WARNING, tree=version)
-            return {}
-        while len(self._trees) >= MOST_OTHER_TREES:
-            self._trees.pop(next(iter(self._trees)))
-        self._trees[version] = found
-        return found
-
-
-def _file(asset: files.Asset) -> Response:
-    is_packed = asset.packed is not None and _takes_gzip()
-    response = Response(asset.packed if is_packed else asset.plain, content_type=asset.content_type)
-    if is_packed:
-        response.headers["Content-Encoding"] = "gzip"
-    response.vary.add("Accept-Encoding")
-    return response
-
-
-def _page(text: bytes, policy: str) -> Response:
-    response = Response(text, content_type="text/html; charset=utf-8")
-    response.headers["Cache-Control"] = "no-cache"
-    response.headers["Content-Security-Policy"] = policy
-    response.headers["Referrer-Policy"] = "no-referrer"
-    if "Sec-Fetch-Dest" in request.headers:  # sent over https and to localhost only; elsewhere the next is an error
-        response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
-    return response
-
-
-def _takes_gzip() -> bool:
-    accepted = parse_accept_header(request.headers.get("Accept-Encoding", "")[:LONGEST_ACCEPT_ENCODING], Accept)
-    return accepted.quality("gzip") > 0

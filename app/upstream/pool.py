@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 import ssl
 import threading
 import time
@@ -14,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import httpx2
 
-from app.observability.events import event
+from app.observability import facts
+from app.observability.observer import tell
 from app.upstream.connection import Connection, State
 
 __all__ = ["Origin", "Pool"]
@@ -115,7 +115,7 @@ class Pool:
             kept = self._idle.pop(origin, [])
         for connection in kept:
             connection.close()
-        event("upstream_distrusted", level=logging.WARNING, seen=seen)
+        tell(facts.UpstreamDistrusted(seen=seen))
 
     def sweep(self, now: float) -> None:
         """Close the kept connections that are of no more use, every SWEEP_SECONDS. Units: monotonic seconds."""

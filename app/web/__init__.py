@@ -1,1 +1,1 @@
-"""What knows Flask beside the routes: who may ask, how a log becomes a response, how a failure does."""
+"""The part beside the routes that knows Flask: requests in, responses out. One room for each job."""

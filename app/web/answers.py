@@ -1,233 +1,100 @@
-"""Answers that read a log: the event stream and the waited-for JSON, whoever started the generation."""
+"""A log as a response in ChatWait's own dialect: the event stream, and the answer that the client waits for."""
 
 from __future__ import annotations
 
 import json
-import re
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from flask import Response, g, request
 
-from app import errors
-from app.dialects.native.answer import answer, error_body
-from app.observability.events import event
-from app.platform.sockets import is_connected, is_dead, shut
-from app.reading import loop as sse
-from app.streams.interface import End, StreamLog, log_name
+from app.dialects.native.answer import answer, around_text, failed_answer, failure_of, running, text_bytes
+from app.dialects.native.frames import NativeFrames
+from app.dialects.native.headers import Cursor, place_after, read_wait_seconds
+from app.streams.interface import End, StreamLog
 from app.web import failures
-from app.web.access import direct_writer, to_its_end
-from app.worker import Worker
+from app.web.reading import event_stream, keep_place, wait_for_end, whole_text
 
-__all__ = ["Cursor", "after", "cursor_of_request", "event_stream", "waited"]
+__all__ = ["as_json", "events", "waited"]
 
-LONGEST_CURSOR_BYTES = 128
-LARGEST_SEQUENCE = 2**53
-
-_CURSOR = re.compile(r"([A-Za-z0-9_-]+)\.(0|[1-9][0-9]{0,15})")
 SHORT_BYTES = 32_768
-"""A longer answer, as it is written, is written in pieces, and its connection counts as a reader until it has them all.
-The kernel takes a shorter one at once, whoever reads it."""
-
-_TEXT = "\0text\0"
-"""Where the text belongs in an answer: no other part of one has a NUL."""
-
-_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
-
-STREAM_HEADERS = {
-    "Cache-Control": "no-cache, no-store, no-transform",
-    "X-Accel-Buffering": "no",
-}
-
-Cursor = tuple[str, int]
-"""A stream id and the sequence number of the last event received."""
+"""The kernel takes a shorter body at once, whoever reads it. A longer one is written in pieces, and its connection
+counts as a reader until it has them all. Units: bytes of JSON, which is ASCII."""
 
 
-def cursor_of_request() -> Cursor | None:
-    """Read the cursor: the header before the query, which is older on a reconnect; empty is absent.
+def events(log: StreamLog, cursor: Cursor | None, *, is_admitted: bool = False) -> Response:
+    """Answer with the log from the cursor on, live to its end. 204 when the client has seen all of it.
 
-    Raises: CursorMalformed.
+    A client that `is_admitted` has been given its place before. Raises: CursorAhead, Overloaded.
     """
-    raw = request.headers.get("Last-Event-ID") or request.args.get("last_event_id") or request.args.get("lastEventId")
-    if not raw:
-        return None
-    found = _CURSOR.fullmatch(raw) if len(raw) <= LONGEST_CURSOR_BYTES else None
-    if found is None or int(found[2]) > LARGEST_SEQUENCE:
-        raise errors.CursorMalformed
-    return found[1], int(found[2])
+    return event_stream(
+        log,
+        NativeFrames(log.stream_id, log.origin),
+        place_after(cursor, log),
+        location=_location("streaming", log),
+        is_admitted=is_admitted,
+    )
 
 
-def after(log: StreamLog, cursor: Cursor | None) -> int | None:
-    """Judge a cursor against its log: the sequence number to go on after, or None when all has been seen.
+def waited(log: StreamLog, cursor: Cursor | None = None, *, is_admitted: bool = False) -> Response:
+    """Answer with the whole of a log when it has ended, or with 202 after the seconds of `Prefer: wait=N`.
 
-    Raises: CursorAhead.
+    Raises: CursorAhead, Overloaded, ShuttingDown.
     """
-    if cursor is None:
-        return 0
-    _, sequence = cursor
-    end = log.end  # before the head: a log that ends in between only grows
-    if sequence <= log.head:
-        return sequence
-    if end is not None and sequence == log.head + 1:
-        return None
-    raise errors.CursorAhead
-
-
-def event_stream(runtime: Worker, log: StreamLog, cursor: Cursor | None, *, is_admitted: bool = False) -> Response:
-    """Answer with the log from the cursor on, live to its end; 204 when all of it has been seen.
-
-    Who `is_admitted` has been counted on before the generation began, and is not refused now.
-    """
-    begin = after(log, cursor)
-    if begin is None:
-        log.end_read = True
-        response = Response(status=204)
-    else:
-        if request.method != "HEAD" and not is_admitted:
-            g.place = runtime.readers.admit()
-        response = Response(_frames(runtime, log, begin), content_type="text/event-stream; charset=utf-8")
-    response.headers.update(STREAM_HEADERS)
-    response.headers["X-Stream-Id"] = log.stream_id
-    response.headers["Location"] = f"/v1/chat/streaming/{log.stream_id}"
-    return response
-
-
-def _frames(runtime: Worker, log: StreamLog, begin: int) -> Iterator[bytes]:
-    name, correlation_id = log_name(log.stream_id), g.correlation_id
-    environ = request.environ
-    client: socket.socket | None = environ.get("gunicorn.socket")
-
-    def left(sequence: int) -> None:
-        event("reader_left", stream=name, correlation_id=correlation_id, mode="streaming", sequence=sequence)
-
-    def begun() -> Iterator[bytes]:
-        event("reader_attached", stream=name, correlation_id=correlation_id, mode="streaming", after=begin)
-        with _reading(runtime, client):
-            yield from sse.frames(
-                log,
-                begin,
-                runtime.readers,
-                left=left,
-                drop=lambda: _drop(client),
-                departed=lambda: client is not None and not is_connected(client),
-                connection=direct_writer(environ),
-            )
-
-    return to_its_end(runtime, environ, begun())
-
-
-@contextmanager
-def _reading(runtime: Worker, client: socket.socket | None) -> Iterator[None]:
-    """Have a connection be a reader's for as long as it is counted as one, and no longer."""
-    if client is not None:
-        runtime.connections.reads(client)
-    try:
-        yield
-    finally:
-        if client is not None:
-            runtime.connections.has_read(client)
-
-
-def _drop(client: socket.socket | None) -> None:
-    if client is not None:
-        shut(client)
-
-
-def waited(runtime: Worker, log: StreamLog, cursor: Cursor | None = None, *, is_admitted: bool = False) -> Response:
-    """Answer with the whole of a log as JSON when it has ended, or with 202 after `Prefer: wait=N`."""
-    after(log, cursor)
+    place_after(cursor, log)
     end = log.end
-    prefer = _WAIT.search(request.headers.get("Prefer", ""))
-    if end is None and request.method != "HEAD":
+    seconds = read_wait_seconds(request.headers.get("Prefer", ""))
+    reads = request.method != "HEAD"
+    if end is None and reads:
         if not is_admitted:
-            g.place = runtime.readers.admit()
+            keep_place()
             is_admitted = True
-        end = _wait(runtime, log, seconds=float(prefer[1]) if prefer else None)
+        end = wait_for_end(log, seconds=None if seconds is None else float(seconds))
     if end is None:
-        response = _running(log)
+        response = as_json(running(log.stream_id, log.head), 202)
+        response.headers["Location"] = _location("wait", log)
+        if seconds is not None:
+            response.headers["Preference-Applied"] = f"wait={seconds}"
     else:
-        response = _ended(runtime, log, end, is_admitted=is_admitted or request.method == "HEAD")
-        log.end_read = log.end_read or request.method != "HEAD"
-    if prefer and end is None:
-        response.headers["Preference-Applied"] = f"wait={prefer[1]}"
+        response = _ended(log, end, is_admitted=is_admitted)
+        response.headers["Location"] = _location("streaming", log)
+        log.end_read = log.end_read or reads
     response.headers["X-Stream-Id"] = log.stream_id
     return response
 
 
-def _wait(runtime: Worker, log: StreamLog, *, seconds: float | None) -> End | None:
-    name, correlation_id = log_name(log.stream_id), g.correlation_id
-    client: socket.socket | None = request.environ.get("gunicorn.socket")
-    has_left = False
+def _ended(log: StreamLog, end: End, *, is_admitted: bool) -> Response:
+    """Answer with the text of a log that has ended, or with its failure and the text until then."""
+    failure = failure_of(end)
 
-    def leave() -> None:
-        nonlocal has_left
-        if not has_left:
-            event("reader_left", stream=name, correlation_id=correlation_id, mode="wait", sequence=log.head)
-        has_left = True
+    def body(text: str) -> dict[str, Any]:
+        if failure is None:
+            return answer(log.stream_id, log.origin, end, g.correlation_id, text=text)
+        return failed_answer(failure, end, g.correlation_id, text=text)
 
-    def departed() -> bool:
-        if client is None or is_connected(client):
-            return False
-        leave()
-        return True
-
-    event("reader_attached", stream=name, correlation_id=correlation_id, mode="wait", after=0)
-    g.pop("place", None)  # it is counted from here on
-    try:
-        with _reading(runtime, client):
-            return sse.wait(
-                log,
-                runtime.readers,
-                seconds=seconds,
-                gone=lambda: client is not None and is_dead(client),
-                departed=departed,
-            )
-    finally:
-        leave()
-
-
-def _running(log: StreamLog) -> Response:
-    body = {"stream_id": log.stream_id, "status": "running", "tokens": log.head}
-    response = Response(json.dumps(body), 202, mimetype="application/json")
-    response.headers["Location"] = f"/v1/chat/wait/{log.stream_id}"
-    return response
-
-
-def _ended(runtime: Worker, log: StreamLog, end: End, *, is_admitted: bool) -> Response:
-    failure = errors.ShuttingDown(retry_after_seconds=5).failure if end.reason == "shutdown" else end.error
-    error = None if failure is None else error_body(failure, g.correlation_id)
-    if failure is None or error is None:
-        response = Response(status=200, mimetype="application/json")
-    else:
-        response = failures.respond(errors.status_of(failure.error_code), error)
-
-    def body(text: str) -> str:
-        if error is None:
-            return json.dumps(answer(log.stream_id, log.origin, end, g.correlation_id, text=text))
-        return json.dumps({**error, "partial": {"content": text, "tokens": end.records}})
-
-    piece = log.reader(0).read(SHORT_BYTES)
-    is_all = piece is None or (piece.sequence == log.head and len(piece.text) <= SHORT_BYTES)
-    whole = body("" if piece is None else piece.text) if is_all else ""
-    if is_all and len(whole) <= SHORT_BYTES:  # it is ASCII
-        response.set_data(whole)
-    else:
+    content: str | Iterator[bytes] | None = _short(log, body)
+    if content is None:
         if not is_admitted:
-            g.place = runtime.readers.admit()
-        before, _, after = body(_TEXT).partition(json.dumps(_TEXT)[1:-1])
-        response.headers.pop("Content-Length", None)
-        response.response = _whole(runtime, log, before, after)
-    response.headers["Location"] = f"/v1/chat/streaming/{log.stream_id}"
+            keep_place()
+        content = whole_text(log, *around_text(body), write=text_bytes)
+    response = Response(content, failures.status_of(failure), mimetype="application/json")
+    failures.add_retry_after(response, failure)
     return response
 
 
-def _whole(runtime: Worker, log: StreamLog, before: str, after: str) -> Iterator[bytes]:
-    environ = request.environ
-    client: socket.socket | None = environ.get("gunicorn.socket")
+def _short(log: StreamLog, body: Callable[[str], dict[str, Any]]) -> str | None:
+    """Write a body with the text of a log, at once. None when it is longer than SHORT_BYTES."""
+    piece = log.reader(0).read(SHORT_BYTES)
+    if piece is not None and (piece.sequence < log.head or len(piece.text) > SHORT_BYTES):
+        return None
+    written = json.dumps(body("" if piece is None else piece.text))
+    return written if len(written) <= SHORT_BYTES else None
 
-    def begun() -> Iterator[bytes]:
-        with _reading(runtime, client):
-            yield from sse.whole(log, before, after, runtime.readers, drop=lambda: _drop(client))
 
-    return to_its_end(runtime, environ, begun())
+def as_json(body: Mapping[str, object], status: int = 200) -> Response:
+    """Answer with a JSON object."""
+    return Response(json.dumps(body), status, mimetype="application/json")
+
+
+def _location(mode: str, log: StreamLog) -> str:
+    return f"/v1/chat/{mode}/{log.stream_id}"

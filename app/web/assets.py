@@ -1,8 +1,8 @@
-"""Read what browsers load, once: the pages of app/static, and the files below assets/ under an address of their own.
+"""The pages of app/static and the files that they load, read once.
 
-The address holds a hash of the whole tree, so a page and what it loads are always of one version, and what was
-loaded once may be kept for ever. The hash is that of the tree's record too, so a record certifies itself: an instance
-of another version may serve what it finds under a hash (`published`).
+The address of a file holds a hash of the whole tree. So a page and its files are always of one version, and a browser
+may keep a file for ever. The hash is also that of the tree's record, so a record proves itself: an instance of another
+version may serve the record that it finds under a hash (`published`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import threading
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Asset", "Tree", "published", "read"]
+from app import errors
+from app.observability import facts
+from app.observability.observer import tell
+from app.streams.interface import Store
+
+__all__ = ["Asset", "OtherTrees", "Tree", "published", "read"]
 
 CONTENT_TYPES = {
     "css": "text/css; charset=utf-8",
@@ -24,8 +30,12 @@ CONTENT_TYPES = {
     "svg": "image/svg+xml",
 }
 MOST_BYTES = 4_194_304
-"""The tree stays in memory, in each worker."""
+"""The most that a tree may take in the memory of each worker."""
 
+MOST_OTHER_TREES = 2
+"""Trees of other versions in memory. During a deploy there is one."""
+
+_HASH = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\.(css|js|png|svg)")
 _PLACEHOLDER, _LIST = b"{{assets}}", b"{{files}}"
 _COMMENT = re.compile(rb"^[ \t]*(?://.*|/\*\*(?:(?!\*/)[\s\S])*\*/)[ \t]*$", re.MULTILINE)
@@ -34,8 +44,11 @@ _HEAD = re.compile(rb"([^\0/]{1,200})\0([0-9]{1,10})\0")
 
 @dataclass(frozen=True)
 class Asset:
-    """A file as it is sent: plain, and packed by gzip where that is shorter. A script is sent without the comments that
-    have lines of their own, which were a fifth of what a first visit waits for; its lines keep their numbers."""
+    """A file as it is sent: plain, and packed by gzip where that is shorter.
+
+    A script is sent without the comments that have lines of their own: they were a fifth of what a first visit waits
+    for. Its lines keep their numbers.
+    """
 
     content_type: str
     plain: bytes
@@ -61,23 +74,23 @@ class Tree:
     assets: Mapping[str, Asset]
     """By the whole path of each."""
     record: bytes
-    """All of it, packed: what `published` reads."""
+    """The whole tree, packed. `published` reads it."""
 
     @property
     def name(self) -> str:
-        """Tell the hash, as it stands in the address."""
+        """The hash, as it stands in the address."""
         return self.prefix.rpartition("/")[2]
 
     def fill(self, text: bytes) -> bytes:
-        """Put the address of the assets, and their names, into a file that does not stand below it."""
+        """Put the address and the names of the assets into a file that has an address of its own."""
         names = " ".join(sorted(path.rpartition("/")[2] for path in self.assets))
         return text.replace(_PLACEHOLDER, self.prefix.encode()).replace(_LIST, names.encode())
 
 
 def read(static: Path) -> Tree:
-    """Read a tree: its pages (`*.html`), and what is in `assets/`; names of another kind are an editor's leftovers.
+    """Read a tree: its pages (`*.html`) and the files in `assets/`. Other names are an editor's leftovers.
 
-    Raises: OSError, ValueError when there is more than may stay in memory.
+    Raises: OSError; ValueError when the tree is larger than MOST_BYTES.
     """
     pages = {path.name: path for path in static.glob("*.html")}
     assets = {path.name: path for path in static.glob("assets/*") if _NAME.fullmatch(path.name) and path.is_file()}
@@ -98,7 +111,7 @@ def read(static: Path) -> Tree:
 
 
 def published(name: str, packed: bytes) -> dict[str, Asset]:
-    """Read the assets of a record, by the whole path of each. Raises: ValueError when its hash is another one."""
+    """Read the assets of a record, by the whole path of each. Raises: ValueError when its hash is not `name`."""
     unpacking = zlib.decompressobj()
     try:
         record = unpacking.decompress(packed, MOST_BYTES + MOST_BYTES // 16)
@@ -114,6 +127,41 @@ def published(name: str, packed: bytes) -> dict[str, Asset]:
         if _NAME.fullmatch(file):
             assets[f"/assets/{name}/{file}"] = Asset.of(file, record[head.end() : at])
     return assets
+
+
+class OtherTrees:
+    """The files of other versions, which instances of those versions have published. A page that was loaded before a
+    deploy still finds its own files. The last few trees stay in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._trees: dict[str, Mapping[str, Asset]] = {}
+
+    def of(self, version: str) -> Mapping[str, Asset]:
+        """Return the files of a version, by its hash. Empty when nobody has published it."""
+        found = self._trees.get(version)
+        if found is not None or not _HASH.fullmatch(version):
+            return found or {}
+        with self._lock:  # a page asks for all of its files at once, and one look at the store is enough
+            return self._trees.get(version) or self._fetched(version)
+
+    def _fetched(self, version: str) -> Mapping[str, Asset]:
+        try:
+            elsewhere = self._store.elsewhere
+            record = None if elsewhere is None else elsewhere.published(version)
+            if record is None:
+                return {}
+            found = published(version, record)
+        except errors.StoreUnavailable:
+            return {}
+        except ValueError:
+            tell(facts.TreeDamaged(tree=version))
+            return {}
+        while len(self._trees) >= MOST_OTHER_TREES:
+            self._trees.pop(next(iter(self._trees)))
+        self._trees[version] = found
+        return found
 
 
 def _hash_of(record: bytes) -> str:

@@ -151,8 +151,8 @@ PROOFS = {
     3: "live/test_seam.py: test_live_stream_cut_after_every_byte_resumes_to_the_same_text "
     "test_hundred_chunks_in_one_millisecond_have_ids_that_rise",
     4: GRAMMAR_TEST,
-    5: "unit/test_sse.py: test_frame_is_lines_of_lf_with_its_id_last_and_a_blank_one",
-    6: "unit/test_sse.py: test_frame_of_any_text_is_one_line_of_ascii_data "
+    5: "unit/test_native_frames.py: test_frame_is_lines_of_lf_with_its_id_last_and_a_blank_one",
+    6: "unit/test_native_frames.py: test_frame_of_any_text_is_one_line_of_ascii_data "
     "test_frames_of_many_chunks_hold_at_most_8_kib_however_they_are_escaped",
     7: "live/test_cursors.py: test_post_with_a_cursor_and_a_new_key_never_starts_and_never_binds "
     "test_post_with_a_cursor_ignores_body_type_and_key",

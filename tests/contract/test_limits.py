@@ -13,10 +13,9 @@ from flask.testing import FlaskClient
 from marshmallow import INCLUDE, RAISE, Schema, fields, missing, validate
 
 from app import create_app, errors
+from app.dialects.native import headers
 from app.dialects.native import request as schemas
-from app.routes import chat
 from app.settings import Settings
-from app.web import answers as reading
 from tests.contract.conftest import ASKED, SETTINGS, TEXTS
 from tests.contract.document import CONTRACT, named, seen_through, validator
 from tests.unit.fakes import FakeUpstream, whole
@@ -114,7 +113,7 @@ def test_request_schema_takes_what_the_service_takes(body: Any) -> None:
 def test_cursor_schema_takes_what_the_service_takes(client: FlaskClient, cursor: str) -> None:
     code = client.post("/chat/wait", headers={"Last-Event-ID": cursor}).json["error_code"]  # type: ignore[index]
 
-    assert CONTRACT["components"]["schemas"]["Cursor"]["maxLength"] == reading.LONGEST_CURSOR_BYTES
+    assert CONTRACT["components"]["schemas"]["Cursor"]["maxLength"] == headers.LONGEST_CURSOR_BYTES
     assert named("Cursor").is_valid(cursor) == (code == "stream_unknown")
 
 
@@ -205,8 +204,8 @@ def test_header_schemas_are_the_codes_patterns() -> None:
     key = parameters["IdempotencyKey"]["schema"]
     cursor = CONTRACT["components"]["schemas"]["Cursor"]["pattern"]
 
-    assert f"[{key['pattern'][2:-3]}]{{{key['minLength']},{key['maxLength']}}}" == chat._KEY.pattern
-    assert re.sub(r"(?<!\\)[()]", "", cursor) == re.sub(r"(?<!\\)[()]", "", f"^{reading._CURSOR.pattern}$")
+    assert f"[{key['pattern'][2:-3]}]{{{key['minLength']},{key['maxLength']}}}" == headers._KEY.pattern
+    assert re.sub(r"(?<!\\)[()]", "", cursor) == re.sub(r"(?<!\\)[()]", "", f"^{headers._CURSOR.pattern}$")
 
 
 # Those of other settings

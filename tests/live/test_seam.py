@@ -138,14 +138,14 @@ def test_readers_attaching_a_thousand_times_get_all_tokens(chatwait: ChatWait, u
 
 PAUSES = """
 import time
-from app.reading import loop as sse
+from app.dialects.native.frames import NativeFrames
 from app.streams.readership import LogReader
 
-read, wait, sleeping = sse.next_token_frame, LogReader.wait, 0.12
+read, wait, sleeping = NativeFrames.next_frames, LogReader.wait, 0.12
 
-def read_with_pauses(log, reader):
+def read_with_pauses(dialect, reader):
     time.sleep(sleeping)
-    sent = read(log, reader)
+    sent = read(dialect, reader)
     time.sleep(sleeping)
     return sent
 
@@ -153,7 +153,7 @@ def wait_with_pause(reader):
     time.sleep(sleeping)
     wait(reader)
 
-sse.next_token_frame = read_with_pauses
+NativeFrames.next_frames = read_with_pauses
 LogReader.wait = wait_with_pause
 """
 

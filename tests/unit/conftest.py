@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from app.observability import events as lines
+from app.observability import observer
 from app.observability.stdout import Event
 from app.upstream.pool import Pool
 from app.upstream.transport import Transport
@@ -17,7 +19,7 @@ from tests.unit.rawserver import Serve, serving
 
 @pytest.fixture(autouse=True)
 def restored_logging() -> Iterator[None]:
-    """Put back what `logs.configure` changes for the whole process."""
+    """Put back what `libraries.configure` changes for the whole process."""
     loggers_of = ("", "app", "openai", "httpx", "httpx2", "gunicorn.error", "werkzeug")
     loggers = [logging.getLogger(name) for name in loggers_of]
     before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
@@ -34,7 +36,7 @@ def restored_logging() -> Iterator[None]:
 
 
 class Events:
-    """Keep the records that `app.observability.events.event` wrote."""
+    """Keep the records of the facts that were told."""
 
     def __init__(self) -> None:
         self.records: list[logging.LogRecord] = []
@@ -50,6 +52,7 @@ class Events:
 @pytest.fixture
 def events() -> Iterator[Events]:
     """Record the events of a test, those of DEBUG left out."""
+    observer.listen(lines.write)
     kept = Events()
     handler = logging.Handler()
     handler.emit = kept.records.append  # type: ignore[method-assign]

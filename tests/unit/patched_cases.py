@@ -14,16 +14,19 @@ from types import SimpleNamespace
 import gevent  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
-from app.generation.run import Generations
+from app.generation.live import Generations
+from app.observability import observer
+from app.observability.facts import Fact, GenerationEnded
 from app.platform.gevent_loop import each_arrival, in_loop
+from app.server.direct import RESPONSE, direct_writer
 from app.upstream.call import Call
 from app.upstream.client import OpenAIUpstream
 from app.upstream.interface import Part
-from app.web.access import RESPONSE, direct_writer
 from tests.unit.fakes import FakeUpstream, Gate
+from tests.unit.generations import BOUNDS
 from tests.unit.rawserver import CHUNKED, chunk, read_request, serving
-from tests.unit.test_generation import BOUNDS
-from tests.unit.test_sse_direct import Served, assert_whole, finish, new_log
+from tests.unit.readings import finish, new_log
+from tests.unit.test_loop_direct import Served, assert_whole
 from tests.unit.transports import QUESTION, event
 
 
@@ -235,7 +238,9 @@ def test_readers_that_vanish_at_any_moment_harm_nobody() -> None:
 
 
 @pytest.mark.parametrize("outage", ["silence", "cut"])
-def test_others_run_between_the_ends_that_an_outage_makes_due_at_once(outage: str) -> None:
+def test_others_run_between_the_ends_that_an_outage_makes_due_at_once(
+    outage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     count = 40
     gates = [Gate() for _ in range(count)]
     generations = Generations(upstream=FakeUpstream(*[[gate] for gate in gates]), bounds=BOUNDS)
@@ -248,12 +253,15 @@ def test_others_run_between_the_ends_that_an_outage_makes_due_at_once(outage: st
             turns[0] += 1
             gevent.sleep(0)
 
+    def note(fact: Fact) -> None:
+        if isinstance(fact, GenerationEnded):
+            seen.append(turns[0])
+
     for log in logs:
         generations.start(log, QUESTION)
     for gate in gates:
         gate.wait_reached()
-    for live in list(generations._live.values()):
-        live._report = lambda *_: seen.append(turns[0])  # type: ignore[method-assign]
+    monkeypatch.setattr(observer, "_listeners", (note,))
     other = gevent.spawn(take_turns)
     try:
         gevent.sleep(0.01)

@@ -21,7 +21,7 @@ from app import create_app, errors
 from app.platform import clock
 from app.settings import Settings
 from app.streams.interface import new_stream_id
-from app.web import answers as reading
+from app.web import reading
 from app.worker import Worker
 from tests.harness.events import Event, EventParser
 from tests.unit.fakes import FakeUpstream, Gate, texts, whole

@@ -2,125 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from app import errors
 from app.generation import run as generation
-from app.generation.run import ATTEMPTS, Bounds, Generation, Generations
-from app.streams.interface import Origin, StreamLog
+from app.generation.run import ATTEMPTS, Generation
+from app.streams.interface import Origin
 from app.streams.memory.store import MemoryStore
-from app.upstream.call import Call
 from app.upstream.interface import Part, Question
 from tests.unit.conftest import Events
-from tests.unit.ends import Terminal, terminal_of
+from tests.unit.ends import end_with
 from tests.unit.fakes import PATIENCE_SECONDS, FakeUpstream, Gate, Last, Step, done, finish, texts, whole
-from tests.unit.shared import wait_until
-
-BOUNDS = Bounds(silence_seconds=30.0, generation_seconds=600.0, abandoned_seconds=300.0, answer_chars=1000)
-QUESTION = Question([{"role": "user", "content": "Hello"}], "gpt-4o-mini", 256, None)
-PROMPT_TOKENS = 8
-KEYS = [
-    "sequence",
-    "is_final",
-    "status",
-    "finish_reason",
-    "model",
-    "tokens",
-    "usage",
-    "first_token_ms",
-    "duration_ms",
-    "characters",
-    "sha256",
-    "correlation_id",
-]
-
-
-class WatchedLog:
-    """A log that notes what is asked of it, and may do something at it."""
-
-    def __init__(self, log: Any) -> None:
-        self._log = log
-        self.appended: list[tuple[str, bool]] = []
-        self.batches: list[tuple[str, ...]] = []
-        self.finished: list[bool] = []
-        self.at_append: Callable[[str], None] = lambda text: None
-        self.after_append: Callable[[str], None] = lambda text: None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._log, name)
-
-    def append(self, *texts: str) -> bool:
-        for text in texts:
-            self.at_append(text)
-        taken = bool(self._log.append(*texts))
-        self.appended += [(text, taken) for text in texts]
-        self.batches.append(texts)
-        for text in texts:
-            self.after_append(text)
-        return taken
-
-    def finish(self, end: Any) -> bool:
-        won = bool(self._log.finish(end))
-        self.finished.append(won)
-        return won
-
-
-class Run:
-    """One generation and all that it wrote."""
-
-    def __init__(self, upstream: FakeUpstream, bounds: Bounds = BOUNDS) -> None:
-        store = MemoryStore(max_active=10, budget_bytes=10_000_000, retention_seconds=60)
-        log, _ = store.create(Origin("c-1", "gpt-4o-mini", "2026-11-21T09:00:00.000Z", PROMPT_TOKENS))
-        self.log = WatchedLog(log)
-        self.upstream = upstream
-        self.generation = Generation(self.log, QUESTION, upstream=upstream, bounds=bounds)
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self.generation.run, daemon=True)
-        self._thread.start()
-
-    def join(self) -> Terminal:
-        assert self._thread is not None
-        self._thread.join(PATIENCE_SECONDS)
-        assert not self._thread.is_alive(), "the generation's thread goes on"
-        return self.terminal
-
-    @property
-    def terminal(self) -> Terminal:
-        """The one terminal event, once it has been seen that there is one and that nothing follows it."""
-        terminal = terminal_of(self.log)
-        assert self.log.finished.count(True) == 1
-        content = terminal.content
-        text = self.log.text()
-        assert list(content)[: len(KEYS)] == KEYS
-        assert content["is_final"] is True
-        assert content["tokens"] == self.log.head == content["sequence"] - 1
-        assert content["characters"] == len(text)
-        assert content["sha256"] == hashlib.sha256(text.encode()).hexdigest()
-        assert text == "".join(text for text, taken in self.log.appended if taken)
-        assert content["correlation_id"] == "c-1"
-        assert content["model"] == "gpt-4o-mini"
-        assert {"complete": "done"}.get(content["status"], content["status"]) == terminal.event
-        return terminal
-
-
-def run(*scripts: Iterable[Step] | BaseException, half: str = "", bounds: Bounds = BOUNDS) -> Run:
-    """Run a generation to its end in this thread."""
-    made = Run(FakeUpstream(*scripts, half=half), bounds)
-    made.generation.run()
-    return made
-
-
-def holds_question(made: Run) -> bool:
-    """Tell whether the generation refers to its question in any way."""
-    return any(QUESTION is value for value in vars(made.generation).values())
+from tests.unit.generations import BOUNDS, KEYS, PROMPT_TOKENS, QUESTION, Run, run
 
 
 @pytest.fixture
@@ -366,193 +263,6 @@ def test_generation_cancelled_by_many_threads_while_it_ends_is_booked_once(event
     assert winners <= {"done", "cancelled"}
 
 
-# Deadlines
-
-
-def check_at(made: Run, seconds: float) -> None:
-    """Look at the deadlines as the clock would, so long after the last sign of life."""
-    made.generation.check(made.generation.last_life + seconds)
-
-
-@pytest.mark.parametrize("after", [0, 3])
-def test_generation_silent_for_too_long_fails_and_says_so(gate: Gate, after: int) -> None:
-    made = Run(FakeUpstream([*texts(*"abc"[:after]), gate]))
-    made.start()
-    gate.wait_reached()
-
-    check_at(made, 30.0)
-    assert made.log.end is None
-    check_at(made, 30.1)
-
-    terminal = made.join()
-    assert terminal.event == "failed"
-    error = terminal.content["error"]
-    assert error["error_code"] == "upstream_timeout"
-    assert "silent for 30 seconds" in error["detail"]
-    assert made.upstream.calls[0].cancelled
-    assert terminal.content["tokens"] == after
-
-
-def test_generation_takes_a_part_without_text_for_a_sign_of_life(gate: Gate) -> None:
-    made = Run(FakeUpstream([Part(), gate, *whole("a")]))
-    began = made.generation.last_life
-    made.start()
-    gate.wait_reached()
-
-    assert made.generation.last_life > began
-    gate.open()
-    assert made.join().event == "done"
-
-
-def test_generation_longer_than_allowed_fails_and_says_so(gate: Gate) -> None:
-    made = Run(FakeUpstream([*texts("a"), gate]))
-    made.start()
-    gate.wait_reached()
-    made.generation.last_life += 600  # one token each now and then, for ever
-
-    with made.log.reader(0):
-        made.generation.check(made.generation.started + 599.9)
-        assert made.log.end is None
-        made.generation.check(made.generation.started + 600.1)
-
-    error = made.join().content["error"]
-    assert error["error_code"] == "upstream_timeout"
-    assert "600 seconds" in error["detail"]
-
-
-COMMENT: list[Part] = []
-
-
-@pytest.mark.parametrize("comments", [0, 1, 5])
-def test_whole_answer_followed_by_comments_is_done_when_it_was_silent_for_too_long(gate: Gate, comments: int) -> None:
-    made = Run(FakeUpstream([*texts("a"), finish(), Part(), lambda: lives.append(now()), *[COMMENT] * comments, gate]))
-    lives: list[float] = []
-
-    def now() -> float:
-        return made.generation.last_life
-
-    made.start()
-    gate.wait_reached()
-
-    assert now() == lives[0], "a comment is no life of what is whole"
-    check_at(made, 30.1)
-    assert made.log.end is not None
-    gate.open()
-    assert (terminal := made.join()).event == "done"
-    assert terminal.content["finish_reason"] == "stop"
-
-
-@pytest.mark.parametrize("more", [Part(), finish(), Part(usage={"completion_tokens": 1, "prompt_tokens": 1})])
-def test_whole_answer_followed_by_the_same_again_and_again_is_done_when_it_was_silent(gate: Gate, more: Part) -> None:
-    usage = Part(usage={"completion_tokens": 1, "prompt_tokens": 1})
-    lives: list[float] = []
-    made = Run(FakeUpstream([*texts("a"), finish(), usage, lambda: lives.append(now()), *[[more]] * 3, gate]))
-
-    def now() -> float:
-        return made.generation.last_life
-
-    made.start()
-    gate.wait_reached()
-    assert now() == lives[0], "what says nothing new is no life of what is whole"
-    check_at(made, 30.1)
-    gate.open()
-    assert made.join().event == "done"
-
-
-@pytest.mark.parametrize("more", [Part("b"), Part(usage={"completion_tokens": 1, "prompt_tokens": 1})])
-def test_whole_answer_that_says_something_new_lives(gate: Gate, more: Part) -> None:
-    lives: list[float] = []
-    made = Run(FakeUpstream([*texts("a"), finish(), lambda: lives.append(now()), [more], gate]))
-
-    def now() -> float:
-        return made.generation.last_life
-
-    made.start()
-    gate.wait_reached()
-    assert now() > lives[0]
-    gate.open()
-    made.join()
-
-
-def test_whole_answer_that_goes_on_without_text_for_longer_than_allowed_is_done(gate: Gate) -> None:
-    made = Run(FakeUpstream([*texts("a"), finish(), gate]))
-    made.start()
-    gate.wait_reached()
-    made.generation.last_life += 600  # a part without text each now and then, for ever
-
-    with made.log.reader(0):
-        made.generation.check(made.generation.started + 599.9)
-        assert made.log.end is None
-        made.generation.check(made.generation.started + 600.1)
-        assert made.log.end is not None
-
-    gate.open()
-    assert made.join().event == "done"
-
-
-@pytest.mark.parametrize("more", [COMMENT, [Part()]], ids=["comments", "parts"])
-def test_upstream_that_goes_on_behind_the_end_that_a_deadline_made_is_let_go(more: list[Part]) -> None:
-    gate, later = Gate(), Gate()
-    made = Run(FakeUpstream([*texts("a"), finish(), gate, more, later]))
-    made.start()
-    gate.wait_reached()
-    check_at(made, 30.1)
-    gate.open()
-
-    assert made.join().event == "done"
-    assert not later.reached.is_set()
-    gate.close()
-    later.close()
-
-
-@pytest.mark.requirement("chatwait clarification 5")
-def test_generation_without_a_reader_is_abandoned_only_after_its_time(gate: Gate) -> None:
-    made = Run(FakeUpstream([*texts("a"), gate]))
-    made.start()
-    gate.wait_reached()
-    made.generation.last_life += 400
-    with made.log.reader(0):
-        made.generation.check(made.generation.started + 350)
-        assert made.log.end is None, "a reader keeps it"
-    left = made.log.unread_since
-    made.generation.check(left + 299.9)
-    assert made.log.end is None, "and leaving starts the time anew"
-
-    made.generation.check(left + 300.1)
-
-    terminal = made.join()
-    assert (terminal.event, terminal.content["reason"]) == ("cancelled", "abandoned")
-
-
-def test_generation_silent_after_its_finish_reason_is_done_and_lets_the_upstream_go(gate: Gate) -> None:
-    generations = Generations(upstream=(upstream := FakeUpstream([*texts("a"), finish(), gate])), bounds=BOUNDS)
-    log = new_log()
-    generations.start(log, QUESTION)
-    gate.wait_reached()
-    generations.check(time.monotonic())
-    assert log.end is None
-
-    generations.check(time.monotonic() + 31)
-    assert wait_for_end(log).event == "done"
-    generations.check(time.monotonic() + 31)
-
-    assert upstream.answers[0].closed.wait(2.0), "thread and connection are held for ever"
-
-
-def test_generation_whose_upstream_stays_silent_after_done_lets_it_go(gate: Gate) -> None:
-    generations = Generations(upstream=(upstream := FakeUpstream([*whole("a"), gate])), bounds=BOUNDS)
-    log = new_log()
-    generations.start(log, QUESTION)
-    gate.wait_reached()
-    assert log.end is not None
-    assert terminal_of(log).event == "done"
-
-    for _ in range(3):
-        generations.check(time.monotonic() + 31)
-
-    assert upstream.answers[0].closed.wait(2.0), "thread and connection are held for ever"
-
-
 # Asking again
 
 
@@ -764,141 +474,6 @@ def test_generation_cancelled_between_a_chunk_and_its_note_logs_that_chunk(event
     assert sequences(events) == [1, 2]
 
 
-# All of a worker's
-
-
-def new_log() -> StreamLog:
-    store = MemoryStore(max_active=10, budget_bytes=10_000_000, retention_seconds=60)
-    return store.create(Origin("c-1", "gpt-4o-mini", "2026-11-21T09:00:00.000Z", 1))[0]
-
-
-def wait_for_end(log: StreamLog) -> Terminal:
-    with log.reader(0, only_end=True) as reader:
-        while log.end is None:
-            reader.wait()
-        return terminal_of(log)
-
-
-def test_generations_run_until_cancelled_and_are_forgotten(gate: Gate) -> None:
-    generations = Generations(upstream=(upstream := FakeUpstream([gate])), bounds=BOUNDS)
-    log = new_log()
-    generations.start(log, QUESTION)
-    gate.wait_reached()
-    assert generations.live == 1
-
-    assert generations.cancel(log.stream_id, "client") is True
-
-    assert wait_for_end(log).event == "cancelled"
-    assert upstream.answers[0].closed.wait(PATIENCE_SECONDS)
-    assert generations.cancel(log.stream_id, "client") is False
-    assert generations.cancel("cw_unknown", "client") is False
-
-
-def test_generations_cancelled_all_at_once_end_by_shutdown() -> None:
-    gates = [Gate() for _ in range(3)]
-    generations = Generations(upstream=FakeUpstream(*[[gate] for gate in gates]), bounds=BOUNDS)
-    logs = [new_log() for _ in gates]
-    for log in logs:
-        generations.start(log, QUESTION)
-    for gate in gates:
-        gate.wait_reached()
-
-    generations.cancel_all("shutdown")
-
-    assert {wait_for_end(log).content["reason"] for log in logs} == {"shutdown"}
-    for gate in gates:
-        gate.close()
-
-
-def test_generations_checked_hold_each_to_its_deadlines(gate: Gate) -> None:
-    generations = Generations(upstream=FakeUpstream([gate]), bounds=BOUNDS)
-    log = new_log()
-    generations.start(log, QUESTION)
-    gate.wait_reached()
-
-    generations.check(time.monotonic())
-    assert log.end is None
-    generations.check(time.monotonic() + 31)
-
-    assert wait_for_end(log).content["error"]["error_code"] == "upstream_timeout"
-
-
-def test_generations_that_cannot_be_judged_or_ended_keep_no_other_from_its_end(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    gates = [Gate() for _ in range(4)]
-    generations = Generations(upstream=FakeUpstream(*[[gate] for gate in gates]), bounds=BOUNDS)
-    logs = [new_log() for _ in gates]
-    for log in logs:
-        generations.start(log, QUESTION)
-    for gate in gates:
-        gate.wait_reached()
-
-    def fail(*_: Any) -> Any:
-        raise ValueError("words")
-
-    unjudged, unended, *others = list(generations._live.values())
-    with monkeypatch.context() as broken:
-        broken.setattr(unjudged, "due", fail)
-        broken.setattr(unended, "fail", fail)
-        generations.check(time.monotonic() + 31)
-        for made in others:
-            assert wait_for_end(made.log).event == "failed"
-        assert unjudged.log.end is unended.log.end is None
-    messages = {record.message for record in caplog.records}
-    assert messages >= {"a generation's deadlines could not be checked", "a generation could not be ended"}
-
-    generations.check(time.monotonic() + 31)
-    for log in logs:
-        assert wait_for_end(log).event == "failed"
-    for gate in gates:
-        gate.close()
-
-
-def test_generation_that_lives_again_before_its_turn_goes_on() -> None:
-    gates = [Gate() for _ in range(2)]
-    generations = Generations(upstream=FakeUpstream(*[[gate] for gate in gates]), bounds=BOUNDS)
-    logs = [new_log() for _ in gates]
-    for log in logs:
-        generations.start(log, QUESTION)
-    for gate in gates:
-        gate.wait_reached()
-    with generations._turns:  # another one's, which takes a while
-        generations.check(time.monotonic() + 31)
-        generations._live[logs[0].stream_id].last_life += 31
-    assert wait_for_end(logs[1]).event == "failed"
-    wait_until(lambda: not generations.ending, "the turns are over")
-    assert logs[0].end is None
-    generations.cancel_all("shutdown")
-    for gate in gates:
-        gate.close()
-
-
-def test_generations_that_are_due_are_told_to_be_so_until_the_last_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    gates = [Gate() for _ in range(3)]
-    generations = Generations(upstream=FakeUpstream(*[[gate] for gate in gates]), bounds=BOUNDS)
-    logs = [new_log() for _ in gates]
-    for log in logs:
-        generations.start(log, QUESTION)
-    for gate in gates:
-        gate.wait_reached()
-    held = threading.Event()
-    first = next(iter(generations._live.values()))
-    cancel = first.cancel
-    monkeypatch.setattr(first, "cancel", lambda reason: held.wait(PATIENCE_SECONDS) and cancel(reason))
-
-    assert not generations.ending
-    generations.begin_cancel_all("shutdown")
-    generations.begin_cancel_all("shutdown")
-
-    assert generations.ending
-    assert [log.end for log in logs] == [None] * 3
-    held.set()
-    assert {wait_for_end(log).content["reason"] for log in logs} == {"shutdown"}
-    for gate in gates:
-        gate.close()
-
-
 def test_generation_given_text_after_its_finish_reason_that_does_not_fit_fails_and_hides_no_hole() -> None:
     made = run([*texts("hello"), finish("stop"), *texts("x" * (BOUNDS.answer_chars + 1)), done()])
 
@@ -995,52 +570,22 @@ def test_generation_cancelled_before_a_batch_takes_none_of_it_and_no_end_from_it
     assert len(events.of("response_complete")) == 1
 
 
-class EndlessAnswer:
-    """Says all that is wanted, and then goes on for ever; notes how often it was listened to."""
-
-    rate_limits: ClassVar[dict[str, str]] = {}
-
-    def __init__(self, call: Call) -> None:
-        self.more = 0
-        self._call = call
-        self._first = True
-
-    def receive(self, take: Callable[[Sequence[Part]], bool]) -> bool:
-        while not self._call.cancelled:
-            batch, self._first = whole("a") if self._first else texts("x", "y"), False
-            self.more += 1
-            if not take(batch):
-                return True
-            time.sleep(0.001)
-        raise errors.UpstreamUnavailable
-
-    def pending(self) -> str:
-        return ""
-
-    def close(self) -> None: ...
+def holds_question(made: Run) -> bool:
+    """Tell whether the generation refers to its question in any way."""
+    held = [*vars(made.generation).values(), *vars(made.generation.intake).values()]
+    return any(QUESTION is value for value in held)
 
 
-def test_generation_whose_upstream_goes_on_for_ever_after_done_is_done_and_lets_it_go(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_generation_whose_log_was_ended_by_another_listens_no_longer() -> None:
+    listened: list[int] = []
     made = Run(FakeUpstream())
-    monkeypatch.setattr(made.upstream, "ask", lambda _, call: EndlessAnswer(call))
-    monkeypatch.setattr(generation, "TAIL_SECONDS", 0.05)
-    made.start()
-    until = time.monotonic() + PATIENCE_SECONDS
-    while made.log.end is None:
-        assert time.monotonic() < until
-        time.sleep(0.001)
-    ended = time.monotonic()
-    assert made.generation._answer.more < 1000, "the end is told before the upstream has ended"
+    made.upstream.scripts = [
+        [Part("a"), lambda: made.log.finish(end_with()), Part("b"), lambda: listened.append(1), *whole("c")]
+    ]
+    made.generation.run()
 
-    while made._thread.is_alive() and time.monotonic() < ended + 5:
-        made.generation.check_tail(time.monotonic())
-        time.sleep(0.005)
-
-    assert (made.join().event, made.log.text()) == ("done", "a")
-    assert time.monotonic() - ended >= 0.04
-    assert made.generation._answer.more > 3, "listened to meanwhile"
+    assert (made.log.text(), listened) == ("a", [])
+    assert made.upstream.answers[0].closed.is_set()
 
 
 # The question is held, and counted, until it is answered

@@ -8,23 +8,26 @@ import json
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from fractions import Fraction
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.observability import events as logs
-from app.observability.events import LONGEST_LINE_BYTES, ChunkLog, configure, correlation, event, utc_now
+from app.observability import lines as logs
+from app.observability.exceptions import describe
+from app.observability.libraries import configure
+from app.observability.lines import LONGEST_LINE_BYTES, LineFormatter, correlation
 from app.observability.stdout import Event
-from app.settings import Settings
 from app.streams.interface import new_stream_id
 
 API_KEY = "configured-key-of-the-operator"
+
+
+def event(name: str, **fields: Any) -> None:
+    """Log an event with any fields."""
+    logging.getLogger("app").handle(Event(name, logging.INFO, fields))
 
 
 class Output:
@@ -33,8 +36,8 @@ class Output:
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self._capfd = capfd
 
-    def configure(self, settings: Settings) -> None:
-        configure(settings)
+    def configure(self, *, level: str = "INFO", key: str = "") -> None:
+        configure(level=level, secrets=[key])
         logging.getLogger("app").setLevel(logging.NOTSET)
 
     def text(self) -> str:
@@ -63,7 +66,7 @@ def unconfigured(capfd: pytest.CaptureFixture[str]) -> Output:
 
 @pytest.fixture
 def output(unconfigured: Output) -> Iterator[Output]:
-    unconfigured.configure(Settings(openai_api_key=API_KEY, log_level="INFO"))
+    unconfigured.configure(key=API_KEY)
     token = correlation.set(None)
     yield unconfigured
     correlation.reset(token)
@@ -87,19 +90,6 @@ def test_event_without_a_correlation_id_takes_the_requests(output: Output) -> No
     event("x")
 
     assert output.line()["correlation_id"] == "c-of-the-request"
-
-
-@pytest.mark.requirement("tasks T006")
-def test_timestamps_are_utc_whatever_the_zone_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "Asia/Kolkata")
-    time.tzset()
-    try:
-        assert utc_now(0.0) == "1970-01-01T00:00:00.000Z"
-        assert utc_now(1_700_000_000.9996) in ("2023-11-14T22:13:20.999Z", "2023-11-14T22:13:21.000Z")
-        assert utc_now(1_700_000_000) == "2023-11-14T22:13:20.000Z"
-    finally:
-        monkeypatch.undo()
-        time.tzset()
 
 
 def test_line_of_a_library_is_of_the_same_form_without_its_own_fields(output: Output) -> None:
@@ -148,7 +138,7 @@ PLACES: dict[str, Callable[[str], None]] = {
     "a set": lambda secret: event("x", field={secret}),
     "bytes": lambda secret: event("x", field=secret.encode()),
     "an exception": lambda secret: event("x", field=ValueError(secret)),
-    "an exception's text": lambda secret: event("x", failure=ValueError(secret)),
+    "an exception's text": lambda secret: event("x", exception=describe(ValueError(secret))),
     "the event's name": lambda secret: event(secret),
     "the logger's name": lambda secret: logging.getLogger(secret.replace(".", "_")).error("x"),
 }
@@ -203,7 +193,7 @@ def test_own_fields_are_never_mistaken(output: Output) -> None:
 
 
 def test_key_that_is_short_is_not_taken_out_of_every_word(unconfigured: Output) -> None:
-    unconfigured.configure(Settings(openai_api_key="a"))
+    unconfigured.configure(key="a")
     event("banana")
 
     assert unconfigured.line()["event"] == "banana"
@@ -250,7 +240,7 @@ def test_exception_tells_types_and_places_and_never_its_text(output: Output) -> 
     try:
         fail()
     except ValueError as error:
-        event("error_occurred", failure=error)
+        event("error_occurred", exception=describe(error))
         logging.getLogger("lib").exception("it failed")
 
     for line in output.lines():
@@ -274,7 +264,7 @@ def test_exception_of_any_depth_is_described_within_bounds(output: Output) -> No
     try:
         deep(200)
     except RuntimeError as raised:
-        event("x", failure=raised)
+        event("x", exception=describe(raised))
     assert len(output.line()["exception"]["places"]) <= 12
 
 
@@ -383,7 +373,7 @@ JSON = st.recursive(
 def test_formatter_given_any_fields_writes_one_json_object_of_bounded_size(value: Any) -> None:
     record = Event("x", logging.INFO, {"field": value})
 
-    line = logs._Formatter(API_KEY).format(record)
+    line = LineFormatter([API_KEY]).format(record)
 
     assert "\n" not in line
     assert len(line.encode()) <= LONGEST_LINE_BYTES
@@ -394,8 +384,8 @@ def test_formatter_given_any_fields_writes_one_json_object_of_bounded_size(value
 
 
 def test_configuration_may_be_repeated_and_writes_each_line_once(output: Output) -> None:
-    output.configure(Settings())
-    output.configure(Settings())
+    output.configure()
+    output.configure()
     logging.getLogger("gunicorn.error").warning("x")
 
     assert output.line()["logger"] == "gunicorn.error"
@@ -403,167 +393,8 @@ def test_configuration_may_be_repeated_and_writes_each_line_once(output: Output)
 
 @pytest.mark.parametrize("name", ["openai", "httpx2", "httpcore2", "httpx", "urllib3"])
 def test_libraries_that_write_requests_are_quiet_even_at_debug(unconfigured: Output, name: str) -> None:
-    unconfigured.configure(Settings(log_level="DEBUG"))
+    unconfigured.configure(level="DEBUG")
     logging.getLogger(name).debug("words of a conversation")
     logging.getLogger(f"{name}.sub").info("words of a conversation")
 
     assert unconfigured.text() == ""
-
-
-# Chunks
-
-
-class Lines:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self._formatter = logs._Formatter("")
-        monkeypatch.setattr(logs, "event", self._take)
-
-    def _take(self, name: str, **fields: Any) -> None:
-        self.events.append((name, fields))
-        line = json.loads(self._formatter.format(Event(name, logging.INFO, fields)))
-        assert line["event"] == name, "the line was too long"
-
-    def of(self, name: str) -> list[dict[str, Any]]:
-        return [fields for event, fields in self.events if event == name]
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
-    return Lines(monkeypatch)
-
-
-def chunk_log(sizes: list[int]) -> ChunkLog:
-    """Make one whose chunks have these sizes."""
-
-    def told(first: int, last: int) -> list[int]:
-        assert 1 <= first <= last <= len(sizes), "asked for what there is"
-        return sizes[first - 1 : last]
-
-    return ChunkLog(stream="0123456789ab", correlation_id="c-1", started=100.0, sizes=told)
-
-
-def test_chunks_are_written_a_line_a_second_and_each_of_them_once(lines: Lines) -> None:
-    count, gap = 1000, 0.01
-    chunks = chunk_log([number % 50 + 1 for number in range(count)])
-    for number in range(count):
-        chunks.add(1, 100.0 + number * gap)
-    chunks.flush(100.0 + count * gap)
-    chunks.flush(100.0 + count * gap)
-
-    written = lines.of("chunks_sent")
-    sequences = [number for line in written for number in range(line["first"], line["last"] + 1)]
-    assert sequences == list(range(1, count + 1))
-    assert [size for line in written for size in line["bytes"]] == [number % 50 + 1 for number in range(count)]
-    assert [ms for line in written for ms in line["ms"]][::100] == [number * 1000 for number in range(10)]
-    assert len(written) <= count * gap + 1
-    assert {(line["stream"], line["correlation_id"]) for line in written} == {("0123456789ab", "c-1")}
-
-
-def test_chunks_however_many_and_large_keep_their_lines_within_bounds(lines: Lines) -> None:
-    chunks = chunk_log([4_000_000] * 5000)
-    for _ in range(5000):
-        chunks.add(1, 100.0 + 86_400.0)
-    chunks.flush(100.0 + 86_400.0)
-
-    written = lines.of("chunks_sent")
-    assert sum(line["last"] - line["first"] + 1 for line in written) == 5000
-
-
-def test_chunks_that_never_came_write_nothing(lines: Lines) -> None:
-    chunk_log([]).flush(200.0)
-
-    assert lines.events == []
-
-
-@pytest.mark.requirement("tasks T025")
-def test_chunks_at_debug_are_also_written_one_by_one(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("app"), "level", logging.DEBUG)
-    logging.getLogger("app").manager._clear_cache()  # type: ignore[attr-defined]
-    chunks = chunk_log([5, 6, 7])
-    assert chunks.debug, "the premise"
-    chunks.add(1, 100.5)
-    chunks.add(1, 102.0)
-    chunks.add(1, 102.25)
-    chunks.flush(103.0)
-
-    one_by_one = lines.of("chunk_sent")
-    assert [(line["sequence"], line["bytes"], line["ms"]) for line in one_by_one] == [
-        (1, 5, 500),
-        (2, 6, 2000),
-        (3, 7, 2250),
-    ]
-    assert [(line["first"], line["last"]) for line in lines.of("chunks_sent")] == [(1, 2), (3, 3)]
-    logging.getLogger("app").manager._clear_cache()  # type: ignore[attr-defined]
-
-
-@given(st.floats(0, 4_102_444_800) | st.floats(1_699_999_999, 1_700_000_002) | st.integers(0, 4_102_444_800))
-def test_time_of_a_line_is_its_moment_cut_to_milliseconds(at: float) -> None:
-    """Reckoned in whole numbers: what is kept for a second must never be that of another one."""
-    told = utc_now(at)
-
-    moment = datetime.fromisoformat(told)
-    assert told == moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    ms = round(moment.timestamp() * 1000)
-    # A float is seldom the number it was written as: 0.3 is a little less, and is told as 300 ms all the same.
-    assert Fraction(at) * 1000 - 1 < ms <= Fraction(at) * 1000 + Fraction(1, 100)
-
-
-def test_time_of_now_never_goes_back_from_line_to_line() -> None:
-    before = datetime.now(UTC)
-    told = [utc_now() for _ in range(2000)]
-
-    assert told == sorted(told)
-    assert abs((datetime.fromisoformat(told[0]) - before).total_seconds()) < 1
-
-
-def test_chunks_that_came_together_have_one_time_and_the_numbers_that_follow(lines: Lines) -> None:
-    chunks = chunk_log([1, 2, 3, 4, 5, 6])
-    chunks.add(3, 100.2504)
-    chunks.add(0, 100.3)
-    chunks.add(1, 100.5)
-    assert lines.events == [], "nothing before a second is over"
-    chunks.add(1, 101.0)
-    chunks.add(1, 101.5)
-
-    assert lines.of("chunks_sent") == [
-        {
-            "stream": "0123456789ab",
-            "correlation_id": "c-1",
-            "first": 1,
-            "last": 5,
-            "bytes": [1, 2, 3, 4, 5],
-            "ms": [250, 250, 250, 500, 1000],
-        }
-    ]
-    chunks.flush(101.6)
-    assert (lines.of("chunks_sent")[1]["first"], lines.of("chunks_sent")[1]["bytes"]) == (6, [6])
-
-
-@pytest.mark.parametrize("count", [239, 240, 241, 1000])
-def test_chunks_however_many_come_together_keep_their_lines_within_bounds(lines: Lines, count: int) -> None:
-    chunks = chunk_log([7] * 100 + list(range(4_000_000, 4_000_000 + count)))
-    chunks.add(100, 100.1)
-    chunks.add(count, 100.2)
-    chunks.flush(100.3)
-
-    written = lines.of("chunks_sent")
-    assert max(len(line["bytes"]) for line in written) <= ChunkLog.LINE_CHUNKS
-    assert [size for line in written for size in line["bytes"]] == [7] * 100 + list(range(4_000_000, 4_000_000 + count))
-    place = 0
-    for line in written:
-        assert (line["first"], line["last"]) == (place + 1, place + len(line["bytes"]))
-        place = line["last"]
-
-
-def test_chunks_that_came_together_at_debug_are_written_one_by_one(
-    lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chunks = chunk_log([1] + [2] * 300)
-    chunks.debug = True
-    chunks.add(1, 100.0)
-    chunks.add(300, 100.5)
-
-    assert [line["sequence"] for line in lines.of("chunk_sent")] == list(range(1, 302))
-    assert [line["bytes"] for line in lines.of("chunk_sent")] == [1] + [2] * 300
-    assert {line["ms"] for line in lines.of("chunk_sent")[1:]} == {500}

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from app.observability import events as logs
 from app.observability import stdout as output
-from app.observability.events import LONGEST_LINE_BYTES
+from app.observability.lines import LONGEST_LINE_BYTES, LineFormatter
 from app.observability.stdout import Event, LineHandler, Lines
 
 Pipe = tuple[int, int]
@@ -237,7 +236,7 @@ def test_child_does_not_send_what_its_parent_had_not_sent(pipe: Pipe) -> None:
 def test_handler_tells_how_many_lines_were_lost_once_there_is_room(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MOST_WAITING_BYTES", 10_000)
     handler = LineHandler(pipe[1])
-    handler.setFormatter(logs._Formatter(""))
+    handler.setFormatter(LineFormatter())
     for number in range(1000):
         handler.handle(Event("e" * 100, logging.INFO, {"lines": number}))
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.observability import redaction
-from app.observability.events import utc_now
 from app.observability.redaction import MARK, redact
+from app.platform.utc import utc_now
 from app.streams.interface import new_stream_id
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c"
@@ -237,7 +237,7 @@ def test_number_is_an_iban_only_when_its_check_digits_are_right() -> None:
 
 
 def test_secret_that_is_given_is_taken_out_whatever_it_looks_like() -> None:
-    assert redact("a plain word of the operator's", secret="plain word") == f"a {MARK} of the operator's"
+    assert redact("a plain word of the operator's", secrets=("plain word",)) == f"a {MARK} of the operator's"
 
 
 @pytest.mark.parametrize("visible", [1, 10, 19])

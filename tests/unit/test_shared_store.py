@@ -1157,7 +1157,7 @@ def test_log_that_is_given_up_shows_no_more_of_its_own_in_that_moment(
         log.append("b")
         if ends:
             log.finish(end_with())
-        monkeypatch.setattr(shared, "event", lambda *_, **more: log.show_late())
+        monkeypatch.setattr(shared, "tell", lambda _: log.show_late())
 
         log.owned._fenced(1)
 

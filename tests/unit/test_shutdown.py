@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from app import errors, shutdown
-from app.generation.run import Bounds, Generations
-from app.reading.loop import Readers
+from app.generation.live import Generations
+from app.generation.run import Bounds
+from app.reading.readers import Readers
 from app.shutdown import ENDS_SECONDS, LAST_FRAMES_SECONDS, QUICK_SECONDS, RAMP_SECONDS, Drain, Phase
 from app.streams.interface import Origin, StreamLog
 from app.streams.memory.store import MemoryStore

@@ -1,13 +1,29 @@
-"""JSON of ChatWait's own dialect: how an end, an error and a whole answer look on the wire."""
+"""JSON of ChatWait's own dialect: an end, an error, and the answers to wait and to stop."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
+from app import errors
 from app.errors import Failure
 from app.streams.interface import End, Origin
 
-__all__ = ["answer", "end_data", "error_body"]
+__all__ = [
+    "answer",
+    "around_text",
+    "end_data",
+    "error_body",
+    "failed_answer",
+    "failure_of",
+    "running",
+    "stopped",
+    "text_bytes",
+]
+
+SHUTDOWN_RETRY_SECONDS = 5
 
 
 def error_body(failure: Failure, correlation_id: str) -> dict[str, Any]:
@@ -51,6 +67,14 @@ def end_data(origin: Origin, end: End) -> dict[str, Any]:
     return data
 
 
+def failure_of(end: End) -> Failure | None:
+    """Return what wait mode answers with instead of the answer. A generation that a stop of the service cancelled is
+    worth asking again."""
+    if end.reason == "shutdown":
+        return errors.ShuttingDown(retry_after_seconds=SHUTDOWN_RETRY_SECONDS).failure
+    return end.error
+
+
 def answer(stream_id: str, origin: Origin, end: End, correlation_id: str, *, text: str) -> dict[str, Any]:
     """Write the wait-mode answer of a generation that has ended. Shape: `Answer` in contracts/openapi.yaml."""
     body = {
@@ -71,3 +95,34 @@ def answer(stream_id: str, origin: Origin, end: End, correlation_id: str, *, tex
     if end.reason:
         body["reason"] = end.reason
     return body
+
+
+def failed_answer(failure: Failure, end: End, correlation_id: str, *, text: str) -> dict[str, Any]:
+    """Write the wait-mode answer of a generation that failed. Shape: `Error` with `partial` in
+    contracts/openapi.yaml."""
+    return {**error_body(failure, correlation_id), "partial": {"content": text, "tokens": end.records}}
+
+
+def running(stream_id: str, head: int) -> dict[str, Any]:
+    """Write the answer for a client that waits no longer. Shape: `Running` in contracts/openapi.yaml."""
+    return {"stream_id": stream_id, "status": "running", "tokens": head}
+
+
+def stopped(stream_id: str, end: End | None, records: int) -> dict[str, Any]:
+    """Write the answer to a stop. Shape: `Stopped` in contracts/openapi.yaml."""
+    return {"stream_id": stream_id, "status": "running" if end is None else end.status, "tokens": records}
+
+
+_TEXT = "\0text\0"
+"""Stands for the text in a body. No other part of a body has a NUL."""
+
+
+def around_text(body: Callable[[str], dict[str, Any]]) -> tuple[bytes, bytes]:
+    """Write a body without its text: what stands before the text's characters, and what stands after them."""
+    before, _, after = json.dumps(body(_TEXT)).partition(json.dumps(_TEXT)[1:-1])
+    return before.encode("ascii"), after.encode("ascii")
+
+
+def text_bytes(text: str) -> bytes:
+    """Write a part of a JSON string's characters."""
+    return encode_basestring_ascii(text)[1:-1].encode("ascii")

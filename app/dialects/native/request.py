@@ -1,18 +1,17 @@
-"""What requests may hold: marshmallow's schemas, with the limits of the contract."""
+"""The body of a request, checked by marshmallow's schemas and the limits of the contract."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate, islice
 from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
 from app import errors
+from app.dialects.strict_json import check_parts, parse
 from app.settings import Settings
 from app.tokens import counting as tokens
 
@@ -22,8 +21,6 @@ ROLES = ("system", "user", "assistant")
 DEEPEST_FIELDS = 20
 LONGEST_NAME = 100
 LONGEST_MODEL = 200
-MOST_DIGITS = 10_000
-DEEPEST = 500
 PARTS = 10_000
 PARTS_PER_MESSAGE = 20
 
@@ -50,7 +47,7 @@ class _Number(fields.Float):
 
 
 class _Text(fields.String):
-    """A text that can be sent on: half a surrogate pair cannot."""
+    """A text that can be encoded. Half a surrogate pair cannot, so no upstream could be sent it."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **options: Any) -> Any:
         text = super()._deserialize(value, attr, data, **options)
@@ -63,7 +60,7 @@ class _Text(fields.String):
 
 class _Schema(Schema):
     def handle_error(self, error: ValidationError, data: Any, *, many: bool, **more: Any) -> None:
-        """Raise another one instead: the frame that would raise this one keeps it, and with it all that was sent."""
+        """Raise a new error: the frame that raises the given one would keep it, and all that was sent."""
         raise ValidationError(error.messages, valid_data=error.valid_data)
 
 
@@ -79,7 +76,7 @@ class ContextMessageSchema(_Schema):
 
 
 class ChatRequestSchema(_Schema):
-    """What POST takes; limits that have an error code of their own are judged after it."""
+    """What POST takes. Limits that have an error code of their own are checked later."""
 
     class Meta:
         unknown = RAISE
@@ -96,7 +93,7 @@ _schema = ChatRequestSchema()
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A request that may be asked of the model as it stands."""
+    """A request that can be sent to a model as it stands. Units: `prompt_tokens` in tokens."""
 
     messages: list[dict[str, str]]
     model: str
@@ -104,16 +101,20 @@ class ChatRequest:
     temperature: float | None
     prompt_tokens: int
     fingerprint: str
-    """SHA-256 of the canonical request with defaults filled in: what an idempotency key stands for."""
+    """SHA-256 of the canonical request with its defaults filled in. An idempotency key stands for it."""
 
 
 def read_request(body: bytes, settings: Settings) -> ChatRequest:
-    """Turn a body into a request.
+    """Read a request from a body.
 
     Raises: InvalidJson, InvalidRequest, MessageEmpty, MessageTooLong, ContextTooLong, ModelNotAllowed.
     """
-    _check_parts(body, settings)
-    content = _parse(body)
+    check_parts(
+        body,
+        most=PARTS + PARTS_PER_MESSAGE * settings.max_context_messages,
+        hint=f"a context has at most {settings.max_context_messages} messages.",
+    )
+    content = parse(body)
     if not isinstance(content, dict):
         raise errors.InvalidRequest("The body must be one JSON object.", fields={"_schema": ["Not an object."]})
     _check_context_length(content, settings)
@@ -150,71 +151,8 @@ def read_request(body: bytes, settings: Settings) -> ChatRequest:
     )
 
 
-class _Refused(ValueError):
-    pass
-
-
-_PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,}\]]', re.DOTALL)
-
-
-def _check_parts(body: bytes, settings: Settings) -> None:
-    """Refuse a body of far more texts and values than any request has, before they are made one by one.
-
-    Others wait meanwhile: half a second for a mebibyte of unknown fields, measured.
-    """
-    most = PARTS + PARTS_PER_MESSAGE * settings.max_context_messages
-    if sum(body.count(mark) for mark in (b'"', b"[", b"{", b",")) <= most:
-        return  # cheap, and true of most requests; a text may hold as many commas as it likes
-    parts = [body[part.start()] for part in islice(_PART.finditer(body), most + 1)]
-    if len(parts) > most:
-        if max(accumulate((part in b"[{") - (part in b"]}") for part in parts)) > DEEPEST:
-            raise errors.InvalidJson("The body is nested too deep.")
-        raise errors.InvalidRequest(
-            "The body has far more parts than a request can have; a context has at most "
-            f"{settings.max_context_messages} messages.",
-            fields={"_schema": ["Too many values."]},
-        )
-
-
-def _parse(body: bytes) -> Any:
-    """Read JSON strictly: UTF-8, no NaN or Infinity, no name twice in one object, no bottomless nesting."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise _Refused("A name stands twice in one object.")
-        return found
-
-    def never(constant: str) -> Any:
-        raise _Refused(f"{constant} is not a JSON number.")
-
-    digits_left = MOST_DIGITS
-
-    def whole(digits: str) -> int:
-        nonlocal digits_left
-        digits_left -= len(digits)  # its time grows with the square of their number
-        if digits_left < 0:
-            raise _Refused("A number in it is too long.")
-        return int(digits)
-
-    if not body.strip():
-        raise errors.InvalidJson("The body is empty.")
-    try:
-        return json.loads(body.decode(), object_pairs_hook=once, parse_constant=never, parse_int=whole)
-    except UnicodeDecodeError:
-        raise errors.InvalidJson("The body is not UTF-8.") from None
-    except RecursionError:
-        raise errors.InvalidJson("The body is nested too deep.") from None
-    except json.JSONDecodeError as error:
-        raise errors.InvalidJson(f"It stops being JSON at line {error.lineno}, column {error.colno}.") from None
-    except _Refused as error:
-        raise errors.InvalidJson(str(error)) from None
-    except ValueError:
-        raise errors.InvalidJson("A number in it is too long.") from None
-
-
 def _check_context_length(content: dict[str, Any], settings: Settings) -> None:
-    """Before its entries are looked at one by one."""
+    """Refuse a context with too many entries, before each entry is checked."""
     context = content.get("context")
     if isinstance(context, list) and len(context) > settings.max_context_messages:
         raise errors.InvalidRequest(
@@ -248,7 +186,7 @@ def _count_prompt(messages: list[dict[str, str]], model: str, settings: Settings
 
 
 def _flatten(messages: Any, path: str = "") -> dict[str, list[str]]:
-    """Name each wrong field by its path (`context.0.role`), bounded, whatever a client sent as names."""
+    """Name each wrong field by its path (`context.0.role`). The result is bounded, whatever names a client sends."""
     found: dict[str, list[str]] = {}
     if isinstance(messages, dict):
         for name, inner in messages.items():

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from app import errors
-from app.observability.events import event
+from app.observability import facts
+from app.observability.observer import tell
 from app.platform.gevent_loop import plain_lock
 from app.streams.shared import scripts
 from app.streams.shared.connection import Answer, Command, Connection, Refusal, ValkeyAway, script
@@ -318,7 +319,7 @@ class Committer:
             self._pause = FIRST_PAUSE_SECONDS
             if self._said is not None:
                 self._said = None
-                event("store_back")
+                tell(facts.StoreBack())
             self._back()
 
     def _failed(self, began: float, why: str, changed: Iterable[Committing], calls: list[_Call]) -> None:
@@ -336,7 +337,7 @@ class Committer:
         """Log each reason once, not at each attempt."""
         if why != self._said:
             self._said = why
-            event("store_away", level=logging.ERROR, cause=why)
+            tell(facts.StoreAway(cause=why))
 
     def _answer(self, call: _Call, answers: list[Answer]) -> None:
         call.answers = answers

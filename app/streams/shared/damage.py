@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 
 from app import errors
-from app.observability.events import event
+from app.observability import facts
+from app.observability.observer import tell
 from app.streams.interface import log_name
 from app.streams.shared.records import Damaged
 
@@ -33,7 +33,7 @@ class Damage:
             if len(self._known) > MOST_KNOWN:
                 self._known.popitem(last=False)
         if not is_known:
-            event("stream_damaged", level=logging.ERROR, stream=log_name(stream_id), what=what)
+            tell(facts.StreamDamaged(stream=log_name(stream_id), what=what))
 
     @contextlib.contextmanager
     def is_gone(self, stream_id: str) -> Iterator[None]:

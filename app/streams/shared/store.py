@@ -12,10 +12,10 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from app import errors
-from app.observability.events import event
+from app.observability import facts
+from app.observability.observer import tell
 from app.streams.interface import Binding, End, Origin, StreamLog, log_name, new_stream_id
 from app.streams.retention import Retention
 from app.streams.shared import records
@@ -395,11 +395,11 @@ class SharedStore:
         self._committer.post([("HDEL", self.keys(stream_id)[0], "fence")], ignore)
 
     def taken_over(self, log: OwnedLog, *, is_followed: bool) -> None:
-        about: dict[str, Any] = {"stream": log_name(log.stream_id), "correlation_id": log.origin.correlation_id}
+        name, correlation_id = log_name(log.stream_id), log.origin.correlation_id
         if not is_followed:
-            event("stream_cut_off", **about)
+            tell(facts.StreamCutOff(stream=name, correlation_id=correlation_id))
             return
-        event("stream_fenced", **about)
+        tell(facts.StreamFenced(stream=name, correlation_id=correlation_id))
         with self._retention.lock:
             copy = self._retention.live.pop(log.stream_id, None)
             if copy is not None:

@@ -14,13 +14,10 @@ from hypothesis import strategies as st
 
 from app import errors
 from app.dialects.native import request as schemas
-from app.dialects.native.answer import answer, error_body
+from app.dialects.native.answer import error_body
 from app.dialects.native.request import read_request
 from app.settings import Settings
-from app.streams.interface import End, Origin
-from app.streams.memory.store import MemoryStore
 from app.tokens import counting as tokens
-from app.tokens.usage import Usage
 
 SETTINGS = Settings(
     openai_base_url="http://model.test/v1", openai_model="gpt-4o-mini", allowed_models=("gpt-4o-mini", "other")
@@ -432,52 +429,6 @@ def test_message_of_a_mebibyte_is_refused_without_being_counted(monkeypatch: pyt
     monkeypatch.setattr(tokens, "_for_model", None)
 
     assert type(refused({"message": "a " * 500_000})) is errors.MessageTooLong
-
-
-# The waited-for answer
-
-
-@pytest.mark.requirement("tasks T012")
-def test_answer_folds_a_log_in_the_order_of_the_contract() -> None:
-    store = MemoryStore(max_active=1, budget_bytes=100_000, retention_seconds=60)
-    log, _ = store.create(Origin("c-1", "m", "2026-11-21T09:00:00.000Z"))
-    log.append("Rome.")
-    end = End(
-        status="cancelled",
-        records=1,
-        characters=5,
-        sha256="x",
-        usage=Usage(1, 2, 3, "provider"),
-        finish_reason=None,
-        first_token_ms=1,
-        duration_ms=2,
-        reason="client",
-    )
-
-    folded = answer(log.stream_id, log.origin, end, "c-2", text=log.text())
-
-    assert list(folded) == [
-        "stream_id",
-        "correlation_id",
-        "status",
-        "model",
-        "content",
-        "finish_reason",
-        "tokens",
-        "usage",
-        "created",
-        "first_token_ms",
-        "duration_ms",
-        "characters",
-        "sha256",
-        "reason",
-    ]
-    assert (folded["stream_id"], folded["correlation_id"]) == (log.stream_id, "c-2")
-    assert (folded["content"], folded["reason"]) == ("Rome.", "client")
-    assert (folded["created"], folded["usage"]) == (
-        "2026-11-21T09:00:00.000Z",
-        {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "source": "provider"},
-    )
 
 
 @pytest.mark.parametrize("depth", [600, 5000, 100_000, 500_000])

@@ -16,24 +16,18 @@ from typing import Any, Self
 
 import pytest
 
-from app.platform.sockets import DirectWriter, shut
-from app.reading import loop as sse
-from app.reading.loop import Readers, frames
-from app.streams.interface import Origin, Piece
-from app.streams.memory import store as memory
-from app.streams.memory.store import MemoryStore
+from app.dialects.interface import Dialect
+from app.dialects.native.frames import NativeFrames
+from app.platform.sockets import shut
+from app.reading import loop
+from app.reading.loop import frames
+from app.reading.readers import Readers
+from app.server.direct import DirectWriter
+from app.streams import readership
+from app.streams.interface import Piece
 from tests.harness.events import Event, EventParser
-from tests.unit.ends import end_with
 from tests.unit.fakes import PATIENCE_SECONDS
-
-
-def new_log() -> Any:
-    store = MemoryStore(max_active=10, budget_bytes=100_000_000, retention_seconds=60)
-    return store.create(Origin("c-1", "m", "2026-11-21T09:00:00.000Z"))[0]
-
-
-def finish(log: Any) -> None:
-    log.finish(end_with())
+from tests.unit.readings import finish, new_log
 
 
 def wait_until(fact: Any, what: str) -> None:
@@ -47,7 +41,14 @@ class Served:
     """What gunicorn does with the frames of one reader, in a thread, and the client's end of its connection."""
 
     def __init__(
-        self, log: Any, after: int = 0, *, chunked: bool = True, small: bool = False, heartbeat_seconds: float = 1000.0
+        self,
+        log: Any,
+        after: int = 0,
+        *,
+        chunked: bool = True,
+        small: bool = False,
+        heartbeat_seconds: float = 1000.0,
+        dialect: Dialect | None = None,
     ) -> None:
         self.log = log
         self.readers = Readers(limit=10, heartbeat_seconds=heartbeat_seconds)
@@ -70,6 +71,7 @@ class Served:
         self._loop: Any = frames(
             log,
             after,
+            dialect or NativeFrames(log.stream_id, log.origin),
             self.readers,
             left=self.left.append,
             drop=partial(shut, self.sock),
@@ -219,7 +221,7 @@ def test_piece_that_does_not_follow_the_readers_place_is_left_to_the_loop() -> N
         served.wait_asleep()
         reader = log.reader(0)
 
-        assert not sse._deliver(log.stream_id, reader, served.writer, Piece(2, 1, "b"))
+        assert not loop._deliver(None, NativeFrames(log.stream_id, log.origin), reader, served.writer, Piece(2, 1, "b"))
 
         assert reader.after == 0
         finish(log)
@@ -349,7 +351,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in (sse, memory):
+        for module in (loop, readership):
             monkeypatch.setattr(module, "time", self)
 
     def monotonic(self) -> float:

@@ -1,0 +1,76 @@
+"""What the headers of a request say in ChatWait's own dialect: a cursor, an idempotency key, how long to wait."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import NamedTuple
+
+from app import errors
+from app.streams.interface import StreamLog
+
+__all__ = ["Cursor", "place_after", "read_cursor", "read_key", "read_wait_seconds"]
+
+LONGEST_CURSOR_BYTES = 128
+LARGEST_SEQUENCE = 2**53
+
+FEWEST_SIGNS = 4
+"""Different characters in a key. A key with fewer was typed, not drawn, so another client may have the same one."""
+
+_CURSOR = re.compile(r"([A-Za-z0-9_-]+)\.(0|[1-9][0-9]{0,15})")
+_KEY = re.compile(r"[\x21-\x7e]{16,255}")
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
+
+
+class Cursor(NamedTuple):
+    """The id of the last event that a client received."""
+
+    stream_id: str
+    sequence: int
+
+
+def read_cursor(raw: str) -> Cursor:
+    """Read a cursor. Raises: CursorMalformed."""
+    found = _CURSOR.fullmatch(raw) if len(raw) <= LONGEST_CURSOR_BYTES else None
+    if found is None or int(found[2]) > LARGEST_SEQUENCE:
+        raise errors.CursorMalformed
+    return Cursor(found[1], int(found[2]))
+
+
+def place_after(cursor: Cursor | None, log: StreamLog) -> int | None:
+    """Return the record after which a client goes on, 0 for the beginning. None when it has seen the end.
+
+    Raises: CursorAhead.
+    """
+    if cursor is None:
+        return 0
+    end = log.end  # before the head: a log that ends in between only grows
+    if cursor.sequence <= log.head:
+        return cursor.sequence
+    if end is not None and cursor.sequence == log.head + 1:
+        return None
+    raise errors.CursorAhead
+
+
+def read_key(raw: str | None) -> str | None:
+    """Return the SHA-256 of an idempotency key, None where there is none. Raises: InvalidRequest."""
+    if raw is None:
+        return None
+    if not _KEY.fullmatch(raw):
+        raise errors.InvalidRequest(
+            "The idempotency key is not usable.",
+            fields={"Idempotency-Key": ["Must be 16 to 255 visible ASCII characters."]},
+        )
+    if len(set(raw)) < FEWEST_SIGNS:
+        raise errors.InvalidRequest(
+            f"The idempotency key has fewer than {FEWEST_SIGNS} different characters: anybody may have the same, and "
+            "whoever has it reads this answer.",
+            fields={"Idempotency-Key": [f"Must be random, with {FEWEST_SIGNS} different characters or more: a UUID4."]},
+        )
+    return hashlib.sha256(raw.encode()).hexdigest()
+
+
+def read_wait_seconds(prefer: str) -> str | None:
+    """Return the seconds that a Prefer header asks to wait for, as they stand there. None where it names none."""
+    found = _WAIT.search(prefer)
+    return found[1] if found else None

@@ -1,0 +1,49 @@
+"""Wait mode: a reader that sleeps until the log ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from app import errors
+from app.reading.readers import LOOK_SECONDS, Readers, is_foreign
+from app.streams.interface import End, StreamLog
+
+__all__ = ["wait"]
+
+
+def wait(
+    log: StreamLog,
+    readers: Readers,
+    *,
+    seconds: float | None,
+    gone: Callable[[], bool],
+    departed: Callable[[], bool] | None = None,
+) -> End | None:
+    """Wait for the end of a log, for at most `seconds`. None when it has not come, or when the client is `gone`.
+
+    A client that has only sent its last byte (`departed`) may still read, so the wait goes on for it. Both are asked
+    about once a second.
+
+    Raises: ShuttingDown when the client must wait at another worker, Overloaded when another client needs the place
+    of one that has departed.
+    """
+    deadline = None if seconds is None else time.monotonic() + seconds
+    asked_at = time.monotonic()
+    with log.reader(log.head, only_end=True) as reader:
+        readers.add(reader, every_seconds=0.0, departed=departed)
+        try:
+            while log.end is None and (deadline is None or time.monotonic() < deadline):
+                reader.wait()
+                if reader.is_released and log.end is None:
+                    if reader.is_departed and not readers.is_leaving and not is_foreign(reader):
+                        raise errors.Overloaded(retry_after_seconds=2)
+                    raise errors.ShuttingDown(retry_after_seconds=1)
+                now = time.monotonic()
+                if now - asked_at >= LOOK_SECONDS:
+                    asked_at = now
+                    if gone():
+                        break
+            return log.end
+        finally:
+            readers.remove(reader)
