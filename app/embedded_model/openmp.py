@@ -1,7 +1,7 @@
-"""The OpenMP runtime that llama.cpp needs, on a system that has none: a package of requirements-local.txt carries one.
+"""The OpenMP runtime that llama.cpp needs. A package of requirements-local.txt carries one for systems without it.
 
-The loader looks for a library by its name, in a path that it reads when a process starts. So the process starts itself
-anew, with a folder in that path where the carried library has the name. Standard library only.
+The loader finds a library by its name, in a path that it reads when a process starts. So the process starts itself
+again, and the path then has a folder in which the carried library has that name. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ FOLDER = "CHATWAIT_OPENMP_FOLDER"
 
 
 def carried() -> Path | None:
-    """Find the library in the package that carries it, without importing that package."""
+    """Find the library in the package that carries it, without an import of that package."""
     for file in sorted(Path(sysconfig.get_path("platlib")).glob("pykdtree.libs/libgomp-*.so*")):
         return file
     return None
 
 
 def available() -> bool:
-    """Tell whether `provide` gives a process the library, or it needs none: other systems' llama.cpp has its own."""
+    """Tell whether llama.cpp finds the library after `provide`. Other systems than Linux need no library."""
     return sys.platform != "linux" or carried() is not None or _loads()
 
 
 def provide(*command: str) -> None:
-    """Return when this process can load the library, or when nothing here has one.
+    """Return when this process can load the library, or when no library is here.
 
-    Else the process is replaced by `command`, run by the same Python, which can load it and calls this again.
+    Otherwise `command`, run by the same Python, replaces the process. It can load the library, and calls this again.
     """
     folder = os.environ.pop(FOLDER, None)
     is_there = _loads()
     if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)  # what is loaded stays loaded
+        shutil.rmtree(folder, ignore_errors=True)  # the library stays loaded
     library = carried()
     if is_there or folder is not None or library is None:
-        return  # where nothing here has it, the import that needs it says so
+        return  # where no library is here, the import that needs it says so
     folder = tempfile.mkdtemp(prefix="chatwait-openmp-")
     Path(folder, NAME).symlink_to(library)
     paths = [folder, *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))]

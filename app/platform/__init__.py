@@ -1,1 +1,1 @@
-"""What depends on gevent, on the clock and on the kernel. Nothing else does."""
+"""gevent, the clock and the kernel. Other rooms use them through this one."""

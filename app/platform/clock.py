@@ -1,7 +1,7 @@
-"""One thread a worker that looks at every deadline, a few times a second.
+"""One thread of each worker checks every deadline, a few times a second.
 
-Deadlines are checked here and not by timers of their own: a timer for every read and every wait would be
-started and cancelled for each token (DESIGN.md, 6). A check must be quick and must not wait for anything.
+Deadlines have no timers of their own: a timer for every read and every wait would be started and cancelled for each
+chunk (DESIGN.md, 6). A check must be quick, and must not wait for anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Clock:
-    """Calls each of its checks with the monotonic time, every TICK_SECONDS."""
+    """Calls each of its checks every TICK_SECONDS, with the time. Units: monotonic seconds."""
 
     def __init__(self) -> None:
         self._checks: list[Callable[[float], None]] = []
@@ -39,7 +39,7 @@ class Clock:
             self._thread.join()
 
     def tick(self, now: float) -> None:
-        """Run every check once; a check that fails must not stop the others, or no deadline would hold."""
+        """Run every check once. A check that fails is logged, and the other deadlines still hold."""
         for check in self._checks:
             try:
                 check(now)

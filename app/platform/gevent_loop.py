@@ -1,7 +1,7 @@
-"""Wait for bytes on a socket and take them where the waiting is done, without a switch of threads for each piece.
+"""Wait for bytes on a socket, and take them without a switch of threads for each piece.
 
-Under gevent the function is called by the loop itself: a thread that is woken for every token of its stream costs more
-than all that it then does with it (load/PROFILE.md). The one place that knows of gevent; elsewhere `threading` will do.
+Under gevent the loop itself calls the function. A thread that is woken for every chunk costs more than all its work on
+the chunk (load/PROFILE.md). Only this file knows gevent; elsewhere `threading` is enough.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _READABLE = 1
 
 
 def each_arrival(sock: socket.socket, receive: Callable[[], bool]) -> None:
-    """Call `receive` whenever there is something to be read, or an end, until it returns False; wait meanwhile.
+    """Call `receive` whenever there are bytes to read, or the end. Return when `receive` returns False.
 
-    `receive` must not wait for anything: it may run in the worker's event loop. What it raises is raised here.
+    `receive` must not wait for anything: it may run in the worker's event loop. Raises: whatever `receive` raises.
     """
     if in_loop():
         _in_loop(sock, receive)
@@ -30,14 +30,16 @@ def each_arrival(sock: socket.socket, receive: Callable[[], bool]) -> None:
 
 
 def in_loop() -> bool:
-    """Tell whether this process is gevent's: all that looks like threads is one, and none runs while another does."""
+    """Tell whether gevent has patched this process: its threads are greenlets then, and only one runs at a time."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("socket"))
 
 
 def plain_lock() -> AbstractContextManager[object]:
-    """Make a lock of the interpreter's own, which is cheap. Never to be held while others may run under gevent: they
-    would wait for ever."""
+    """Make a lock of the interpreter itself, which is cheap.
+
+    Never hold it while gevent may let others run: a second one that wants the lock would wait for ever.
+    """
     if in_loop():
         from gevent.monkey import get_original  # type: ignore[import-untyped]
 
@@ -84,4 +86,4 @@ def _in_loop(sock: socket.socket, receive: Callable[[], bool]) -> None:
         try:
             raise failure
         finally:
-            failure = None  # it knows this frame, which must not know it: they would keep all that called alive
+            failure = None  # the exception knows this frame: if the frame knew it too, neither would be freed

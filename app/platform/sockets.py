@@ -1,4 +1,4 @@
-"""What the kernel knows of a connection, and takes without a wait. Standard library only."""
+"""Ask the kernel about a connection, and end one. No call here waits. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ import sys
 import termios
 from typing import NamedTuple
 
-__all__ = ["Progress", "is_connected", "is_dead", "is_quiet", "progress", "shut", "unacknowledged"]
+__all__ = [
+    "Progress",
+    "is_connected",
+    "is_dead",
+    "is_quiet",
+    "progress",
+    "shut",
+    "shut_reading",
+    "unacknowledged",
+]
 
 _ESTABLISHED, _CLOSED = 1, 7  # Source: linux/include/net/tcp_states.h
 
 
 def is_connected(sock: socket.socket) -> bool:
-    """Tell whether the other side still has its half of a connection open; one system call, never waits.
+    """Tell whether the other side still has its half of a connection open. One system call, which never waits.
 
-    Where the kernel does not tell (not Linux), the answer is yes, and the next write finds out.
+    Other kernels than Linux do not tell: the answer is yes then, and the next write finds out.
     """
     if not hasattr(socket, "TCP_INFO"):
         return True
@@ -29,9 +38,9 @@ def is_connected(sock: socket.socket) -> bool:
 
 
 def is_dead(sock: socket.socket) -> bool:
-    """Tell whether nothing can be sent on a connection any more; one system call, never waits.
+    """Tell whether nothing can be sent on a connection any more. One system call, which never waits.
 
-    Where the kernel does not tell, the answer is no.
+    Other kernels than Linux do not tell: the answer is no then.
     """
     if not hasattr(socket, "TCP_INFO"):
         return False
@@ -42,15 +51,17 @@ def is_dead(sock: socket.socket) -> bool:
 
 
 def is_quiet(sock: socket.socket) -> bool:
-    """Tell whether no bytes wait to be read; one system call, never waits, nor lets others run (as gevent's `poll`
-    does). An end is no byte: see `is_connected`."""
+    """Tell whether no bytes wait to be read. One system call, which never waits.
+
+    gevent's `poll` would let others run; this does not. The end of a connection is no byte: see `is_connected`.
+    """
     return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder) == 0
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Tell how many bytes that were sent the other side's kernel has not acknowledged; one system call, never waits.
+    """Count the bytes that were sent and that the other side's kernel has not acknowledged. One system call.
 
-    Where the kernel does not tell, the answer is 0.
+    A kernel that does not tell gives 0.
     """
     try:
         return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
@@ -59,19 +70,21 @@ def unacknowledged(sock: socket.socket) -> int:
 
 
 class Progress(NamedTuple):
-    """How far what was sent on a connection has got. Units: bytes, seconds."""
+    """How much of what was sent on a connection has arrived. Units: bytes, seconds."""
 
     unacknowledged: int
-    """Bytes that were sent, or wait to be, and are not acknowledged."""
+    """Bytes that were sent, or wait to be sent, and are not acknowledged."""
     quiet_seconds: float
-    """Since the last acknowledgement of anything, be it of a probe."""
+    """Time since the other side acknowledged anything, even a probe."""
     taken: int
-    """All bytes that were acknowledged so far."""
+    """All bytes that have been acknowledged."""
 
 
 def progress(sock: socket.socket) -> Progress | None:
-    """Tell how far what was sent has got; a system call or two, never waits. None when all of it has arrived, and where
-    the kernel does not tell."""
+    """Tell how much of what was sent has arrived. One or two system calls, which never wait.
+
+    None when everything has arrived, and where the kernel does not tell.
+    """
     waiting = unacknowledged(sock)
     if not waiting or not hasattr(socket, "TCP_INFO"):
         return None
@@ -90,6 +103,12 @@ _BYTES_ACKED = struct.Struct("=Q")
 
 
 def shut(sock: socket.socket) -> None:
-    """End a connection, whoever is waiting on it."""
-    with contextlib.suppress(OSError):
+    """End a connection. Every thread that waits on the connection goes on."""
+    with contextlib.suppress(OSError):  # the connection has ended already
         sock.shutdown(socket.SHUT_RDWR)
+
+
+def shut_reading(sock: socket.socket) -> None:
+    """End the receiving half of a connection. A thread that waits for bytes gets the end instead."""
+    with contextlib.suppress(OSError):  # the connection has ended already
+        sock.shutdown(socket.SHUT_RD)

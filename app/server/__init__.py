@@ -1,1 +1,1 @@
-"""What knows gunicorn: heads, bodies and connections of requests. Nothing here knows Flask."""
+"""All that knows gunicorn: heads and bodies of requests, and connections. Nothing here knows Flask."""

@@ -1,7 +1,7 @@
-"""The connections of clients to one worker: how many, which of them goes when there are too many, and which are gone.
+"""The connections of clients to one worker: which one makes room when there are too many, and which are gone.
 
-gunicorn accepts no more connections than its pool has room for; whoever comes then waits unseen. So what waits here
-for nothing makes room for who comes. Standard library only; the functions that are wrapped are gunicorn's worker's.
+gunicorn accepts no more connections than its pool has room for, and a client that comes then waits unseen. So an idle
+connection is closed for a new one. Standard library only: the functions that are wrapped belong to gunicorn's worker.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ __all__ = ["Connections"]
 
 LOOK_SECONDS = 2.0
 GONE_SECONDS = 30.0
-"""A peer that acknowledges nothing, or takes nothing of an answer that is no stream, is gone after this."""
+"""A client that acknowledges nothing for so long is gone, and so is one that takes nothing of an answer that is no
+stream."""
 
 LINGER_SECONDS = 5.0
 LINGER_QUIET_SECONDS = 1.0
@@ -36,7 +37,7 @@ class _Look:
 
 
 class Connections:
-    """The open connections. Each waits for a request (or for the rest of one), or is being answered."""
+    """The open connections. Each one waits for a request, or for the rest of one, or is being answered."""
 
     def __init__(self, *, most: int) -> None:
         self._most = most
@@ -50,12 +51,14 @@ class Connections:
 
     @property
     def is_crowded(self) -> bool:
-        """There are as many as may be: what has been answered is to be closed."""
+        """There are as many connections as there may be. A connection is closed after its answer then."""
         return self.count >= self._most
 
     def watch(self, worker: Any, *, most: int | None = None) -> None:
-        """Wrap a gunicorn worker's handling of connections and of requests, before it accepts any. `most` is how many
-        there may be, where that is less than what the limits need."""
+        """Wrap how a gunicorn worker handles connections and requests. Call this before the worker accepts any.
+
+        `most` is how many connections there may be, where that is fewer than the limits need.
+        """
         self._most = self._most if most is None else most
         handle, handle_request = worker.handle, worker.handle_request
 
@@ -94,37 +97,37 @@ class Connections:
         self._answered[client] = _Look(time.monotonic())
 
     def reads(self, client: socket.socket) -> None:
-        """Note that a connection is a reader's: it is bounded as such, and makes room for nobody."""
+        """Note that a reader has this connection. `Readers` bounds it, and it makes room for nobody."""
         if look := self._answered.get(client):
             look.is_reader = True
 
     def has_read(self, client: socket.socket) -> None:
-        """Note that a connection is a reader's no more: what is left of its answer is as any other's."""
+        """Note that a connection has no reader any more. The rest of its answer is treated like any other."""
         if look := self._answered.pop(client, None):
             look.is_reader = False
             look.taken_at = time.monotonic()
-            self._answered[client] = look  # the youngest of those
+            self._answered[client] = look  # at the end: it is the youngest of those that are no readers
 
     def linger(self, client: socket.socket) -> None:
-        """Have a connection closed with care: the client is still sending what nobody reads."""
+        """Have a connection closed with care: its client is still sending what nobody reads."""
         self._lingering.add(client)
 
     def _make_room(self) -> None:
-        """Shut the oldest connection without a complete request; else the oldest whose answer is not read."""
+        """Shut the oldest connection that has no complete request, or else the oldest that has no reader."""
         if self.count > self._most:
-            oldest = next(iter(self._waiting))  # there is one: who has just come
+            oldest = next(iter(self._waiting))  # there is one: the connection that has just come
             if len(self._waiting) == 1:
                 oldest = next((client for client, look in self._answered.items() if not look.is_reader), oldest)
             shut(oldest)
-            # Not counted from here on: it has its end, and only its own greenlet is missing.
+            # It counts no more: it has ended, and only its greenlet has not seen that yet.
             self._waiting.pop(oldest, None)
             self._answered.pop(oldest, None)
 
     def check(self, now: float) -> None:
-        """End what is gone without a word: the kernel itself would try for a quarter of an hour. And, of what is no
-        reader, what takes nothing: readers have a bound of their own.
+        """End the connections of clients that vanished: the kernel would keep trying for a quarter of an hour.
 
-        Not TCP_USER_TIMEOUT, which also ends who reads slowly through a small window. Units: monotonic seconds.
+        End those as well that take nothing of an answer, unless they are readers, which have a bound of their own.
+        TCP_USER_TIMEOUT would end slow readers with a small window too. Units: monotonic seconds.
         """
         for client, look in list(self._answered.items()):
             if now - look.looked_at < LOOK_SECONDS:
@@ -143,8 +146,9 @@ class Connections:
 
 
 def linger(client: socket.socket) -> None:
-    """Take what a client is still sending after its answer: left unread, it would reset the connection under the
-    answer. Bounded in bytes and in time."""
+    """Take what a client is still sending after its answer. Bytes left unread would reset the connection under the
+    answer. Bounded in bytes and in time.
+    """
     until = time.monotonic() + LINGER_SECONDS
     left = LINGER_BYTES
     try:
@@ -154,4 +158,4 @@ def linger(client: socket.socket) -> None:
             left -= len(received)
             time.sleep(0)
     except OSError:
-        pass  # nothing more for a while, or the client is gone
+        pass  # nothing more came for a while, or the client is gone

@@ -1,1 +1,1 @@
-"""How many tokens a text has, and what an answer used."""
+"""How many tokens a text has, and how many an answer used."""

@@ -1,21 +1,22 @@
 """Count tokens offline with a real tokenizer.
 
-Exact where the model's vocabulary is known (OpenAI's), an estimate with the newest of them elsewhere. Counting
-may be asked for a megabyte by anybody, so it works in slices, lets others run between them, and stops early.
+Counts are exact for models whose vocabulary is known, which are OpenAI's. For other models they are estimates with the
+newest vocabulary. Anybody may send a megabyte. So it is counted in slices, others run in between, and a count stops
+early.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib.machinery
 import importlib.util
-import mmap
 import re
 import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, cast
+
+from app.platform.pages import release_pages
 
 __all__ = ["count", "count_prompt", "is_exact", "warm"]
 
@@ -29,7 +30,6 @@ _VOCABULARIES = (
     (re.compile(r"(ft:)?(gpt-4|gpt-3\.5|gpt-35)([-.:]|$)"), "cl100k_base"),
 )
 
-
 _WORD_END = re.compile(r"\S(?= )")
 
 
@@ -39,7 +39,7 @@ class _Tokenizer(Protocol):
 
 @lru_cache(maxsize=2)
 def _tokenizer(vocabulary: str) -> _Tokenizer:
-    # The extension is loaded without its package: that one builds Python tables of both vocabularies, which
+    # The extension is loaded without its package. The package would build Python tables of both vocabularies, which
     # nothing here needs and which cost 70 MB and 0.6 s (DESIGN.md, 9).
     name = "bpe_openai._bindings"
     package = importlib.util.find_spec("bpe_openai")
@@ -51,30 +51,12 @@ def _tokenizer(vocabulary: str) -> _Tokenizer:
     bindings = importlib.util.module_from_spec(spec)
     loader.exec_module(bindings)
     tokenizer = cast(_Tokenizer, bindings.tokenizer_for_encoding(vocabulary))
-    _release_pages(path)
+    release_pages(path)  # 34 MB of vocabularies, which were read once to build the tables
     return tokenizer
 
 
-def _release_pages(path: Path) -> None:
-    """Give back the pages of a library's constants: 34 MB of vocabularies, read once to build the tables from.
-
-    They are the file's, unchanged, so whatever is needed of them again is read again. Does nothing where the kernel
-    does not tell what was changed (not Linux).
-    """
-    try:
-        areas = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
-        madvise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
-        return
-    for area in areas:
-        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r--p .* (/.*)", area)
-        if found and found[3] == str(path) and re.search(r"^Anonymous: +0 kB$", area, re.MULTILINE):
-            start, end = int(found[1], 16), int(found[2], 16)
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
-
-
 def is_exact(model: str) -> bool:
-    """Tell whether counts for this model are exact; elsewhere they are estimates."""
+    """Tell whether counts for this model are exact. For other models they are estimates."""
     return any(pattern.match(model) for pattern, _ in _VOCABULARIES)
 
 
@@ -86,12 +68,12 @@ def _for_model(model: str) -> _Tokenizer:
 
 
 def warm(model: str) -> None:
-    """Load the vocabulary now, so that the first request does not wait for it."""
+    """Load the vocabulary of a model now, so that the first request does not wait for it."""
     _for_model(model)
 
 
 def count(text: str, model: str, *, at_most: int | None = None) -> int:
-    """Count the tokens of a text; beyond `at_most` some number larger than it is returned."""
+    """Count the tokens of a text. A count beyond `at_most` is not exact: some larger number is returned."""
     tokenizer = _for_model(model)
     if len(text) <= SLICE_CHARS:
         return tokenizer.count(text)
@@ -100,13 +82,15 @@ def count(text: str, model: str, *, at_most: int | None = None) -> int:
         total += tokenizer.count(piece)
         if at_most is not None and total > at_most:
             break
-        time.sleep(0)  # a megabyte takes some 20 ms; the others' tokens go out in between
+        time.sleep(0)  # a megabyte takes some 20 ms, in which other streams go on
     return total
 
 
 def _slices(text: str) -> Iterable[str]:
-    """Cut where the tokenizers cut too: before a space that follows something else. Only a text without such
-    a place in the last characters of a slice is cut elsewhere, and may count one token more a cut."""
+    """Cut a text where the tokenizers cut too: before a space that follows another character.
+
+    A slice without such a place among its last characters is cut elsewhere, and may then count one token more.
+    """
     start = 0
     while start < len(text):
         end = start + SLICE_CHARS
@@ -119,9 +103,10 @@ def _slices(text: str) -> Iterable[str]:
 
 
 def count_prompt(messages: Iterable[Mapping[str, str]], model: str, *, at_most: int) -> int:
-    """Count a prompt as OpenAI's chat models see it: content, role and frame of each message.
+    """Count the tokens of a prompt as OpenAI's chat models see it: content, role and frame of each message.
 
-    Beyond `at_most` some number larger than it is returned: what is too long by its bytes alone is not counted.
+    A count beyond `at_most` is not exact: some larger number is returned. A prompt whose characters alone are too many
+    is not counted.
     """
     messages = list(messages)
     if sum(len(message["content"]) for message in messages) > at_most * LONGEST_TOKEN_BYTES:
@@ -133,7 +118,7 @@ def count_prompt(messages: Iterable[Mapping[str, str]], model: str, *, at_most: 
         if total > at_most:
             break
         unyielding += len(message["content"])
-        if unyielding > SLICE_CHARS:  # many messages are as long as one long one
+        if unyielding > SLICE_CHARS:  # many messages take as long as one long message
             unyielding = 0
             time.sleep(0)
     return total

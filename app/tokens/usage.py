@@ -1,4 +1,4 @@
-"""What a generation used: as its provider tells it, or as it is estimated here."""
+"""How many tokens a generation used. The provider tells that, or it is estimated here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST_COUNT = 1_000_000_000
 
 
 class Usage(NamedTuple):
-    """Units: tokens. `source` is "provider" or "estimated"."""
+    """What a generation used. Units: tokens. `source` is "provider" or "estimated"."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -21,7 +21,7 @@ class Usage(NamedTuple):
 
 
 def provider_usage(reported: Any) -> Usage | None:
-    """Read a provider's usage. None where it is not one: partial, negative, or no numbers at all."""
+    """Read a provider's usage. None where it cannot be used: it is partial, negative or absurd, or has no numbers."""
     if not isinstance(reported, dict):
         return None
     prompt, completion = reported.get("prompt_tokens"), reported.get("completion_tokens")
@@ -34,7 +34,7 @@ def provider_usage(reported: Any) -> Usage | None:
 
 
 def estimated_usage(prompt_tokens: int, text: str, model: str) -> Usage:
-    """Count what the provider did not tell: the prompt and the delivered text."""
+    """Estimate a usage that the provider did not tell, from the prompt's tokens and the delivered text."""
     completion = count(text, model)
     return Usage(prompt_tokens, completion, prompt_tokens + completion, "estimated")
 

@@ -9,7 +9,7 @@ from flask import Flask, Response, request
 
 from app.server.direct import close_connection, remember_response
 from app.web.current import worker, worker_of
-from app.worker import Runtime
+from app.worker import Worker
 
 __all__ = ["finish_connection", "to_its_end", "wrap"]
 
@@ -62,7 +62,7 @@ def to_its_end(pieces: Iterable[bytes]) -> Iterator[bytes]:
     return written()
 
 
-def _is_closing(runtime: Runtime) -> bool:
+def _is_closing(runtime: Worker) -> bool:
     """Tell whether connections end after their answers: the worker is stopping, so the client's next request belongs
     to another one, or there are as many connections as may be."""
     return runtime.drain.begun or runtime.connections.is_crowded

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from flask import Flask, current_app
 
-from app.worker import Runtime
+from app.worker import Worker
 
 __all__ = ["worker", "worker_of"]
 
 
-def worker() -> Runtime:
+def worker() -> Worker:
     """Return the worker of the current application."""
     return worker_of(current_app)
 
 
-def worker_of(app: Flask) -> Runtime:
+def worker_of(app: Flask) -> Worker:
     """Return the worker that `create_app` kept with an application."""
-    found: Runtime = app.extensions["chatwait"]
+    found: Worker = app.extensions["chatwait"]
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.embedded_model import supervisor as local_model
+from app.embedded_model import model
 from tests.browser.chatpage import ChatPage
 from tests.live.embedded import PATIENCE_SECONDS, embedded_service
 
@@ -18,7 +18,7 @@ def test_new_user_has_a_conversation_of_three_turns_with_the_embedded_model(chro
     with embedded_service() as service:
         context = chromium.new_context()
         chat = ChatPage(context.new_page(), service.base_url).open()
-        chat.wait(lambda: local_model.MODEL_ID in chat.page.inner_text("#model"), 20, "the model's name")
+        chat.wait(lambda: model.MODEL_ID in chat.page.inner_text("#model"), 20, "the model's name")
         chat.page.locator("#embedded").filter(has_text="small").wait_for()
 
         expected = ("Paris", "Rome", "Madrid")
@@ -31,7 +31,7 @@ def test_new_user_has_a_conversation_of_three_turns_with_the_embedded_model(chro
 
         kept = chat.conversation()["messages"]
         assert [message["role"] for message in kept] == ["user", "assistant"] * 3
-        assert [message["model"] for message in kept[1::2]] == [local_model.MODEL_ID] * 3
+        assert [message["model"] for message in kept[1::2]] == [model.MODEL_ID] * 3
         chat.reload()
         assert chat.states() == ["complete"] * 3
         assert "Paris" in chat.text(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from app.embedded_model import supervisor as local_model
+from app.embedded_model import model
 from tests.harness.http1 import get
 from tests.harness.server import ChatWait
 from tests.live.steps import poll
@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 90.0
 @contextmanager
 def embedded_service() -> Iterator[ChatWait]:
     """Run it, and wait until the model is loaded."""
-    require_or_skip("the embedded model (requirements-local.txt)", local_model.installed())
+    require_or_skip("the embedded model (requirements-local.txt)", model.installed())
     with ChatWait(TIMEOUT_SECONDS=100) as chatwait:
         # 15 s on a machine of its own; here others may be at work.
         poll(lambda: get(f"{chatwait.base_url}/ready").status == 200, seconds=PATIENCE_SECONDS, what=chatwait.output)

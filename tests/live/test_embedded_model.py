@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
-from app.embedded_model import supervisor as local_model
+from app.embedded_model import model
 from tests.harness.chaos import ChaosProxy, CutAfter
 from tests.harness.http1 import Reply, get, post, request
 from tests.harness.reader import read_answer, read_resuming
@@ -32,7 +32,7 @@ def embedded() -> Iterator[ChatWait]:
 def test_wait_mode_answers_a_dialogue_of_two_turns(embedded: ChatWait) -> None:
     first = post(f"{embedded.base_url}/chat/wait", json={"message": QUESTION}, timeout=PATIENCE_SECONDS).json
     assert "Paris" in first["content"]
-    assert first["model"] == local_model.MODEL_ID
+    assert first["model"] == model.MODEL_ID
     assert first["usage"]["source"] == "provider"
 
     context = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": first["content"]}]
@@ -94,9 +94,9 @@ def test_streaming_survives_cuts_of_a_real_answer(embedded: ChatWait) -> None:
 def test_models_names_the_embedded_model_and_limits_that_fit_it(embedded: ChatWait) -> None:
     models = get(f"{embedded.base_url}/models").json
 
-    assert models["default"] == local_model.MODEL_ID
+    assert models["default"] == model.MODEL_ID
     limits = models["limits"]
-    assert limits["max_tokens"] + limits["max_input_tokens"] < local_model.CONTEXT_TOKENS_PER_SLOT
+    assert limits["max_tokens"] + limits["max_input_tokens"] < model.CONTEXT_TOKENS_PER_SLOT
 
 
 @pytest.mark.requirement("core edge 2")
@@ -140,7 +140,7 @@ def test_page_of_whatever_origin_has_no_work_done_by_the_models_port(embedded: C
         reply = ask_model(server, method, path, headers)
         assert reply.status == 401, f"{method} {path}: {reply.status}"
         assert b"Paris" not in reply.body
-        assert local_model.MODEL_ID.encode() not in reply.body
+        assert model.MODEL_ID.encode() not in reply.body
 
 
 def test_models_port_tells_without_its_key_nothing_that_the_service_does_not(embedded: ChatWait) -> None:
@@ -152,7 +152,7 @@ def test_models_port_tells_without_its_key_nothing_that_the_service_does_not(emb
 
 def test_key_of_the_models_port_opens_it_and_is_seen_nowhere(embedded: ChatWait) -> None:
     server = server_of(embedded)
-    key = server.environ()[local_model.KEY]
+    key = server.environ()[model.KEY]
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
     assert ask_model(server, "POST", "/v1/chat/completions", headers).status == 200

@@ -22,7 +22,7 @@ from app.platform import clock
 from app.settings import Settings
 from app.streams.interface import new_stream_id
 from app.web import reading
-from app.worker import Runtime
+from app.worker import Worker
 from tests.harness.events import Event, EventParser
 from tests.unit.fakes import FakeUpstream, Gate, texts, whole
 from tests.unit.shared import wait_until
@@ -64,8 +64,8 @@ def make() -> Iterator[Make]:
         runtime_of(app).close()
 
 
-def runtime_of(app: Flask) -> Runtime:
-    runtime: Runtime = app.extensions["chatwait"]
+def runtime_of(app: Flask) -> Worker:
+    runtime: Worker = app.extensions["chatwait"]
     return runtime
 
 

@@ -1,4 +1,4 @@
-"""The end of a worker, by a clock that the test turns: what it waits for, and what it does not."""
+"""Test what a drain takes for read, in a whole application by a clock that the test turns; see test_shutdown.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from flask.testing import FlaskClient
 
 from app import create_app
-from app import worker as runtime
 from app.platform import clock
 from app.settings import Settings
-from app.worker import Drain, Runtime
+from app.shutdown import QUICK_SECONDS, Drain
+from app.worker import Worker
 from tests.unit.fakes import FakeUpstream, Gate, whole
 from tests.unit.shared import wait_until
 
@@ -44,21 +44,34 @@ def client(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlaskClient]
     app.extensions["chatwait"].close()
 
 
-def kept_by(client: FlaskClient) -> Runtime:
-    kept: Runtime = client.application.extensions["chatwait"]
-    return kept
+def worker_of(client: FlaskClient) -> Worker:
+    worker: Worker = client.application.extensions["chatwait"]
+    return worker
+
+
+def begun(worker: Worker) -> tuple[Drain, list[str]]:
+    """Begin a drain of this worker, and give what it calls at last. The real clock does not look at this drain."""
+    drain = Drain(
+        store=worker.store,
+        generations=worker.generations,
+        readers=worker.readers,
+        answering=lambda: worker.answering,
+        drain_seconds=worker.settings.drain_seconds,
+    )
+    finished: list[str] = []
+    drain.begin(lambda: finished.append("finished"))
+    drain.check(100.0)
+    return drain, finished
 
 
 def ended(client: FlaskClient, gate: Gate) -> tuple[str, Drain, list[str]]:
     """Have an answer that ends while its worker does, unread; give its id, the drain, and what it calls at last."""
-    kept = kept_by(client)
+    worker = worker_of(client)
     stream_id = client.post("/chat/wait", json=ASKED, headers={"Prefer": "wait=0"}).headers["X-Stream-Id"]
     gate.wait_reached()
-    drain, finished = Drain(kept), list[str]()  # not the one that the real clock looks at
-    drain.begin(lambda: finished.append("finished"))
-    drain.check(100.0)
+    drain, finished = begun(worker)
     gate.open()
-    wait_until(lambda: not kept.generations.live, "the answer has ended")
+    wait_until(lambda: not worker.generations.live, "the answer has ended")
     return stream_id, drain, finished
 
 
@@ -75,7 +88,7 @@ def test_drain_is_over_as_soon_as_every_end_has_been_read(client: FlaskClient, g
     assert (reply.status_code, bool(reply.data)) == ((204, False) if after == "3" else (200, True))
 
     drain.check(100.4)
-    drain.check(100.4 + runtime.QUICK_SECONDS)
+    drain.check(100.4 + QUICK_SECONDS)
 
     assert finished == ["finished"]
 
@@ -84,25 +97,12 @@ def test_drain_is_over_when_who_waited_for_the_end_has_it(client: FlaskClient, g
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.application.test_client().post, "/chat/wait", json=ASKED)
         gate.wait_reached()
-        drain, finished = Drain(kept_by(client)), list[str]()
-        drain.begin(lambda: finished.append("finished"))
-        drain.check(100.0)
+        drain, finished = begun(worker_of(client))
         gate.open()
         assert waiting.result(10).status_code == 200
-    wait_until(lambda: not kept_by(client).generations.live, "the answer has ended")
+    wait_until(lambda: not worker_of(client).generations.live, "the answer has ended")
 
     drain.check(100.2)
-    drain.check(100.2 + runtime.QUICK_SECONDS)
+    drain.check(100.2 + QUICK_SECONDS)
 
-    assert finished == ["finished"]
-
-
-def test_drain_waits_a_while_for_who_reads_an_end(client: FlaskClient, gate: Gate) -> None:
-    _, drain, finished = ended(client, gate)
-
-    drain.check(100.0 + runtime.LAST_FRAMES_SECONDS - 0.2)
-    drain.check(100.0 + runtime.LAST_FRAMES_SECONDS - 0.1)
-    assert finished == []
-    for second in range(3):
-        drain.check(100.2 + runtime.LAST_FRAMES_SECONDS + second)
     assert finished == ["finished"]

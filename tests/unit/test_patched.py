@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = [
     [
         "patched_cases.py",
-        "test_arrivals.py",
+        "test_gevent_loop.py",
         "test_upstream_body.py",
         "test_upstream_answer.py",
         "test_direct.py",

