@@ -49,7 +49,7 @@ class Keeper(Protocol[Kept]):
     """The store of a log, as the log knows it."""
 
     def make_room_for(self, log: Kept, size: int) -> None:
-        """Count more for a log that has grown to `size` bytes. Raises: Overloaded."""
+        """Count more for a log that grows to `size` bytes, which is more than its `cost`. Raises: Overloaded."""
 
     def release_prompt(self, log: Kept) -> None:
         """Count a log's question no more. May be called again."""
@@ -141,10 +141,8 @@ class Retention(Generic[Log]):
             return log
 
     def make_room_for(self, log: Log, size: int) -> None:
-        """Count more for a log that has grown to `size` bytes, if that is more than is counted. Raises: Overloaded."""
-        missing = size + LOG_OVERHEAD_BYTES - log.cost
-        if missing > 0:
-            self._grow(log, max(missing, RESERVED_BYTES))
+        """Count more for a log that grows to `size` bytes, which is more than is counted. Raises: Overloaded."""
+        self._grow(log, max(size - log.cost, RESERVED_BYTES))
 
     def _grow(self, log: Log, size: int) -> None:
         with self.lock:

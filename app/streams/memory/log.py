@@ -64,7 +64,9 @@ class MemoryLog:
         with self._lock:
             if self._is_closed:
                 return False
-            self._keeper.make_room_for(self, text.size_with(data, len(records)))
+            size = text.size_with(data, len(records)) + LOG_OVERHEAD_BYTES
+            if size > self.cost:
+                self._keeper.make_room_for(self, size)
             text.add(records, data)
             head = self.head = len(text)
         self._readership.tell(Piece(head, len(records), added))

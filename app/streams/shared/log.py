@@ -149,7 +149,9 @@ class SharedLog:
     def add(self, records: Sequence[str], data: bytes) -> None:
         """Keep records, whose UTF-8 together is `data`, without showing them. Called with the lock held."""
         text = self.records
-        self._keeper.make_room_for(self, text.size_with(data, len(records)))
+        size = text.size_with(data, len(records)) + LOG_OVERHEAD_BYTES
+        if size > self.cost:
+            self._keeper.make_room_for(self, size)
         text.add(records, data)
 
     def release_prompt(self) -> None:
@@ -237,11 +239,29 @@ class SharedLog:
 
     def show_late(self) -> None:
         """Valkey is away: readers are told so, and have what is there."""
+        if self.end is None:
+            self._show_all(state.LATE)
+
+    def cut_off(self) -> None:
+        """Go on to the end for the readers here alone."""
+        self._show_all(state.CUT_OFF)
+
+    def _show_all(self, arrow: Arrow) -> None:
         with self.lock:
-            if self.owned is None or self.end is not None or self.state not in state.LATE.sources:
+            owned = self.owned
+            if owned is None or self.state not in arrow.sources:
                 return
-            shown = self._show_all(state.LATE)
-        self._tell_all(*shown)
+            was_told = self.is_unresumable
+            self._go(arrow)
+            if not self.state.is_written:
+                owned.stop()
+            piece, end = self._raise_head(len(self.records)), owned.end
+        if not was_told:
+            self._readership.nudge()  # readers are told that they have more than is stored before they get it
+        if piece is not None:
+            self._readership.tell(piece)
+        if end is not None:
+            self._show_end(end)
 
     def end_stored(self, end: End) -> None:
         """Valkey has the end and all before it: readers may have it."""
@@ -251,29 +271,6 @@ class SharedLog:
         self._show_end(end)
         self.end_read = True  # whoever has not read it can do so at any worker
         self._readership.nudge()
-
-    def cut_off(self) -> None:
-        """Go on to the end for the readers here alone."""
-        with self.lock:
-            if self.owned is None or self.state not in state.CUT_OFF.sources:
-                return
-            self.owned.stop()
-            shown = self._show_all(state.CUT_OFF)
-        self._tell_all(*shown)
-
-    def _show_all(self, arrow: Arrow) -> tuple[bool, Piece | None, End | None]:
-        was_told = self.is_unresumable
-        self._go(arrow)
-        assert self.owned is not None
-        return was_told, self._raise_head(len(self.records)), self.owned.end
-
-    def _tell_all(self, was_told: bool, piece: Piece | None, end: End | None) -> None:
-        if not was_told:
-            self._readership.nudge()
-        if piece is not None:
-            self._readership.tell(piece)
-        if end is not None:
-            self._show_end(end)
 
     def hand_over(self, head: int) -> bool:
         """Become a copy: another worker has taken the log over, and has the records up to `head`. What was not shown
