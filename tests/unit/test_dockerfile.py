@@ -106,7 +106,9 @@ def test_dockerignore_keeps_secrets_and_leftovers_out(tmp_path: Path) -> None:
 def test_image_holds_all_that_the_service_reads() -> None:
     """Its code, its pages, the contract it shows; gunicorn finds its configuration where it starts."""
     code = {path for path in (ROOT / "app").rglob("*.py") if "__pycache__" not in path.parts}
-    read = {*code, *(path for path in STATIC.rglob("*") if path.is_file()), CONTRACTS / "openapi.yaml"}
+    scripts = {*(ROOT / "app").rglob("*.lua")}
+    assert len(scripts) > 5  # premise
+    read = {*code, *scripts, *(path for path in STATIC.rglob("*") if path.is_file()), CONTRACTS / "openapi.yaml"}
     assert len(code) > 20  # premise
     for path in (*read, ROOT / "gunicorn.conf.py", ROOT / "wsgi.py"):
         name = path.relative_to(ROOT).as_posix()
