@@ -26,7 +26,8 @@ def version_0_1(directory: Path) -> Path | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-        files.extractall(directory, filter="data")
+        # Pythons before 3.11.4 know no filter, and the archive is our own.
+        files.extractall(directory, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return directory
 
 
