@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from pathlib import Path
 
@@ -66,3 +67,27 @@ def test_tests_that_a_table_of_faults_names_exist(document: str, begin: str, end
             assert not test or f"def {test}(" in text, (file, test)
             named += 1
     assert named >= at_least
+
+
+def test_files_that_documents_name_exist() -> None:
+    named = set()
+    for document in ("DESIGN.md", "README.md", "load/PROFILE.md", "load/README.md", "tests/README.md"):
+        for line in (ROOT / document).read_text(encoding="utf-8").splitlines():
+            ours = re.sub(r"^\| \d+ \|[^|]*\|", "", line)  # the column before says what other documents ask for
+            named |= set(re.findall(r"`(\w[\w.-]*/[\w./-]+\.(?:py|lua|js))(?:::\w+)?`", ours))
+
+    assert len(named) > 100
+    assert {name for name in named if not any((ROOT / base / name).exists() for base in ("", "app", "tests"))} == set()
+
+
+def test_unit_files_stand_in_the_table_once_and_each_name_there_has_one() -> None:
+    text = (ROOT / "tests/README.md").read_text(encoding="utf-8").partition("### Where a unit test lies")[2]
+    rows = re.findall(r"^\| (.*) \| (`.*`) \|$", text.partition("\n## ")[0], re.MULTILINE)
+    patterns = [name for _, names in rows for name in re.findall(r"`([^`]+)`", names)]
+    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests/unit").glob("test_*.py")}
+
+    assert {pattern for pattern in patterns if not fnmatch.filter(files, pattern)} == set()
+    for file in files:
+        assert len([pattern for pattern in patterns if fnmatch.fnmatch(file, pattern)]) == 1, file
+    rooms = [name for places, _ in rows for name in re.findall(r"`([^`]+)`", places)]
+    assert [room for room in rooms if not (ROOT / "app" / room).exists()] == ["app/"]
