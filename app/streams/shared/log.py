@@ -132,21 +132,21 @@ class SharedLog:
 
     # What is appended
 
-    def append(self, *chunks: str) -> bool:
-        data = "".join(chunks).encode()
-        owned = self.owned
+    def append(self, *records: str) -> bool:
+        data = "".join(records).encode()
         with self.lock:
+            owned = self.owned
             if self._is_closed or owned is None:
                 return False
-            self.add(chunks, data)
-            owned.append(chunks, data)
+            self._add(records, data)
+            owned.append(records, data)
             piece = self._raise_head(len(self.records)) if self.state.shows_ahead else None
         if piece is not None:
             self._readership.tell(piece)
         owned.changed()
         return True
 
-    def add(self, records: Sequence[str], data: bytes) -> None:
+    def _add(self, records: Sequence[str], data: bytes) -> None:
         """Keep records, whose UTF-8 together is `data`, without showing them. Called with the lock held."""
         text = self.records
         size = text.size_with(data, len(records)) + LOG_OVERHEAD_BYTES
@@ -317,7 +317,7 @@ class SharedLog:
             texts, end = copy.read(entries, self.head, self.records)
             data = "".join(texts)
             if texts:
-                self.add(texts, data.encode())
+                self._add(texts, data.encode())
                 self.head = len(self.records)
             if end is not None:
                 self._go(state.END_READ)
