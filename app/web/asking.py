@@ -73,28 +73,28 @@ def _admit(key: str | None) -> Place:
     A request with a key that has begun a log begins nothing, and has room of its own. `key` is hashed.
     Raises: Overloaded, ShuttingDown, StoreUnavailable.
     """
-    runtime = worker()
+    parts = worker()
     try:
-        runtime.store.admit()
-        return runtime.readers.admit()
+        parts.store.admit()
+        return parts.readers.admit()
     except (errors.Overloaded, errors.ShuttingDown):
-        if key is None or not runtime.store.knows(key):
+        if key is None or not parts.store.knows(key):
             raise
-        return runtime.readers.admit(attaching=True)
+        return parts.readers.admit(attaching=True)
 
 
 def _body() -> AbstractContextManager[bytes]:
-    runtime = worker()
-    return runtime.bodies.read(request.environ, at_most=runtime.settings.max_body_bytes)
+    parts = worker()
+    return parts.bodies.read(request.environ, at_most=parts.settings.max_body_bytes)
 
 
 def _create(asked: ChatRequest, key: str | None) -> StreamLog:
     """Create the log, and start its generation unless the key has begun it before. `key` is hashed."""
-    runtime = worker()
+    parts = worker()
     binding = Binding(key, asked.fingerprint) if key else None
     origin = Origin(g.correlation_id, asked.model, utc_now(), asked.prompt_tokens)
     question = Question(asked.messages, asked.model, asked.max_tokens, asked.temperature)
-    log, is_new = runtime.store.create(origin, binding, prompt_bytes=question.held_bytes)
+    log, is_new = parts.store.create(origin, binding, prompt_bytes=question.held_bytes)
     if is_new:
-        runtime.generations.start(log, question)
+        parts.generations.start(log, question)
     return log

@@ -19,30 +19,30 @@ CLOSES = "chatwait.closes"
 def wrap(app: Flask) -> None:
     """Wrap the application: count the requests in a view, and keep gunicorn's response object for them."""
     wsgi_app: Callable[..., Iterable[bytes]] = app.wsgi_app
-    runtime = worker_of(app)
+    parts = worker_of(app)
 
     def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         remember_response(environ, start_response)
         environ["PATH_INFO"] = environ.get("PATH_INFO") or "/"  # http://host has no path; werkzeug would redirect
         environ.pop("HTTP_UPGRADE", None)  # nothing here upgrades; werkzeug would look for routes of web sockets
-        runtime.answering += 1
+        parts.answering += 1
         try:
             return wsgi_app(environ, start_response)
         finally:
-            runtime.answering -= 1
+            parts.answering -= 1
 
     app.wsgi_app = call  # type: ignore[method-assign]
 
 
 def finish_connection(response: Response) -> None:
     """Take what is left of the request's body, and close the connection after the answer where that is due."""
-    runtime = worker()
-    if runtime.bodies.discard(request.environ):
-        must_close = _is_closing(runtime)
+    parts = worker()
+    if parts.bodies.discard(request.environ):
+        must_close = _is_closing(parts)
     else:
         must_close = True
         if connection := request.environ.get("gunicorn.socket"):
-            runtime.connections.linger(connection)
+            parts.connections.linger(connection)
     # A body in pieces is not announced to be the last: behind a `Connection: close` some clients take a cut for the
     # end (DESIGN.md, 13).
     if must_close and (not response.is_streamed or request.method == "HEAD"):
@@ -52,17 +52,17 @@ def finish_connection(response: Response) -> None:
 
 def to_its_end(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Return the pieces of an answer. After the last one the connection is closed where that is due, unannounced."""
-    runtime, environ = worker(), request.environ
+    parts, environ = worker(), request.environ
 
     def written() -> Iterator[bytes]:
         yield from pieces
-        if environ.get(CLOSES) or _is_closing(runtime):
+        if environ.get(CLOSES) or _is_closing(parts):
             close_connection(environ)
 
     return written()
 
 
-def _is_closing(runtime: Worker) -> bool:
+def _is_closing(parts: Worker) -> bool:
     """Tell whether connections end after their answers: the worker is stopping, so the client's next request belongs
     to another one, or there are as many connections as may be."""
-    return runtime.drain.begun or runtime.connections.is_crowded
+    return parts.drain.begun or parts.connections.is_crowded
