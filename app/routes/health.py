@@ -38,10 +38,10 @@ def show_models() -> Response:
 
 def _parts() -> dict[str, str]:
     """Look at each part. A remote upstream is only reported: its outage must not take resumes down."""
-    parts = worker()
-    is_local = parts.settings.local_model
+    this_worker = worker()
+    is_local = this_worker.settings.local_model
     return {
-        "store": "ready" if parts.store.ready() else "unavailable",
-        "upstream": "remote" if not is_local else "ready" if parts.upstream.ready() else "unavailable",
-        "worker": "stopping" if parts.drain.begun else "ready",
+        "store": "ready" if this_worker.store.ready() else "unavailable",
+        "upstream": "remote" if not is_local else "ready" if this_worker.upstream.ready() else "unavailable",
+        "worker": "stopping" if this_worker.drain.begun else "ready",
     }
