@@ -17,7 +17,7 @@ from app import errors
 __all__ = ["LOG_OVERHEAD_BYTES", "Keeper", "Retained", "Retention"]
 
 LOG_OVERHEAD_BYTES = 2048
-"""What an empty log with its end and its entries in the tables is counted as."""
+"""How much an empty log counts, with its end and its entries in the tables."""
 
 RESERVED_BYTES = 4096
 """Live logs are counted in steps of this size, so that the budget is not asked at every record."""
@@ -30,7 +30,7 @@ class Retained(Protocol):
     cost: int
     """What is counted for it."""
     prompt_bytes: int
-    """How much of that is its question."""
+    """How much of `cost` is the question."""
     used_at: float
 
     @property
@@ -97,7 +97,7 @@ class Retention(Generic[Log]):
     def admit_prompt(self, prompt_bytes: int) -> int:
         """Return how much of a question is counted. Raises: Overloaded.
 
-        All questions together have half of the budget: what is being answered must not break off for what waits.
+        All questions together have half of the budget: answers that go on must not break off for questions that wait.
         """
         most = self._budget_bytes // 2
         counted = min(prompt_bytes, most)
@@ -119,7 +119,7 @@ class Retention(Generic[Log]):
             self.used_bytes += log.cost
 
     def discount(self, log: Log) -> None:
-        """Count a log no more, which has not ended."""
+        """Stop counting a log that has not ended."""
         with self.lock:
             self.live.pop(log.stream_id, None)
             self.release_prompt(log)
@@ -162,7 +162,7 @@ class Retention(Generic[Log]):
             self._prompt_bytes -= released
 
     def ended(self, log: Log) -> None:
-        """Count a log as what it takes now, and keep it among those that may be evicted."""
+        """Count what a log takes now, and keep the log among those that may be evicted."""
         self.release_prompt(log)
         self._grow(log, log.size - log.cost)
         with self.lock:
