@@ -37,7 +37,7 @@ def show_models() -> Response:
 
 
 def _parts() -> dict[str, str]:
-    """Look at each part. A remote upstream is only reported: its outage must not take resumes down."""
+    """Look at each part. A remote upstream is not asked, because its outage must not take resumes down."""
     runtime = worker()
     is_local = runtime.settings.local_model
     return {
