@@ -74,8 +74,8 @@ class LogReader:
     def wait(self) -> None:
         self._asleep = True
         log = self.log
-        # The log is looked at after `_asleep` is set: what is appended from here on calls `nudge`, which then sees it.
-        # In the other order this would sleep through a record, or the end, that came in between.
+        # `_asleep` is set before the log is looked at. So everything that is appended from now on nudges this reader.
+        # In the other order the reader would sleep through a record, or the end, that came in between.
         if log.end is not None or (log.head > self.after and not self.only_end) or self.is_released:
             self._asleep = False
             return

@@ -177,8 +177,8 @@ class Retention(Generic[Log]):
     def sweep(self, now: float) -> None:
         """Drop what has expired. Units: monotonic seconds."""
         with self.lock:
-            # They stand in the order of their last use, so the first that has not expired ends the walk. One that is
-            # being read has not expired, however long ago it was found: it steps aside to the young end.
+            # The logs are in the order of their last use, so the first one that has not expired ends the walk. A log
+            # that is being read has not expired, however old its last use is: it moves to the young end.
             for _ in range(len(self.finished)):
                 log = next(iter(self.finished.values()))
                 if log.readers:
