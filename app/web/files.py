@@ -30,7 +30,9 @@ def page(text: bytes, policy: str) -> Response:
     response.headers["Cache-Control"] = "no-cache"
     response.headers["Content-Security-Policy"] = policy
     response.headers["Referrer-Policy"] = "no-referrer"
-    if "Sec-Fetch-Dest" in request.headers:  # only over https and to localhost; elsewhere the next line is an error
+    if (
+        "Sec-Fetch-Dest" in request.headers
+    ):  # browsers send it over https and to localhost; elsewhere they report the next line as an error
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     return response
 
