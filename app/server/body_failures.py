@@ -41,7 +41,7 @@ def late(seconds: float) -> errors.RequestTimeout:
 
 
 def unreadable(error: Exception) -> errors.ChatError:
-    """Translate what gunicorn's parser, or the connection, raised while it was read."""
+    """Translate what gunicorn's parser or the connection raised during a read."""
     if not isinstance(error, Crumbs):
         is_connection = isinstance(error, OSError)
         reason = "The connection broke off in the body." if is_connection else "The body could not be read."
