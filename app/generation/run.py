@@ -86,7 +86,7 @@ class Generation:
                 self._answer.close()
 
     def _forget_question(self) -> None:
-        """Free the question as soon as it is not needed: it may be as large as many answers."""
+        """Free the question as soon as nothing needs it. A question may be as large as many answers."""
         self._question = None
         self.log.release_prompt()
 

@@ -42,9 +42,7 @@ class Lines:
         except OSError:
             kind, self._fd = 0, -1  # stdout is closed, and another file may get its number
         if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
-            with contextlib.suppress(
-                OSError
-            ):  # another user's pipe cannot be opened, and blocks like any program's output
+            with contextlib.suppress(OSError):  # another user's pipe cannot be opened, so writing to it may block
                 self._fd = self._own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         elif stat.S_ISSOCK(kind):
             self._fd = self._own = os.dup(fd)
@@ -139,7 +137,7 @@ class Event(logging.LogRecord):
 
 
 class LineHandler(logging.Handler):
-    """Sends every record to stdout as one line; `log_lines_dropped` tells how many found no room."""
+    """Sends every record to stdout as one line. `log_lines_dropped` tells how many lines found no room."""
 
     def __init__(self, fd: int = 1) -> None:
         super().__init__()

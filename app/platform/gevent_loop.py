@@ -1,7 +1,7 @@
 """Wait for bytes on a socket, and take them without a switch of threads for each piece.
 
 Under gevent the loop itself calls the function. To wake a thread for every chunk costs more than all work on the chunk
-(load/PROFILE.md). Only this file knows gevent; elsewhere `threading` is enough.
+(load/PROFILE.md). Only this file knows gevent. Elsewhere `threading` is enough.
 """
 
 from __future__ import annotations

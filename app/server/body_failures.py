@@ -1,4 +1,4 @@
-"""Why a body cannot be read, in words for the client who sent it."""
+"""Why a body cannot be read, in words for its sender."""
 
 from __future__ import annotations
 

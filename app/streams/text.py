@@ -19,7 +19,8 @@ OFFSET_BYTES = 4
 
 
 class Text:
-    """Records are numbered from 1; `len` tells how many there are. Not safe for threads: a log locks it."""
+    """The text of a log. Records are numbered from 1, and `len` counts them. Not safe for threads: the log has the
+    lock."""
 
     __slots__ = ("_data", "_ends")
 

@@ -49,9 +49,7 @@ class EventSplitter:
     """Bytes in any cuts → the `data` of each whole event. No other field matters here."""
 
     def __init__(self) -> None:
-        self._rest = (
-            bytearray()
-        )  # An event that is not whole. The buffer grows in place, so that small pieces cost no copies.
+        self._rest = bytearray()  # An event that is not whole. The buffer grows in place: small pieces cost no copies.
         self._first = True
         self._after_cr = False
 

@@ -80,4 +80,4 @@ class Upstream(Protocol):
         """Tell whether a question would be answered."""
 
     def close(self) -> None:
-        """Close what is kept open between answers."""
+        """Close the connections that are kept between answers."""

@@ -19,7 +19,7 @@ __all__ = ["find", "find_or_begin"]
 
 
 def find_or_begin() -> tuple[StreamLog, Cursor | None]:
-    """Find the log of the request's cursor, which never begins anything; without a cursor, begin a log.
+    """Find the log of the request's cursor. A request without a cursor begins a log, and a request with one never does.
 
     Raises: CursorMalformed, UnsupportedMediaType, and what `read_key`, `read_request`, `Bodies.read` and a store's
     `find`, `admit` and `create` raise.

@@ -173,7 +173,7 @@ class Committer:
         return call.answers
 
     def read(self, *commands: Command) -> list[Answer]:
-        """Ask for what is stored. Raises: StoreUnavailable; Damaged where a key holds something of another kind."""
+        """Ask for stored values. Raises: StoreUnavailable; Damaged when a key holds a value of another type."""
         answers = self.ask(*commands)
         for answer in answers:
             if isinstance(answer, Refusal):
@@ -311,7 +311,7 @@ class Committer:
         if refusal is None and (self._said is not None or now - began > AWAY_SECONDS):
             self.back_at = now
         if refusal is not None:
-            self.contact_since = None  # other workers are refused too, and so are their signs of life
+            self.contact_since = None  # other workers' signs of life may be refused too
         elif self.contact_since is None or now - began > AWAY_SECONDS:
             self.contact_since = now
         if refusal is not None:

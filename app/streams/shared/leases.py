@@ -140,7 +140,8 @@ class Leases:
             now = time.monotonic()
             copy.missed_since = copy.missed_since or now
             if now - copy.missed_since >= self._lease_seconds:
-                # Other workers may take the stream over too. With a random fence two of them hardly hold the same one.
+                # Other workers may take the stream over too. Random fences make it unlikely that two of them hold the
+                # same one.
                 self._adopt(log, copy.fence + 1 + secrets.randbelow(1 << 30), True)
         elif not is_ours:
             copy.owner = records.read_owner(owner)

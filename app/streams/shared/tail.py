@@ -25,8 +25,8 @@ SPACING_SECONDS = 0.005
 """The least time from one read to the next. Entries that come meanwhile are read together."""
 
 BUSY_SHARE = 4
-"""The next read waits this many times as long as the last entries took to be taken. A worker that follows many logs
-would have no time for its own otherwise."""
+"""One part in this many of the tail's time may go to taking entries in. Otherwise a worker that follows many logs would
+have no time for its own."""
 
 MOST_ENTRIES = 500
 LONGEST_PAUSE_SECONDS = 1.0
@@ -85,7 +85,7 @@ class Tail:
             self._thread.join()
 
     def follow(self, key: str, log: Followed) -> None:
-        """Give a log the entries under a key that it does not have, now and as they come."""
+        """Give a log the entries under a key from now on, beginning with the first one that the log does not have."""
         self._followed[key] = log
         self._is_stale = True
         if not self._is_nudged:
