@@ -38,19 +38,19 @@ workers = settings.workers
 # for connections that are being shut: as many as gevent accepts at once.
 worker_connections = settings.connections + 100
 backlog = 2048
-keepalive = 75  # longer than a proxy keeps idle connections: else it would use one that was just closed here
+keepalive = 75  # longer than proxies keep idle connections: a proxy must not use one that was just closed here
 timeout = 60  # bounds the silence of a worker's heartbeat, not a request
 graceful_timeout = int(settings.drain_seconds) + READERS_OF_A_STOP
 limit_request_line = 8190
 limit_request_field_size = 8190
 forwarded_allow_ips = ""  # nothing here depends on a proxy's headers, and SCRIPT_NAME in one would cause a 500
 control_socket_disable = True
-# A worker touches a file as its sign of life. On a slow disk a worker that lives would be taken for dead.
+# A worker touches a file to show that it lives. On a slow disk the master would take a live worker for dead.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
 
 
 class NoAccessLog(Logger):
-    """gunicorn's logger without its line for each request, and without the work for it: see `request_received`."""
+    """gunicorn's logger without its line for each request: the service writes `request_received` instead."""
 
     def access(self, resp, req, environ, request_time):
         pass
@@ -93,21 +93,21 @@ logconfig_dict = {
     },
 }
 
-# What one worker may open: its clients' connections, for each generation a connection to the model, one that is kept
-# and one that ends, and a rest.
+# How many descriptors one worker needs: one for each client, and three for each generation. The three are its
+# connection to the model, a kept one, and one that ends. 500 are for everything else.
 DESCRIPTORS = worker_connections + 3 * settings.max_active_streams + 500
 SEND_BUFFER_BYTES = 65_536
 
 
 def most_connections():
-    """Tell how many connections of clients a worker may have: what its limits need, or what its descriptors allow.
+    """Tell how many clients may be connected to a worker: as many as its limits need, or as its descriptors allow.
 
-    A worker without a free descriptor could not even accept a client to find out which connection makes room.
+    A worker without a free descriptor cannot accept a client, not even to close another connection for the client.
     """
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY or allowed >= DESCRIPTORS:
         return settings.connections
-    # At least a quarter: beside each client's descriptor there are three of its generation.
+    # A quarter at least is for clients: each client's generation needs three more descriptors.
     return max(allowed // 4, allowed - (DESCRIPTORS - settings.connections))
 
 
@@ -120,9 +120,10 @@ def leave(*_):
 
 
 def end_stopped_at_once():
-    """Have a worker end at once when it is stopped before it has handlers of its own.
+    """Make a worker end at once when a stop comes before the worker has its own handlers.
 
-    The handlers of its master would lose the signal. So stops are blocked from the fork to the worker's first lines.
+    The handlers that a worker inherits from the master would lose the signal. So stops are blocked from the fork to the
+    worker's first lines.
     """
 
     def begun():
@@ -140,8 +141,8 @@ def end_stopped_at_once():
 def post_fork(server, worker):
     """Prepare a worker before it loads the application.
 
-    Exceptions that nobody catches become lines of the log from now on. A stop ends the worker at once: gunicorn's own
-    handlers would let it load to the end first. Loading leaves out what it does not need (DESIGN 59).
+    Uncaught exceptions become lines of the log from now on. A stop ends the worker at once, where gunicorn's own
+    handlers would let the worker load to the end first. gevent's search for plugins is left out (DESIGN.md, 59).
     """
     import gc
 
@@ -153,11 +154,11 @@ def post_fork(server, worker):
     catch_uncaught()
     # gevent would look for plugins in every package, before and after each module that it patches.
     events.notify_and_call_entry_points = events.notify
-    gc.disable()  # what is loaded stays, and `post_worker_init` collects the rest
+    gc.disable()  # what is loaded stays in memory; `post_worker_init` collects the rest
 
 
 def on_starting(server):
-    """Raise the limit of descriptors, and start the embedded model if it is the one that answers."""
+    """Raise the limit of descriptors. Start the embedded model if no other model is set."""
     from app.observability.uncaught import catch_uncaught
 
     catch_uncaught()
@@ -195,7 +196,7 @@ def on_starting(server):
 
 
 def _told_otherwise(cfg):
-    """List what gunicorn was told beside this file and must not be told: the settings have not checked it."""
+    """List the options that gunicorn was given elsewhere and that contradict this file. Nobody has checked them."""
     told = []
     if cfg.worker_connections < worker_connections:
         told.append(
@@ -219,23 +220,23 @@ def _told_otherwise(cfg):
 
 
 def when_ready(server):
-    """Set options of the listeners. Every accepted connection inherits them at no cost."""
+    """Set options of the listeners, which every accepted connection inherits at no cost."""
     for listener in server.LISTENERS:
         sock = listener.sock
-        # Bytes wait in the kernel for a slow reader. By default that is megabytes: one frame could take half a minute
-        # to be written to a reader that reads steadily, and this reader would be taken for stalled.
+        # The kernel buffers bytes for a slow reader, by default megabytes of them. One frame could take half a minute
+        # to be written to a reader that reads steadily, and that reader would count as stalled.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_KEEPIDLE"):
-            # A peer that vanished is found after half a minute. While there are bytes to send to the peer,
-            # app/server/connections.py finds it.
+            # The kernel finds a peer that vanished after half a minute. While bytes are being sent to the peer,
+            # app/server/connections.py does that.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 def post_worker_init(worker):
-    """Let a stop wait for live generations: gunicorn's own stop would end a worker that has no open connection.
+    """Make a stop wait for live generations. gunicorn's own stop would end a worker that has no open connection.
 
     The worker goes on accepting during a stop, so that readers can come back. New work is refused with 503.
     """
@@ -244,7 +245,7 @@ def post_worker_init(worker):
     from app.server import head
 
     head.bound()
-    # What the start left behind lives as long as the worker. A collection that walks through it stops every stream.
+    # The objects of the start live as long as the worker. A collection that visits them would hold up every stream.
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -267,10 +268,10 @@ def post_worker_init(worker):
 
 
 def _make_room_for_descriptors():
-    """Have the kernel make this process's table of descriptors as large as it may become.
+    """Make the kernel's table of this process's descriptors as large as it may become.
 
-    Otherwise the kernel doubles the table whenever it is full. A process with threads waits 10 to 30 ms for that, and
-    no stream goes on meanwhile. Source: linux/fs/file.c, expand_fdtable.
+    Otherwise the kernel doubles the table whenever the table is full. A process with threads waits 10 to 30 ms for
+    that, and no stream goes on meanwhile. Source: linux/fs/file.c, expand_fdtable.
     """
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = (DESCRIPTORS if allowed == resource.RLIM_INFINITY else min(DESCRIPTORS, allowed)) - 1

@@ -22,7 +22,7 @@ from app.setting_values import is_this_machine
 __all__ = ["BadSettings", "Settings", "needs_local_model", "plain", "read_settings", "table"]
 
 OTHER_CONNECTIONS = 200
-"""How many connections a worker has room for, beside those that its limits count."""
+"""How many connections a worker has room for beside those of readers and generations."""
 
 
 class BadSettings(ValueError):
@@ -38,7 +38,7 @@ def _setting(
     at_most: float | None = None,
     shown: bool = True,
 ) -> Any:
-    """Describe one setting. `read` turns its text into a value, and one that is not `shown` holds secrets."""
+    """Describe one setting. `read` turns its text into a value. A setting that is not `shown` may hold secrets."""
     return field(default=default, repr=shown, metadata={"read": read, "help": text, "min": at_least, "max": at_most})
 
 
@@ -174,13 +174,13 @@ class Settings:
 
     @property
     def most_attached(self) -> int:
-        """How many readers one worker may have, those included that attach by an idempotency key: a tenth more."""
+        """How many readers one worker may have in all. A tenth is for those that attach by an idempotency key."""
         return self.max_readers + math.ceil(self.max_readers / 10)
 
     @property
     def connections(self) -> int:
-        """How many connections of clients one worker may need: one for each reader and for each generation, and a rest
-        for other requests and idle connections."""
+        """How many clients' connections one worker may need: one for each reader and each generation, and
+        OTHER_CONNECTIONS for other requests and idle connections."""
         return self.most_attached + self.max_active_streams + OTHER_CONNECTIONS
 
     @property
@@ -341,7 +341,7 @@ def main(arguments: list[str]) -> int:
         try:
             return 0 if needs_local_model() else 1
         except BadSettings:
-            return 1  # the start says what is wrong
+            return 1  # the service says at its start what is wrong
     if arguments == ["table"]:
         for row in table():
             print("| `{}` | {} | {} | {} |".format(*(cell.replace("|", "\\|") for cell in row)))

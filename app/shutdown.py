@@ -136,12 +136,12 @@ class Drain:
         tell(facts.DrainStarted(generations=len(self._logs), readers=self._readers.present))
 
     def _release_foreign(self, now: float) -> None:
-        """Send some readers of other workers' streams away. All at once would be a storm at the other workers."""
+        """Send some readers of other workers' streams away. All at once would be a storm for the other workers."""
         ticks = 0.0 if self._quick else max(0.0, (self._ramp_ends - now) / TICK_SECONDS)
         self._readers.release_foreign(1 / (1 + ticks))
 
     def _generations_hold(self, now: float) -> bool:
-        """Tell whether a generation may go on, or whether its end may still be made. Cut what may not go on."""
+        """Tell whether a generation may go on, or an end may still be made. Cut the generations that may not go on."""
         if self._generations.live:
             self._last_live = now
             if now < self._deadline and not self._quick:
@@ -167,13 +167,13 @@ class Drain:
         return True
 
     def _last_frames_hold(self, now: float) -> bool:
-        """Tell whether a reader may still take, or come back for, what it has not read."""
+        """Tell whether a reader may still read the rest, or come back for it."""
         seconds = QUICK_SECONDS if self._quick else LAST_FRAMES_SECONDS
         is_unread = self._is_reading() or any(not log.end_read for log in self._logs)
         return is_unread and now < self._last_live + seconds
 
     def _leave(self, now: float) -> None:
-        """Send every reader away. A request that is under way is not cut: its answer ends as soon as it begins."""
+        """Send every reader away. A request that is under way is not cut, but its answer ends as soon as it begins."""
         self._phase = Phase.LEAVING
         self._leaves_at = now
         self._readers.release_all()

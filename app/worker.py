@@ -39,7 +39,7 @@ class Worker:
     clock: Clock
     drain: Drain = field(init=False)
     answering: int = 0
-    """How many requests there are whose answer has not begun."""
+    """How many requests are being answered in a view: their answer has not begun."""
 
     def __post_init__(self) -> None:
         self.drain = Drain(
@@ -52,7 +52,7 @@ class Worker:
 
     @classmethod
     def build(cls, settings: Settings, *, upstream: Upstream | None, store: Store | None) -> Worker:
-        """Build the parts and connect them. The clock does not tick yet, see `Clock.start`."""
+        """Build the parts and connect them. The clock does not tick until `Clock.start`."""
         clock = Clock()
         if upstream is None:
             upstream = own = _upstream(settings)
@@ -86,7 +86,7 @@ class Worker:
         return worker
 
     def close(self) -> None:
-        """Cancel what lives and let go of everything. For tests: a worker of gunicorn ends by its drain."""
+        """Cancel all generations and close everything. For tests: a worker of gunicorn ends by its drain."""
         self.clock.stop()
         self.generations.cancel_all("shutdown")
         self.store.close()

@@ -3,9 +3,9 @@
 A dialect is pure: it computes bytes from a log's origin, its records and its end. It has no network, no clock and
 no Flask. One dialect object serves one reader of one log.
 
-Today every record adds text, so a piece is text. Later kinds of records (a tool call, a reasoning step) will be
-fields of `Piece`. The loop passes pieces on without a look inside. A dialect that shows text alone writes such a
-record as a frame without text, so that every reader counts the same records.
+Every record adds text, so a piece is text. The loop passes pieces on without a look inside. So other kinds of records
+(a tool call, a reasoning step) can become fields of `Piece`. A dialect that shows text alone would write such a record
+as a frame without text, because every reader must count the same records.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ class Dialect(Protocol):
     """
 
     def opening(self, *, after: int, head: int, heartbeat_seconds: float) -> bytes:
-        """Write what a connection begins with. `after` is the record that the reader had last, 0 for none."""
+        """Write the beginning of a connection. `after` is the last record that the reader has, 0 for none."""
 
     def next_frames(self, source: Source) -> bytes | None:
-        """Write what follows a place, and move the place (`source.after`) behind it. None at the head.
+        """Write the records behind a place, and move the place (`source.after`) behind them. None at the head.
 
         The dialect decides how many records it reads at once, and how many frames it makes of them.
         """
 
     def frame_of(self, piece: Piece) -> bytes | None:
-        """Write a piece that was appended just now. None: `next_frames` must write it, in several parts."""
+        """Write a piece that was appended just now. None when `next_frames` must write the piece, in several parts."""
 
     def heartbeat(self, *, head: int) -> bytes:
-        """Write what keeps a silent connection alive."""
+        """Write a frame that keeps a silent connection alive."""
 
     def notice(self, *, is_unresumable: bool, stored: int) -> bytes:
-        """Say whether other workers can give what follows. `stored` is the last record that they can give."""
+        """Say whether other workers can give all records of the log. `stored` is the last record that they can give."""
 
     def end(self, end: End) -> bytes:
         """Write how the log ended. Nothing follows."""

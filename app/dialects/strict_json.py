@@ -1,4 +1,4 @@
-"""JSON of a request, read strictly and within bounds that keep others from waiting."""
+"""JSON of a request, read strictly and within bounds, so that no request holds up the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_parts", "parse"]
 
 DEEPEST = 500
 MOST_DIGITS = 10_000
-"""Digits of all integers together. The time to read one grows with the square of their number."""
+"""The most digits of all integers together. The time to read an integer grows with the square of its digits."""
 
 _PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,}\]]', re.DOTALL)
 
@@ -25,11 +25,11 @@ class _Refused(ValueError):
 def check_parts(body: bytes, *, most: int, hint: str) -> None:
     """Refuse a body with more than `most` strings, brackets and commas, before they become objects one by one.
 
-    Half a second passes for a mebibyte of unknown fields (measured), in which no other request is served.
+    A mebibyte of unknown fields would hold up all other requests for half a second (measured).
     Raises: InvalidRequest, whose detail ends in `hint`; InvalidJson when the body is nested too deep.
     """
     if sum(body.count(mark) for mark in (b'"', b"[", b"{", b",")) <= most:
-        return  # a cheap look, which lets most requests pass; the commas inside strings count here, and not below
+        return  # a cheap look that lets most requests pass; only here do commas inside strings count
     parts = [body[part.start()] for part in islice(_PART.finditer(body), most + 1)]
     if len(parts) > most:
         if max(accumulate((part in b"[{") - (part in b"]}") for part in parts)) > DEEPEST:

@@ -24,7 +24,7 @@ def write_line(level: str, event: str, **fields: object) -> None:
         "logger": "app.embedded_model",
         "correlation_id": None,
     }
-    # A reader of the output that went away must not end the supervision.
+    # The supervision goes on even if nobody reads the output any more.
     with contextlib.suppress(OSError):
         print(json.dumps(line | fields), flush=True)
 

@@ -35,7 +35,8 @@ def available() -> bool:
 def provide(*command: str) -> None:
     """Return when this process can load the library, or when no library is here.
 
-    Otherwise `command`, run by the same Python, replaces the process. It can load the library, and calls this again.
+    Otherwise `command`, run by the same Python, replaces the process. The new process can load the library, and calls
+    this again.
     """
     folder = os.environ.pop(FOLDER, None)
     is_there = _loads()

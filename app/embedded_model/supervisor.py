@@ -3,7 +3,7 @@
     gunicorn's master ── start_supervisor ──▶ supervisor ── app.embedded_model.server ──▶ llama.cpp's server
 
 The supervisor starts the server, starts it again when it dies or hangs, and ends with its parent. gunicorn's master
-cannot do that: it reaps every child with `waitpid(-1)`, and so it cannot watch one.
+cannot do that: the master reaps every child with `waitpid(-1)`, and so cannot watch one.
 
 Standard library only, and no import of the service. So the supervisor stays a tiny process, and gunicorn.conf.py can
 import this before anything is patched.
@@ -71,7 +71,7 @@ def start_supervisor(port: int, *, log_level: str, key: str) -> subprocess.Popen
     `key` goes by the environment, because other users can read a command line.
     """
     arguments = ["--port", str(port), "--parent", str(os.getpid()), "--log-level", log_level]
-    # In a session of its own a Ctrl-C does not reach it. Its parent's death does, after the streams have drained.
+    # The supervisor has a session of its own, so that Ctrl-C does not end it. It ends with its parent, after the drain.
     return subprocess.Popen(
         [sys.executable, "-m", "app.embedded_model.supervisor", *arguments],
         cwd=_PROJECT,

@@ -22,7 +22,7 @@ KNOWN_FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls", "funct
 """Only these are logged: any other text is the upstream's own."""
 
 CUT_OFF = "response_cut_off"
-"""The outcome by which `StreamLog.book` says that another worker has ended the log for all others."""
+"""`StreamLog.book` gives this name when another worker has ended the log for all other readers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Ending:
 class Figures:
     """What is known of the answer at its end. Units: milliseconds since the generation began.
 
-    `usage` is the provider's, if it told any.
+    `usage` is the provider's, None if the provider told none.
     """
 
     duration_ms: int
@@ -55,7 +55,7 @@ class Figures:
 
 
 def decide(log: StreamLog, ending: Ending, figures: Callable[[], Figures]) -> End | None:
-    """End the log. Return its end, or None when it had ended already. `figures` are asked for at the end itself."""
+    """End the log. Return its end, or None when the log had ended already. `figures` is called at the end itself."""
     written: list[End] = []
 
     def write(totals: Totals) -> End:
@@ -66,8 +66,8 @@ def decide(log: StreamLog, ending: Ending, figures: Callable[[], Figures]) -> En
 
 
 def _end(ending: Ending, totals: Totals, origin: Origin, figures: Figures) -> End:
-    # The provider's usage counts only for a whole answer: before that, it is about a part. It does not count either
-    # when it denies the text that is there.
+    # The provider's usage counts only for a whole answer: before that, the usage is about a part. A usage without
+    # completion tokens does not count either when there is text.
     usage = figures.usage if ending.is_whole else None
     if usage is None or not (usage.completion_tokens or not totals.records):
         usage = estimated_usage(origin.prompt_tokens, totals.text, origin.model)
@@ -86,7 +86,7 @@ def _end(ending: Ending, totals: Totals, origin: Origin, figures: Figures) -> En
 
 
 def book(log: StreamLog, ending: Ending, end: End, rate_limits: Mapping[str, str]) -> None:
-    """Tell what ended, and how. Called once, by the caller whose end was decided on.
+    """Tell what ended, and how. Called once, by the caller whose end was taken.
 
     `rate_limits` are the upstream's headers of that name.
     """

@@ -1,4 +1,4 @@
-"""Takes the parts of an answer, as they come, into a log, and remembers what they said besides text."""
+"""Takes the parts of an answer into a log as they come, and remembers what else they tell: usage and finish reason."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Phase(Enum):
     OVER = auto()
     """The answer is over. Only the end of its bytes is awaited."""
     UNWANTED = auto()
-    """Nobody wants more of it: its log has ended."""
+    """Nobody wants more of the answer, because its log has ended."""
 
 
 _OVER = Phase.OVER
-"""Read for every token: an enum's member is found slowly through its class."""
+"""This name is read for every chunk. To find a member through its enum is slow."""
 
 
 class Intake:
     """One answer's way into its log."""
 
     def __init__(self, log: StreamLog, *, started: float, room: int, stopped: threading.Event) -> None:
-        """`room`: how long the answer may be. `stopped` is set when the generation is ended from outside.
+        """`room` is how long the answer may be. `stopped` is set when the generation is ended from outside.
 
         Units: `started` in monotonic seconds, `room` in characters.
         """
@@ -46,7 +46,7 @@ class Intake:
         self.last_life = started
         """When the upstream last gave a sign of life. Units: monotonic seconds."""
         self.is_whole = False
-        """The answer has its finish reason, and no text has come after it."""
+        """The answer has its finish reason, and no text has come after that."""
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         """The provider's."""
@@ -63,23 +63,23 @@ class Intake:
         )
 
     def take(self, parts: Sequence[Part]) -> bool:
-        """Take what came; False when no more is wanted, and `phase` says why. Must not wait.
+        """Take the parts that came. False when no more is wanted, and `phase` says why. Must not wait.
 
         Raises: UpstreamError when the answer is too long, Overloaded.
         """
         if self.phase is _OVER:
-            return True  # this lets the connection be kept; `check_tail` bounds how long it takes
+            return True  # so the connection can be kept; `check_tail` bounds the time
         if self._stopped.is_set():
             self.phase = Phase.UNWANTED  # parts that still come must not keep the call open
             return False
         now = time.monotonic()
-        if not self.is_whole:  # after a whole answer, empty parts are no sign of life: they could come for ever
+        if not self.is_whole:  # after a whole answer empty parts could come for ever, so they are no sign of life
             self.last_life = now
         texts: list[str] = []
         too_long = over = False
         for part in parts:
             if text := part.text:
-                self.is_whole = False  # text after a finish reason: if the stream fails now, there is a hole
+                self.is_whole = False  # text came after a finish reason, so a failure now leaves a hole
                 self._room -= len(text)
                 if self._room < 0:
                     too_long = True
@@ -111,7 +111,7 @@ class Intake:
         return not over
 
     def take_half(self, half: str) -> None:
-        """Append what stands for half a character that nothing completes any more."""
+        """Append the replacement of half a character that nothing will complete."""
         if half:
             with contextlib.suppress(errors.Overloaded):
                 if self._log.append(half):

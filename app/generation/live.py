@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Generations:
-    """Starts generations, finds them, and ends those that have outlived a deadline."""
+    """Starts generations, finds them, and ends those that are over a deadline."""
 
     def __init__(self, *, upstream: Upstream, bounds: Bounds) -> None:
         self._upstream = upstream
@@ -38,12 +38,12 @@ class Generations:
 
     @property
     def ending(self) -> bool:
-        """Tell whether ends are due that have not been made."""
+        """Tell whether an end is due and has not been made."""
         return self._due_ends.busy
 
     @property
     def live(self) -> int:
-        """How many have not ended."""
+        """How many generations have not ended."""
         return sum(generation.log.end is None for generation in list(self._live.values()))
 
     def start(self, log: StreamLog, question: Question) -> None:
@@ -75,45 +75,46 @@ class Generations:
             self._live.pop(generation.log.stream_id, None)
 
     def logs(self) -> list[StreamLog]:
-        """List the logs of those that have not ended."""
+        """List the logs of the generations that have not ended."""
         return [live.log for live in list(self._live.values()) if live.log.end is None]
 
     def cancel(self, stream_id: str, reason: str) -> bool:
-        """Stop one; False when it has ended already."""
+        """Stop a generation. False when it has ended already."""
         generation = self._live.get(stream_id)
         return generation is not None and generation.cancel(reason)
 
     def abort(self, stream_id: str) -> None:
-        """Stop one whose log now belongs to another worker."""
+        """Stop a generation whose log now belongs to another worker."""
         if generation := self._live.get(stream_id):
             generation.abort()
 
     def cancel_all(self, reason: str) -> None:
-        """Stop all, and return when each has its end."""
+        """Stop all generations, and return when each has its end."""
         for generation in list(self._live.values()):
             generation.cancel(reason)
 
     def begin_cancel_all(self, reason: str) -> None:
-        """Stop all, one after the other, in another thread. `ending` is true until that is done."""
+        """Stop all generations, one after the other, in another thread. `ending` is true until that is done."""
         for generation in list(self._live.values()):
             if generation.log.end is None:
                 self._due_ends.add(generation, partial(generation.cancel, reason))
 
     def check(self, now: float) -> None:
-        """End those that have outlived a deadline, and drop upstreams that do not end. Units: monotonic seconds."""
+        """End generations that are over a deadline, and drop upstreams that do not end. Units: monotonic seconds."""
         for generation in list(self._live.values()):
             try:
                 if generation.log.end is not None:
                     check_tail(generation, now)
                 elif _due(generation, now):
-                    # It is judged again in its turn. If the upstream has said something meanwhile, it goes on.
+                    # The generation is judged again in its turn, and goes on if the upstream has
+                    # said something meanwhile.
                     self._due_ends.add(generation, partial(check, generation, now))
             except Exception:  # noqa: BLE001 - a fault in one must not keep the others from their ends
                 _log.exception("a generation's deadlines could not be checked")
 
 
 def check(generation: Generation, now: float) -> None:
-    """End a generation that has outlived one of its deadlines. Units: monotonic seconds."""
+    """End a generation that is over one of its deadlines. Units: monotonic seconds."""
     if end := _due(generation, now):
         end()
 
@@ -125,7 +126,7 @@ def check_tail(generation: Generation, now: float) -> None:
 
 
 def _due(generation: Generation, now: float) -> Callable[[], bool] | None:
-    """Return what ends a generation that has outlived one of its deadlines, else None. Units: monotonic seconds."""
+    """Return the call that ends a generation over one of its deadlines, else None. Units: monotonic seconds."""
     bounds, intake = generation.bounds, generation.intake
     is_silent = now - intake.last_life > bounds.silence_seconds
     is_long = now - generation.started > bounds.generation_seconds

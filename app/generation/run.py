@@ -1,6 +1,6 @@
 """Runs one generation: asks the upstream, and reads its answer into a log, whatever happens to its readers.
 
-Owns the retries, and the one broad `except` on an answer's way. A generation ends exactly once.
+Retries are here, and the one broad `except` on an answer's way. A generation ends exactly once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BACKOFF_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How long and how much. Units: seconds, characters."""
+    """How long a generation may take, and how long its answer may be. Units: seconds, characters."""
 
     silence_seconds: float
     generation_seconds: float
@@ -37,7 +37,7 @@ class Bounds:
 
 
 class _Stopped(Exception):
-    """The log has ended; nothing more is wanted of the upstream."""
+    """The log has ended, so nothing more is wanted of the upstream."""
 
 
 class Generation:
@@ -46,7 +46,7 @@ class Generation:
     def __init__(
         self, log: StreamLog, question: Question, *, upstream: Upstream, bounds: Bounds, turns: Turns | None = None
     ) -> None:
-        """`turns`: generations that fail at the same moment end one after the other."""
+        """`turns` is shared by generations: those that fail at the same moment end one after the other."""
         self.log = log
         self.bounds = bounds
         self.started = time.monotonic()
@@ -86,12 +86,12 @@ class Generation:
                 self._answer.close()
 
     def _forget_question(self) -> None:
-        """Free the question as soon as it is not needed: it may be as large as many answers."""
+        """Free the question as soon as nothing needs it. A question may be as large as many answers."""
         self._question = None
         self.log.release_prompt()
 
     def _ask(self) -> Answer:
-        """Ask, and ask again after an error that may pass. No token has come yet, so nothing can come twice."""
+        """Ask, and ask again after an error that may pass. No text has come yet, so nothing can come twice."""
         attempt = 1
         assert self._question is not None
         while True:
@@ -118,7 +118,7 @@ class Generation:
             attempt += 1
 
     def _delay(self, error: errors.UpstreamError, asked: int) -> float | None:
-        """Choose how long to wait before the next attempt; None when there is none. Units: seconds."""
+        """Choose how long to wait before the next attempt. None when there must be no other attempt. Units: seconds."""
         if asked >= ATTEMPTS or self._stopped.is_set():
             return None
         left = self.started + self.bounds.silence_seconds - time.monotonic()
@@ -144,19 +144,20 @@ class Generation:
     # The ends
 
     def end(self) -> bool:
-        """End as complete; False when it had ended already."""
+        """End as complete. False when the generation had ended already."""
         return self._end(Ending())
 
     def cancel(self, reason: str) -> bool:
-        """End as cancelled by `client`, `abandoned` or `shutdown`; False when it had ended already."""
+        """End as cancelled for a reason: `client`, `abandoned` or `shutdown`. False when the generation had ended
+        already."""
         return self._end(Ending(reason=reason))
 
     def fail(self, error: errors.ChatError) -> bool:
-        """End as failed; False when it had ended already."""
+        """End as failed. False when the generation had ended already."""
         return self._end(Ending(error=error))
 
     def abort(self) -> None:
-        """Stop, and write no end: the log now belongs to another worker."""
+        """Stop without an end, because the log now belongs to another worker."""
         self._stopped.set()
         self._call.cancel()
 

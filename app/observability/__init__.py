@@ -1,1 +1,1 @@
-"""What happened, told once and written as JSON lines that hold nobody's words."""
+"""Facts about what happens, told once and written as JSON lines that hold nobody's words."""

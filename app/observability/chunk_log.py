@@ -14,7 +14,7 @@ _log = logging.getLogger("app")
 
 
 class ChunkLog:
-    """Tells every record's sequence number, size and time: once a second, at the end, and when a line is full.
+    """Tells every record's sequence number, size and time: once a second, at the end, and when LINE_CHUNKS have come.
 
     Units: `bytes` of UTF-8; `ms` since the generation began.
     """

@@ -25,7 +25,7 @@ def configure(*, level: str, secrets: Sequence[str]) -> None:
             former.close()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # No line shows these, so logging need not find them out for each record (logging's HOWTO, "Optimization").
+    # No line shows these values, so logging need not look them up for each record (logging's HOWTO, "Optimization").
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # A closed stdout must not make logging print records to stderr.
@@ -50,7 +50,7 @@ def flush(_now: float = 0.0) -> None:
 
 
 def _gunicorn_line(record: logging.LogRecord) -> bool:
-    """Drop or shorten what gunicorn says of its clients: their addresses, and headers that it could not read."""
+    """Drop or shorten gunicorn's lines about clients. They hold addresses, and headers that gunicorn could not read."""
     error = record.exc_info[1] if record.exc_info else None
     # A reader vanished, or was dropped because it took nothing (EBADF, from gevent). `reader_left` tells of it.
     left = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EBADF)

@@ -36,7 +36,7 @@ DEEPEST = 6
 correlation: contextvars.ContextVar[str | None] = contextvars.ContextVar("correlation", default=None)
 """The id of the request that this thread answers, for lines that name none."""
 
-# These fields are made here. They hold nothing that a client or a library said, and every line has them.
+# These fields are made by the service. They hold nothing from a client or a library, and need no redaction.
 _OWN_FIELDS = frozenset({"timestamp", "correlation_id", "stream", "bytes", "ms"})
 
 
@@ -132,7 +132,7 @@ class LineFormatter(JsonFormatter):
         )
 
     def _clean(self, value: Any, depth: int = 0) -> Any:
-        """Redact every text in a value, names included. A value that JSON has no form for becomes a text."""
+        """Redact every text in a value, names included. A value without a form in JSON becomes a text."""
         if type(value) is str:
             return self._text(value)
         if value is None or isinstance(value, bool):
@@ -150,7 +150,7 @@ class LineFormatter(JsonFormatter):
         return self._text(value)
 
     def _named(self, name: object, value: Any, depth: int = 0) -> Any:
-        """Redact a value, also by its name: only its name gives a password away."""
+        """Redact a value, also by its name: nothing but its name gives a password away."""
         if isinstance(value, str) and isinstance(name, str) and _is_secret(name):
             return MARK
         return self._clean(value, depth)

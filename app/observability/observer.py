@@ -1,4 +1,4 @@
-"""The one door for what happens: each place tells a fact once, and every listener hears it.
+"""Facts for listeners: each place tells a fact once, and every listener hears the fact.
 
 Listeners run in the thread that tells. A listener must be quick and must not wait.
 """

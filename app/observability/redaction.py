@@ -2,8 +2,8 @@
 
 This runs in linear time, whatever the text is. Every pattern begins at a literal, or where nothing of its own kind
 stands before it. Every pattern takes its run possessively or within bounds, so nothing is read over and over. Groups
-are never possessive: before 3.11.5 Python matched some of those wrongly. Our own ids, hashes and times are recognised
-first and stay: their digits must not pass for a telephone number or a card.
+are never possessive, because Python before 3.11.5 matched some such groups wrongly. Our own ids, hashes and times are
+found first and stay, because their digits could look like a telephone number or a card.
 """
 
 from __future__ import annotations

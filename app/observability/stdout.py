@@ -3,9 +3,9 @@
 A full pipe (a log collector that is slow or stopped) would stop the whole worker with all of its streams. So a pipe or
 a terminal is opened once more without blocking. A socket is told in each call not to block. The descriptor that other
 processes share stays as it is. Lines that stdout does not take are kept within bounds and sent later. Lines beyond the
-bounds are dropped and counted, and the count is logged when there is room again. A file takes all.
+bounds are dropped and counted, and the count is logged when there is room again. A file takes all lines.
 
-A pipe takes up to 4,096 bytes whole or not at all. The lines of another process could tear longer ones. Nothing here
+A pipe takes up to 4,096 bytes whole or not at all. Lines of another process could tear a longer line. Nothing here
 may be called in a signal handler.
 """
 
@@ -26,7 +26,7 @@ __all__ = ["Event", "LineHandler", "Lines"]
 MOST_WAITING_BYTES = 4_194_304
 LAST_SECONDS = 1.0
 MOST_A_SECOND = 20
-"""How many lines a second may say the same. This does not limit events: each stands for a request or a stream."""
+"""How many equal lines a second may have. Events have no such limit, because each stands for a request or a stream."""
 
 
 class Lines:
@@ -40,9 +40,9 @@ class Lines:
         try:
             kind = os.fstat(fd).st_mode
         except OSError:
-            kind, self._fd = 0, -1  # it is closed, and another file may get its number
+            kind, self._fd = 0, -1  # stdout is closed, and another file may get its number
         if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
-            with contextlib.suppress(OSError):  # if it is another user's, it blocks like any program's output
+            with contextlib.suppress(OSError):  # another user's pipe cannot be opened, so writing to it may block
                 self._fd = self._own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         elif stat.S_ISSOCK(kind):
             self._fd = self._own = os.dup(fd)
@@ -137,7 +137,7 @@ class Event(logging.LogRecord):
 
 
 class LineHandler(logging.Handler):
-    """Sends every record to stdout as one line; `log_lines_dropped` tells how many found no room."""
+    """Sends every record to stdout as one line. `log_lines_dropped` tells how many lines found no room."""
 
     def __init__(self, fd: int = 1) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class LineHandler(logging.Handler):
         return said <= MOST_A_SECOND
 
     def _tell_left_out(self, now: float) -> None:
-        """Count anew each second, and log how many lines were left out in the second before."""
+        """Count anew each second, and log how many lines of the second before were left out."""
         if now - self._since < 1.0:
             return
         said, self._said, self._since = self._said, {}, now

@@ -36,7 +36,7 @@ def catch_uncaught() -> None:
     sys.excepthook = of_process
     threading.excepthook = of_thread
     sys.unraisablehook = unraisable
-    if hub := sys.modules.get("gevent.hub"):  # it is called too when accept finds no descriptor left
+    if hub := sys.modules.get("gevent.hub"):  # gevent calls this also when accept finds no descriptor left
         hub.Hub.print_exception = of_greenlet
 
 

@@ -1,6 +1,6 @@
 """One thread of each worker checks every deadline, a few times a second.
 
-Deadlines have no timers of their own: a timer for every read and every wait would be started and cancelled for each
+Deadlines have no timers of their own. Timers for every read and every wait would be started and cancelled with each
 chunk (DESIGN.md, 6). A check must be quick, and must not wait for anything.
 """
 

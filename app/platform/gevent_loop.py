@@ -1,7 +1,7 @@
 """Wait for bytes on a socket, and take them without a switch of threads for each piece.
 
-Under gevent the loop itself calls the function. A thread that is woken for every chunk costs more than all its work on
-the chunk (load/PROFILE.md). Only this file knows gevent; elsewhere `threading` is enough.
+Under gevent the loop itself calls the function. To wake a thread for every chunk costs more than all work on the chunk
+(load/PROFILE.md). Only this file knows gevent. Elsewhere `threading` is enough.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def in_loop() -> bool:
 def plain_lock() -> AbstractContextManager[object]:
     """Make a lock of the interpreter itself, which is cheap.
 
-    Never hold it while gevent may let others run: a second one that wants the lock would wait for ever.
+    Never hold the lock while gevent may let another thread run: a thread that wants the lock would wait for ever.
     """
     if in_loop():
         from gevent.monkey import get_original  # type: ignore[import-untyped]

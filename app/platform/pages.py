@@ -1,4 +1,4 @@
-"""Give memory back to the kernel. Standard library only."""
+"""Gives pages of memory back to the kernel. Standard library only."""
 
 from __future__ import annotations
 

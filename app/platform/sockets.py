@@ -1,4 +1,4 @@
-"""Ask the kernel about a connection, and end one. No call here waits. Standard library only."""
+"""Asks the kernel about connections, and ends them. No call here waits. Standard library only."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def is_dead(sock: socket.socket) -> bool:
 def is_quiet(sock: socket.socket) -> bool:
     """Tell whether no bytes wait to be read. One system call, which never waits.
 
-    gevent's `poll` would let others run; this does not. The end of a connection is no byte: see `is_connected`.
+    gevent's `poll` would let other threads run. This function does not. The end of a connection is no byte: see
+    `is_connected`.
     """
     return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder) == 0
 

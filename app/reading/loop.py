@@ -1,7 +1,7 @@
 """The loop that reads a log for one client, whatever the dialect and wherever the client begins.
 
-A first reader, a resume and a second reader run this same loop. It decides when something is sent; the dialect decides
-what it looks like.
+A first reader, a resume and a second reader run this same loop. The loop decides when something is sent. The dialect
+decides what that looks like.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def frames(
     departed: Callable[[], bool] | None = None,
     connection: DirectWriter | None = None,
 ) -> Iterator[bytes]:
-    """Yield what follows a record, up to the log's end.
+    """Yield the frames that follow the record `after`, up to the log's end.
 
-    `left` is called once with the last record that was sent. `drop` breaks the connection: when it takes nothing, and
-    when the loop leaves before the log's end although the dialect's bodies may not end early. `departed` tells whether
-    the client has sent its last byte. All of this happens in here, because the `finally` of a generator that never
-    began never runs.
+    `left` is called once with the last record that was sent. `drop` breaks the connection when the connection takes
+    nothing, and when the loop leaves before the log's end although the dialect's bodies may not end early. `departed`
+    tells whether the client has sent its last byte. The reader is counted inside the generator, because the `finally`
+    of a generator that never began never runs.
 
-    While the loop sleeps at the head, `append` writes the next frames to `connection` itself, as far as the connection
-    takes them at once. What it does not take wakes the loop.
+    While the loop sleeps at the head, the log's `append` writes the next frames to `connection` itself. The loop wakes
+    when the connection does not take all of them at once.
     """
     sharing = log.sharing
     with log.reader(after) as reader:
@@ -63,7 +63,7 @@ def frames(
             yield dialect.opening(after=after, head=log.head, heartbeat_seconds=readers.heartbeat_seconds)
             reader.sending = False
             while True:
-                # The end is looked at before the log is read: once it is there, the next piece is the last.
+                # The end is looked at before the log is read. If it is there, all records are there too.
                 end = log.end
                 sent: bytes | None
                 if sharing is not None and sharing.is_unresumable is not reader.knows_unresumable:
@@ -100,8 +100,8 @@ def frames(
 
 
 def _deliver(sharing: Sharing | None, dialect: Dialect, reader: Reader, connection: DirectWriter, piece: Piece) -> bool:
-    """Write an appended piece to the connection of a reader that sleeps. False when its loop must write it, or the
-    rest of it."""
+    """Write an appended piece to the connection of a reader that sleeps. False when the loop must write the piece, or
+    the rest of it."""
     if reader.after != piece.sequence - piece.records:
         return False
     if sharing is not None and sharing.is_unresumable is not reader.knows_unresumable:

@@ -26,7 +26,7 @@ def is_foreign(reader: Reader) -> bool:
 
 
 class Place:
-    """A place that is kept for a reader which is about to begin, for as long as this object is held."""
+    """A place for a reader that is about to begin. The place is kept for as long as this object is held."""
 
     __slots__ = ("__weakref__",)
 
@@ -52,7 +52,7 @@ class Readers:
 
     @property
     def present(self) -> int:
-        """How many readers have a client that has not left, as far as is known."""
+        """How many readers have a client that, as far as is known, has not left."""
         return len(self._due) - len(self._departed)
 
     def admit(self, *, attaching: bool = False) -> Place:
@@ -75,8 +75,10 @@ class Readers:
         departed: Callable[[], bool] | None = None,
     ) -> None:
         """Count a reader, and wake it whenever it has had no frame for a heartbeat or for `every_seconds` (0: each
-        tick). Call `drop` when it takes nothing for STALLED_SECONDS, or when its client has `departed` and another
-        reader needs the place."""
+        tick).
+
+        `drop` is called when the reader takes nothing for STALLED_SECONDS, or when its client has `departed` and
+        another reader needs the place."""
         if drop is not None:
             self._drops[reader] = drop
         if departed is not None:
@@ -135,6 +137,6 @@ class Readers:
             idle = now - reader.frame_at
             if idle >= seconds:
                 reader.nudge()
-            # `frame_at` is when the frame began that is still being written, so the connection takes nothing.
+            # The frame that began at `frame_at` is still being written, so the connection takes nothing.
             if idle >= STALLED_SECONDS and reader.sending and (drop := self._drops.get(reader)):
                 drop()

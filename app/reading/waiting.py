@@ -20,13 +20,13 @@ def wait(
     gone: Callable[[], bool],
     departed: Callable[[], bool] | None = None,
 ) -> End | None:
-    """Wait for the end of a log, for at most `seconds`. None when it has not come, or when the client is `gone`.
+    """Wait for the end of a log, for at most `seconds`. None when the end has not come, or when the client is `gone`.
 
-    A client that has only sent its last byte (`departed`) may still read, so the wait goes on for it. Both are asked
-    about once a second.
+    A client that has `departed` has sent its last byte and may still read, so the wait goes on. Both functions are
+    called once a second.
 
-    Raises: ShuttingDown when the client must wait at another worker, Overloaded when another client needs the place
-    of one that has departed.
+    Raises: ShuttingDown when the client must wait at another worker; Overloaded when the client has departed and
+    another one needs the place.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     asked_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""A whole answer in one body, written piece by piece so that a long one needs no memory."""
+"""A whole answer in one body, written piece by piece so that a long answer needs no memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def whole(
 ) -> Iterator[bytes]:
     """Yield a body that holds the text of a log which has ended: `before`, the text as `write` writes it, `after`.
 
-    The connection counts as a reader until all is written. `drop` breaks it when it takes nothing.
+    The connection counts as a reader until all is written. `drop` breaks a connection that takes nothing.
     """
     with log.reader(0) as reader:
         readers.add(reader, drop=drop)

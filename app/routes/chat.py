@@ -14,7 +14,7 @@ __all__ = ["blueprint"]
 blueprint = Blueprint("chat", __name__)
 
 LONGEST_ACCEPT = 2000
-"""How much of Accept is read. A type costs 10 µs, and a head has room for thousands. Units: characters."""
+"""How much of Accept is read. Each type takes 10 µs, and a head has room for thousands. Units: characters."""
 
 
 @blueprint.post("/chat/streaming")

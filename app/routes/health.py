@@ -37,7 +37,7 @@ def show_models() -> Response:
 
 
 def _parts() -> dict[str, str]:
-    """Look at each part. A remote upstream is only reported: its outage must not take resumes down."""
+    """Look at each part. A remote upstream is not asked, because its outage must not take resumes down."""
     this_worker = worker()
     is_local = this_worker.settings.local_model
     return {

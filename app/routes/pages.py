@@ -41,7 +41,7 @@ def register(app: Flask) -> None:
 
     @app.get("/")
     def show_home() -> Response:
-        """The chat. Its service worker knows it by the header, because another program may answer here tomorrow."""
+        """The chat. The service worker knows the page by its header, as another program may answer here tomorrow."""
         response = page(home, CHAT_POLICY)
         response.headers["X-ChatWait"] = "page"
         return response

@@ -16,7 +16,7 @@ __all__ = ["blueprint"]
 blueprint = Blueprint("streams", __name__)
 
 CANCEL_SECONDS = 2.0
-"""How long a stop waits for the end, which another worker may have to write. Then it says `running`."""
+"""How long a stop waits for the end, which another worker may have to write. After that the answer says `running`."""
 
 
 @blueprint.get("/chat/streaming/<stream_id>")
@@ -34,12 +34,13 @@ def show_wait(stream_id: str) -> Response:
 @blueprint.delete("/chat/streaming/<stream_id>")
 @blueprint.delete("/chat/wait/<stream_id>")
 def cancel(stream_id: str) -> Response:
-    """Stop it; once it has ended, say how."""
+    """Stop a generation, and say how it ended or that it is running."""
     return as_json(stopped(stream_id, *_stop(stream_id)))
 
 
 def _stop(stream_id: str) -> tuple[End | None, int]:
-    """Stop a generation, here or at another worker. Return its end, if that has come in time, and its last record.
+    """Stop a generation, here or at another worker. Return its end, if the end has come in time, and its number of
+    records.
 
     Raises: StreamUnknown, StreamExpired, StoreUnavailable.
     """

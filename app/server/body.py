@@ -23,7 +23,7 @@ DISCARD_SECONDS = 1.0
 DISCARD_QUIET_SECONDS = 0.25
 
 READ = "chatwait.body_read"
-"""How much of a body has been read: "part" or "whole". It is "unreadable" during a read, and after one that failed."""
+"""How much of a body has been read: "part" or "whole". "unreadable" during a read, and after a read that failed."""
 
 
 class Bodies:
@@ -37,11 +37,11 @@ class Bodies:
 
     @contextmanager
     def read(self, environ: dict[str, Any], *, at_most: int) -> Iterator[bytes]:
-        """Give the whole body. It counts as it arrives, and for as long as this lasts. Units: bytes.
+        """Give the whole body, which counts as it arrives and until the block ends. Units: bytes.
 
-        Raises: BodyTooLarge, as soon as that is announced or seen; Overloaded, when others' bodies leave no room;
+        Raises: BodyTooLarge, as soon as the size is announced or seen; Overloaded, when others' bodies leave no room;
         RequestTimeout, also when the body stalls and others need its room; InvalidJson, when the body broke off or is
-        encoded; InvalidRequest, when it is cut into too many chunks.
+        encoded; InvalidRequest, when the body is cut into too many chunks.
         """
         declared = int(environ.get("CONTENT_LENGTH") or 0)
         if declared > at_most:
@@ -66,7 +66,8 @@ class Bodies:
 
     @contextmanager
     def _counted(self, environ: dict[str, Any], arriving: Arriving, size: Callable[[], int]) -> Iterator[None]:
-        """Count what gunicorn receives of a body at once. Up to a piece of the body waits there for its rest.
+        """Count the bytes of a body as soon as gunicorn receives them. gunicorn holds up to a piece until the rest of
+        it comes.
 
         `size` tells how many bytes of the body have been read. Raises: see `Room.hold`.
         """
@@ -86,7 +87,7 @@ class Bodies:
             arrived(data)
             return data
 
-        arrived(unreader.buf.getvalue()[: arriving.declared or None])  # this came with the head
+        arrived(unreader.buf.getvalue()[: arriving.declared or None])  # these bytes came with the head
         unreader.chunk = chunk
         try:
             yield
@@ -94,7 +95,7 @@ class Bodies:
             del unreader.chunk
 
     def discard(self, environ: dict[str, Any]) -> bool:
-        """Read the rest of a body that nobody wants. Bytes left unread would reset the connection under the answer.
+        """Read the rest of a body that nobody wants. Unread bytes would reset the connection under the answer.
 
         False when the rest does not come at once: then the connection must end.
         """
@@ -140,7 +141,7 @@ class Bodies:
                 except errors.ChatError:  # there is no room for the piece
                     raise
                 except Exception as error:  # noqa: BLE001 - gunicorn's parser has exceptions of its own
-                    check()  # the shutdown that ends a read breaks the read too
+                    check()  # a read that was ended from outside fails too
                     raise body_failures.unreadable(error) from None
                 check()
                 if not piece and chunks is not None and chunks.is_over:
@@ -157,7 +158,7 @@ class Bodies:
 
     @contextmanager
     def _timed(self, environ: dict[str, Any], seconds: float) -> Iterator[Callable[[], bool]]:
-        """Have `check` end the reading after so many seconds. Gives a function that tells whether they have passed."""
+        """Have `check` end the reading after `seconds`. Gives a function that tells whether they have passed."""
         connection = environ.get("gunicorn.socket")
         deadline = time.monotonic() + seconds
         if connection is not None:

@@ -1,4 +1,4 @@
-"""Why a body cannot be read, in words for the client who sent it."""
+"""Why a body cannot be read, in words for its sender."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def late(seconds: float) -> errors.RequestTimeout:
 
 
 def unreadable(error: Exception) -> errors.ChatError:
-    """Translate what gunicorn's parser, or the connection, raised while it was read."""
+    """Translate what gunicorn's parser or the connection raised during a read."""
     if not isinstance(error, Crumbs):
         is_connection = isinstance(error, OSError)
         reason = "The connection broke off in the body." if is_connection else "The body could not be read."

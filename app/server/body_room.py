@@ -14,7 +14,7 @@ from app.server.body_failures import displaced
 __all__ = ["Arriving", "Room"]
 
 SMALL_BYTES = 65_536
-"""A body of up to this size has room of its own beside larger ones."""
+"""A body of up to this size has room of its own beside larger bodies."""
 
 STALLED_SECONDS = 1.0
 """A body that has brought no piece for so long makes room for others."""
@@ -29,7 +29,7 @@ class Arriving:
     __slots__ = ("arrived", "connection", "declared", "held", "is_displaced", "piece_at")
 
     def __init__(self, connection: socket.socket | None, declared: int) -> None:
-        """`declared` is the body's length where that is known, else 0."""
+        """`declared` is the body's length, 0 where the length is not known."""
         self.connection = connection
         self.declared = declared
         self.arrived = 0

@@ -1,4 +1,4 @@
-"""What gunicorn's parser and reader do with a body: its chunks are bounded, and what is received can be watched.
+"""Wraps gunicorn's parser and reader of a body: the chunks of a body are bounded, and received bytes can be counted.
 
 gunicorn has no hook for either, so its objects are wrapped: look again when the pinned gunicorn moves (DESIGN.md, 21).
 """
@@ -22,11 +22,11 @@ class Crumbs(Exception):
 
 
 class Chunks:
-    """The chunks of one body as gunicorn's parser finds them. Their number is bounded, and what they announce too.
+    """The chunks of one body, as gunicorn's parser finds them. Their number and their announced sizes are bounded.
 
-    A chunk costs the parser some 6 µs, even if it is a single byte: a few megabytes of such chunks would hold up every
-    stream for seconds. So others run between the chunks. A body that announces more than is taken ends at once.
-    `begin` lets it go on, for a rest that can be discarded.
+    Each chunk takes the parser some 6 µs, even a chunk of one byte. A few megabytes of such chunks would hold up every
+    stream for seconds, so other threads run between the chunks. A body that announces more bytes than are taken ends at
+    once. `begin` lets such a body go on, so that the rest can be discarded.
     """
 
     def __init__(self, reader: Any) -> None:
@@ -39,11 +39,11 @@ class Chunks:
         self._number = 0
         self._pieces = 0
         self.is_over = False
-        """The chunks were ended because they announced more than is taken."""
+        """The body was ended because its chunks announced more bytes than are taken."""
         reader.parse_chunk_size = self._sized
 
     def begin(self, at_most: int) -> None:
-        """Take this many bytes in all. What was taken before counts."""
+        """Take this many bytes in all. Bytes that were taken before count."""
         self._at_most = at_most
         self.is_over = False
         self._reader.parser = self

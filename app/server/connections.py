@@ -1,6 +1,6 @@
 """The connections of clients to one worker: which one makes room when there are too many, and which are gone.
 
-gunicorn accepts no more connections than its pool has room for, and a client that comes then waits unseen. So an idle
+gunicorn accepts no more connections than its pool has room for. A client that comes then waits unseen. So an idle
 connection is closed for a new one. Standard library only: the functions that are wrapped belong to gunicorn's worker.
 """
 
@@ -16,8 +16,8 @@ __all__ = ["Connections"]
 
 LOOK_SECONDS = 2.0
 GONE_SECONDS = 30.0
-"""A client that acknowledges nothing for so long is gone, and so is one that takes nothing of an answer that is no
-stream."""
+"""A client that acknowledges nothing for so long is gone. A client that takes nothing of an answer that is no stream is
+gone too."""
 
 LINGER_SECONDS = 5.0
 LINGER_QUIET_SECONDS = 1.0
@@ -37,7 +37,7 @@ class _Look:
 
 
 class Connections:
-    """The open connections. Each one waits for a request, or for the rest of one, or is being answered."""
+    """The open connections. Each waits for a request or for the rest of one, or is being answered."""
 
     def __init__(self, *, most: int) -> None:
         self._most = most
@@ -51,13 +51,13 @@ class Connections:
 
     @property
     def is_crowded(self) -> bool:
-        """There are as many connections as there may be. A connection is closed after its answer then."""
+        """There are as many connections as there may be. Then a connection is closed after its answer."""
         return self.count >= self._most
 
     def watch(self, worker: Any, *, most: int | None = None) -> None:
         """Wrap how a gunicorn worker handles connections and requests. Call this before the worker accepts any.
 
-        `most` is how many connections there may be, where that is fewer than the limits need.
+        `most` is how many connections there may be, if that is fewer than the limits need.
         """
         self._most = self._most if most is None else most
         handle, handle_request = worker.handle, worker.handle_request
@@ -97,7 +97,7 @@ class Connections:
         self._answered[client] = _Look(time.monotonic())
 
     def reads(self, client: socket.socket) -> None:
-        """Note that a reader has this connection. `Readers` bounds it, and it makes room for nobody."""
+        """Note that a reader has this connection. `Readers` bounds readers, so the connection makes room for nobody."""
         if look := self._answered.get(client):
             look.is_reader = True
 
@@ -109,25 +109,25 @@ class Connections:
             self._answered[client] = look  # at the end: it is the youngest of those that are no readers
 
     def linger(self, client: socket.socket) -> None:
-        """Have a connection closed with care: its client is still sending what nobody reads."""
+        """Have a connection closed with care, because its client is still sending bytes that nobody reads."""
         self._lingering.add(client)
 
     def _make_room(self) -> None:
         """Shut the oldest connection that has no complete request, or else the oldest that has no reader."""
         if self.count > self._most:
-            oldest = next(iter(self._waiting))  # there is one: the connection that has just come
+            oldest = next(iter(self._waiting))  # never empty: the connection that has just come waits
             if len(self._waiting) == 1:
                 oldest = next((client for client, look in self._answered.items() if not look.is_reader), oldest)
             shut(oldest)
-            # It counts no more: it has ended, and only its greenlet has not seen that yet.
+            # The connection counts no more: it has ended, although its greenlet has not seen that yet.
             self._waiting.pop(oldest, None)
             self._answered.pop(oldest, None)
 
     def check(self, now: float) -> None:
-        """End the connections of clients that vanished: the kernel would keep trying for a quarter of an hour.
+        """End the connections of clients that vanished. The kernel would keep trying for a quarter of an hour.
 
-        End those as well that take nothing of an answer, unless they are readers, which have a bound of their own.
-        TCP_USER_TIMEOUT would end slow readers with a small window too. Units: monotonic seconds.
+        Connections that take nothing of an answer are ended too, except readers, which have a bound of their own.
+        TCP_USER_TIMEOUT would also end slow readers with a small window. Units: monotonic seconds.
         """
         for client, look in list(self._answered.items()):
             if now - look.looked_at < LOOK_SECONDS:
@@ -146,8 +146,9 @@ class Connections:
 
 
 def linger(client: socket.socket) -> None:
-    """Take what a client is still sending after its answer. Bytes left unread would reset the connection under the
-    answer. Bounded in bytes and in time.
+    """Read what a client still sends after its answer, within bounds of bytes and time.
+
+    Unread bytes would reset the connection under the answer.
     """
     until = time.monotonic() + LINGER_SECONDS
     left = LINGER_BYTES

@@ -43,7 +43,7 @@ class DirectWriter:
         return True
 
     def finish(self) -> None:
-        """Write what the kernel had no room for; waits. Raises: OSError."""
+        """Write the bytes that the kernel had no room for. Waits. Raises: OSError."""
         rest, self._rest, self.is_clear = self._rest, b"", True
         if rest:
             self._sock.sendall(rest)

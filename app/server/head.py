@@ -1,8 +1,8 @@
-"""Bound the size of a request's head and the time that it takes, and let others run while it is read.
+"""Bounds the size of a request's head and the time that it takes, and lets other threads run during the read.
 
-gunicorn alone takes 800 KB of a head, scans all of them again at every read, and waits for the rest as long as for an
-idle connection. gevent's recv lets nobody else run while there is something to receive, such as pipelined requests. The
-parser has no hook for this, so its class is extended: look again when the pinned gunicorn moves (DESIGN.md, 21).
+gunicorn alone takes 800 KB of a head, and scans all of them again at every read. It waits for the rest as long as for
+an idle connection. gevent's recv lets no other thread run while there are bytes to receive, such as pipelined requests.
+The parser has no hook for this, so its class is extended: look again when the pinned gunicorn moves (DESIGN.md, 21).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HEAD_BYTES = 65_536
 HEAD_SECONDS = 20.0
 HEAD_READS = 1000
 BODY_READ_BYTES = 16_384
-"""The most that one read of a body takes. gunicorn's own figure is a megabyte, which nobody would have counted yet."""
+"""The most bytes that one read of a body takes. gunicorn's own figure is a megabyte, which would come in uncounted."""
 
 
 def bound() -> None:
@@ -35,7 +35,7 @@ def bound() -> None:
                 super().read_into(unreader, buf, stop)
                 self._due = time.monotonic() + HEAD_SECONDS
                 return
-            self._reads += 1  # each read scans all that is there: 64 KB that come byte by byte cost 7 s
+            self._reads += 1  # each read scans all bytes again: 64 KB that come byte by byte take 7 s
             left = self._due - time.monotonic()
             if left <= 0 or self._reads > HEAD_READS:  # a recv that finds something never times out
                 raise StopIteration

@@ -1,1 +1,1 @@
-"""The logs of generations and the stores that keep them; a reader never touches the upstream."""
+"""The logs of generations, and the stores that keep them. A reader never touches the upstream."""

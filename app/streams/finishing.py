@@ -14,16 +14,16 @@ LOOK_SECONDS = 0.001
 
 
 class Finishing(Protocol):
-    """A log as it is ended."""
+    """A log, as `finish_once` ends it."""
 
     def begin_end(self) -> bool:
-        """Take no more records from here on. False when another thread has begun to end the log."""
+        """Take no more records from now on. False when another thread has begun to end the log."""
 
     def go_on(self) -> None:
-        """Take records again: the end could not be written."""
+        """Take records again, because the end could not be written."""
 
     def is_decided(self) -> bool:
-        """Tell whether it is known how the log ends, so that no other end is wanted."""
+        """Tell whether the log has its end, so that no other end is wanted."""
 
     def decide(self, end: End) -> None:
         """Take the end."""

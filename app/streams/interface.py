@@ -3,8 +3,7 @@
 A generation is one `StreamLog`: records of text with sequence numbers from 1, and at most one end behind them. A store
 finds logs by id, begins one log for each idempotency key, and keeps everything within bounds.
 
-What only several workers need is a second interface, which a store and its logs may have or not: `Elsewhere` and
-`Sharing`.
+`Elsewhere` and `Sharing` are a second, optional interface: what stores and logs of several workers can do besides.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ def new_stream_id() -> str:
 
 
 def log_name(stream_id: str) -> str:
-    """Name a stream in log lines, where its id, which is a capability, must not appear."""
+    """Name a stream in log lines. Its id is a capability and must not appear there."""
     return hashlib.sha256(stream_id.encode("utf-8", "replace")).hexdigest()[:12]
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):
-    """Consecutive records of a log: the last one's sequence number, how many they are, their text."""
+    """Consecutive records of a log: the last one's sequence number, their number, and their text."""
 
     sequence: int
     records: int
@@ -71,9 +70,9 @@ class Totals(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a generation ended. Units: milliseconds since it began; for the rest see `Totals`.
+    """How a generation ended. Units: milliseconds since the generation began; for the rest see `Totals`.
 
-    `reason` is set when it was cancelled, `error` when it failed.
+    `reason` is set when the generation was cancelled, `error` when it failed.
     """
 
     status: Status
@@ -89,7 +88,7 @@ class End:
 
     @property
     def frees_key(self) -> bool:
-        """Tell whether nothing was delivered and asking again may help: the idempotency key may be used again."""
+        """Tell whether the idempotency key may be used again: nothing was delivered, and asking again may help."""
         return self.error is not None and self.error.retryable and not self.records
 
 
@@ -112,18 +111,19 @@ class Binding:
 
 
 class Reader(Protocol):
-    """One reader's place in a log. It is counted as a reader between `__enter__` and `__exit__`."""
+    """One reader's place in a log, which counts as a reader between `__enter__` and `__exit__`."""
 
     after: int
     """The sequence number of the last record that it has."""
     frame_at: float
-    """When its last frame was begun, for its heartbeat. Units: monotonic seconds."""
+    """When its last frame was begun, for heartbeats. Units: monotonic seconds."""
     sending: bool
     """A frame is being written to its connection right now."""
     knows_unresumable: bool
     """It has been told that its log is `Sharing.is_unresumable`."""
     deliver: Callable[[Piece], bool] | None
-    """`append` gives it what it appended, before it wakes a reader that sleeps. True: the reader need not be woken."""
+    """The log calls this with an appended piece before it wakes a sleeping reader. True: the reader need not be woken.
+    """
 
     def __enter__(self) -> Self: ...
 
@@ -158,7 +158,7 @@ class Reader(Protocol):
         """The client has sent its last byte, and has probably left."""
 
     def depart(self) -> None:
-        """Note that the client has probably left. It is served on, but does not keep a log from being abandoned."""
+        """Note that the client has probably left. The client is still served, but the log may count as abandoned."""
 
 
 class StreamLog(Protocol):
@@ -175,16 +175,16 @@ class StreamLog(Protocol):
 
     @property
     def end(self) -> End | None:
-        """How it ended, once readers may know. None before."""
+        """How the generation ended, once readers may know. None before."""
 
     @property
     def sharing(self) -> Sharing | None:
-        """What several workers need to know of it. None where there is one worker."""
+        """What several workers need to know of the log. None where there is one worker."""
 
     def append(self, *records: str) -> bool:
         """Add records that came together, and tell the readers once. False when the log has ended, or is about to.
 
-        Never waits. Raises: Overloaded when there is no memory left for them. None of them is added then.
+        Never waits. Raises: Overloaded, and adds nothing, when there is no memory left for the records.
         """
 
     def finish(self, write: Callable[[Totals], End]) -> bool:
@@ -195,20 +195,22 @@ class StreamLog(Protocol):
         """
 
     def release_prompt(self) -> None:
-        """Count the question no more: it has been answered, or is not asked any more. May be called again."""
+        """Count the question's memory no more, because the question is no longer needed. May be called again."""
 
     def book(self, write: Callable[[str], None]) -> None:
-        """Have the decided end booked. `write` is called once, with the name of the log line, when it is known that
-        this worker's end is the log's, and how many have read it.
+        """Have the decided end booked. `write` is called once with the name of the log line, as soon as it is known
+        that this worker books the end, and how many readers there were.
 
-        The name is `response_cut_off` where another worker has ended the log for all other readers. `write` is not
-        called where nobody here has had more than what that worker has.
+        The name is `response_complete`, or `response_cut_off` where another worker has ended the log for all other
+        readers. `write` is not called where another worker has taken the log over, and readers here have no more than
+        that worker has.
         """
 
     def reader(self, after: int, *, only_end: bool = False) -> Reader:
-        """Make a reader that has all records up to `after`. With `only_end` it sleeps through records."""
+        """Make a reader that has all records up to `after`. A reader with `only_end` sleeps through records."""
 
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """Return the text of all records up to `head`."""
 
     def sizes(self, first: int, last: int) -> list[int]:
         """Tell how large the records from `first` to `last` are. Units: bytes of UTF-8."""
@@ -245,7 +247,7 @@ class Sharing(Protocol):
 
 
 class Store(Protocol):
-    """Finds logs, begins each once, and stays within its bounds."""
+    """Finds logs, begins each log once, and stays within its bounds."""
 
     @property
     def elsewhere(self) -> Elsewhere | None:
@@ -262,31 +264,33 @@ class Store(Protocol):
     ) -> tuple[StreamLog, bool]:
         """Begin a log, or return the one that the same key and request began. True when it is new.
 
-        `prompt_bytes` is what its question takes in memory. It is counted with the log until `release_prompt`. All
-        questions together count for half of the budget at most, and so does a single one, whatever its size.
+        `prompt_bytes` is the memory of the log's question, which counts with the log until `release_prompt`. One
+        question counts for half of the budget at most, and so do all questions together.
 
         Raises: IdempotencyKeyReused, StreamExpired (the key's log is gone), Overloaded, ShuttingDown,
         StoreUnavailable.
         """
 
     def find(self, stream_id: str, *, reach: int = 0) -> StreamLog:
-        """Return a log, and note that it was used. `reach` is a sequence number that a client names: a copy of another
-        worker's log that has not got so far is brought up to date first.
+        """Return a log, and note that it was used.
+
+        `reach` is a sequence number that a client names. A copy of another worker's log is first brought up to that
+        number.
 
         Raises: StreamExpired, StreamUnknown, StoreUnavailable, Overloaded.
         """
 
     def stop_admitting(self) -> None:
-        """Refuse new logs from now on. Attaching to one that exists goes on."""
+        """Refuse new logs from now on. Existing logs can still be read."""
 
     def sweep(self, now: float) -> None:
-        """Drop what has outlived its retention. Units: `now` is monotonic seconds."""
+        """Drop logs that have outlived their retention. Units: `now` in monotonic seconds."""
 
     def ready(self) -> bool:
         """Tell whether logs can be begun and read."""
 
     def close(self) -> None:
-        """Let go of what the store holds open."""
+        """Close what the store holds open."""
 
 
 class Elsewhere(Protocol):
@@ -301,19 +305,19 @@ class Elsewhere(Protocol):
     ) -> None:
         """Begin to serve.
 
-        `cancel` ends a generation of this worker for a reason. `abort` stops one, without an end, whose log is another
-        worker's now. `lost` ends a log with an error, because nobody can go on with it.
+        `cancel` ends a generation of this worker for a reason. `abort` stops a generation without an end, because its
+        log is another worker's now. `lost` ends a log with an error, because no worker can go on with it.
         """
 
     def cancel(self, stream_id: str) -> tuple[End | None, int]:
-        """Have a log ended by the worker that generates it, without a copy of it here.
+        """Have a log ended by the worker that generates it. No copy is made here.
 
-        Returns its end, if it had one before, and its number of records by now. Raises: StreamUnknown, StreamExpired,
-        StoreUnavailable.
+        Returns the end, if the log had one before, and the number of records by now. Raises: StreamUnknown,
+        StreamExpired, StoreUnavailable.
         """
 
     def publish(self, name: str, content: bytes) -> None:
-        """Let instances of other versions have a page's files, under their hash."""
+        """Give instances of other versions a page's files, under the files' hash."""
 
     def published(self, name: str) -> bytes | None:
-        """Return what an instance published under a hash not long ago. Raises: StoreUnavailable."""
+        """Return what an instance published under a hash not long ago, None for nothing. Raises: StoreUnavailable."""

@@ -24,7 +24,7 @@ class ReadLog(StreamLog, Protocol):
     def detach(self, reader: LogReader) -> None: ...
 
     def departed(self) -> None:
-        """Hear that a reader's client has probably left."""
+        """Hear that a reader has left, or that its client probably has."""
 
 
 class LogReader:
@@ -66,7 +66,7 @@ class LogReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.log.detach(self)
-        self.deliver = None  # it knows this reader, and so the log and the connection
+        self.deliver = None  # the function knows this reader, and so keeps the log and the connection alive
 
     def read(self, max_bytes: int) -> Piece | None:
         return self.log.read(self.after, max_bytes)
@@ -74,15 +74,15 @@ class LogReader:
     def wait(self) -> None:
         self._asleep = True
         log = self.log
-        # The log is looked at after `_asleep` is set: what is appended from here on calls `nudge`, which then sees it.
-        # In the other order this would sleep through a record, or the end, that came in between.
+        # `_asleep` is set before the log is looked at. So everything that is appended from now on nudges this reader.
+        # In the other order the reader would sleep through a record, or the end, that came in between.
         if log.end is not None or (log.head > self.after and not self.only_end) or self.is_released:
             self._asleep = False
             return
         self._wake.acquire()
 
     def tell(self, piece: Piece) -> None:
-        """Hear of what was appended."""
+        """Deliver an appended piece, or wake the reader."""
         deliver = self.deliver
         if self._asleep and not self.only_end and (deliver is None or not deliver(piece)):
             self.nudge()

@@ -17,7 +17,7 @@ from app import errors
 __all__ = ["LOG_OVERHEAD_BYTES", "Keeper", "Retained", "Retention"]
 
 LOG_OVERHEAD_BYTES = 2048
-"""What an empty log with its end and its entries in the tables is counted as."""
+"""How much an empty log counts, with its end and its entries in the tables."""
 
 RESERVED_BYTES = 4096
 """Live logs are counted in steps of this size, so that the budget is not asked at every record."""
@@ -30,7 +30,7 @@ class Retained(Protocol):
     cost: int
     """What is counted for it."""
     prompt_bytes: int
-    """How much of that is its question."""
+    """How much of `cost` is the question."""
     used_at: float
 
     @property
@@ -97,7 +97,7 @@ class Retention(Generic[Log]):
     def admit_prompt(self, prompt_bytes: int) -> int:
         """Return how much of a question is counted. Raises: Overloaded.
 
-        All questions together have half of the budget: what is being answered must not break off for what waits.
+        All questions together have half of the budget: answers that go on must not break off for questions that wait.
         """
         most = self._budget_bytes // 2
         counted = min(prompt_bytes, most)
@@ -119,7 +119,7 @@ class Retention(Generic[Log]):
             self.used_bytes += log.cost
 
     def discount(self, log: Log) -> None:
-        """Count a log no more, which has not ended."""
+        """Stop counting a log that has not ended."""
         with self.lock:
             self.live.pop(log.stream_id, None)
             self.release_prompt(log)
@@ -160,7 +160,7 @@ class Retention(Generic[Log]):
             self._prompt_bytes -= released
 
     def ended(self, log: Log) -> None:
-        """Count a log as what it takes now, and keep it among those that may be evicted."""
+        """Count what a log takes now, and keep the log among those that may be evicted."""
         self.release_prompt(log)
         self._grow(log, log.size - log.cost)
         with self.lock:
@@ -175,8 +175,8 @@ class Retention(Generic[Log]):
     def sweep(self, now: float) -> None:
         """Drop what has expired. Units: monotonic seconds."""
         with self.lock:
-            # They stand in the order of their last use, so the first that has not expired ends the walk. One that is
-            # being read has not expired, however long ago it was found: it steps aside to the young end.
+            # The logs are in the order of their last use, so the first one that has not expired ends the walk. A log
+            # that is being read has not expired, however old its last use is: it moves to the young end.
             for _ in range(len(self.finished)):
                 log = next(iter(self.finished.values()))
                 if log.readers:

@@ -1,6 +1,6 @@
 """The records of one log as text: UTF-8 in one buffer, and where each record ends in it.
 
-So a cursor is exact, a finished answer costs its text and four bytes a record, and a hash needs no copy.
+So a cursor is exact. A finished answer takes its text and four bytes for each record. A hash needs no copy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ OFFSET_BYTES = 4
 
 
 class Text:
-    """Records are numbered from 1; `len` tells how many there are. Not safe for threads: a log locks it."""
+    """The text of a log. Records are numbered from 1, and `len` counts them. Not safe for threads: the log has the
+    lock."""
 
     __slots__ = ("_data", "_ends")
 
@@ -32,11 +33,11 @@ class Text:
 
     @property
     def size(self) -> int:
-        """What it takes in memory. Units: bytes."""
+        """How much memory the text takes. Units: bytes."""
         return len(self._data) + OFFSET_BYTES * len(self._ends)
 
     def size_with(self, data: bytes, count: int) -> int:
-        """What it would take with `count` more records, which together are `data`. Units: bytes."""
+        """How much memory the text would take with `count` more records, together `data`. Units: bytes."""
         return len(self._data) + len(data) + OFFSET_BYTES * (len(self._ends) + count)
 
     def add(self, texts: Sequence[str], data: bytes) -> None:
@@ -82,7 +83,7 @@ class Text:
         del self._ends[head:]
 
     def pack(self) -> None:
-        """Give back what the buffers reserve: a growing one is up to an eighth larger than its text."""
+        """Give back what the buffers reserve: a growing buffer is up to an eighth larger than its text."""
         self._data = bytearray(bytes(self._data))
         self._ends = array("I", self._ends.tobytes())
 

@@ -1,8 +1,8 @@
 """Count tokens offline with a real tokenizer.
 
 Counts are exact for models whose vocabulary is known, which are OpenAI's. For other models they are estimates with the
-newest vocabulary. Anybody may send a megabyte. So it is counted in slices, others run in between, and a count stops
-early.
+newest vocabulary. Anybody may send a megabyte. So a long text is counted in slices, other threads run in between, and a
+count may stop early.
 """
 
 from __future__ import annotations

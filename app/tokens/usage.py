@@ -1,4 +1,4 @@
-"""How many tokens a generation used. The provider tells that, or it is estimated here."""
+"""How many tokens a generation used, as the provider tells, or else as an estimate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Usage(NamedTuple):
 
 
 def provider_usage(reported: Any) -> Usage | None:
-    """Read a provider's usage. None where it cannot be used: it is partial, negative or absurd, or has no numbers."""
+    """Read a provider's usage. None when the usage is partial, negative or absurd, or has no numbers."""
     if not isinstance(reported, dict):
         return None
     prompt, completion = reported.get("prompt_tokens"), reported.get("completion_tokens")

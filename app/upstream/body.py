@@ -1,4 +1,4 @@
-"""The body of one answer, as the kernel has it: read piece by piece, and the fate of its connection afterwards."""
+"""The body of one answer, read in the pieces that the kernel has, and what becomes of its connection afterwards."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ BODY = "chatwait.body"
 """The extension of a response under which its `Body` is found."""
 
 RECEIVE_BYTES = 16_384
-"""How much is received at once. Others run in between."""
+"""How much is received at once. Other threads run in between."""
 ERROR_BODY_BYTES = 65_536
 ERROR_BODY_SECONDS = 2.0
-"""How long the words of an error are waited for. Its status says enough."""
+"""How long the text of an error is waited for. The status says enough."""
 
 
 class Body(httpx2.SyncByteStream):
     """The body of one answer, in the pieces the kernel has."""
 
     def __init__(self, pool: Pool, origin: Origin, connection: Connection, head: Head, sock: socket.socket) -> None:
-        """Raises: BadFraming when the end of an answer is unclear. An error's status is enough, so its end may be."""
+        """Raises: BadFraming when the end of an answer is unclear. The end of an error may be unclear, because its
+        status is enough."""
         self._pool = pool
         self._origin = origin
         self._connection: Connection | None = connection
@@ -48,7 +49,7 @@ class Body(httpx2.SyncByteStream):
                 raise
             self._is_clear = False
             self._framing = UntilClose()
-        self._rest = head.rest()  # what came together with the head, until it is given
+        self._rest = head.rest()  # the bytes that came together with the head
         self._has_surplus = self._framing.ended and bool(self._rest)
         self._bytes_left = ERROR_BODY_BYTES if head.status >= 300 else None
 
@@ -72,13 +73,13 @@ class Body(httpx2.SyncByteStream):
                 # A socket that was closed under its reader raises ValueError or AttributeError.
                 raise httpx2.ReadError(type(error).__name__) from error
             if self._bytes_left is not None:
-                self._bytes_left -= len(received)  # The framing counts too: there may be far more of it than of words.
+                self._bytes_left -= len(received)  # Framing counts too: there may be far more framing than text.
                 if self._bytes_left < 0:
-                    return  # These words are enough for an error. `close` discards the rest.
+                    return  # This text is enough for an error. `close` discards the rest.
             if data := self._unframed(received):
                 yield data
             received = b""
-            time.sleep(0)  # Bytes that are here are read without a wait, and may never end.
+            time.sleep(0)  # Bytes that are here are read without a wait, and may go on for ever.
 
     def receive(self, take: Callable[[bytes], bool]) -> bool:
         """Give the body to `take` as it arrives, until `take` returns False.
@@ -111,7 +112,8 @@ class Body(httpx2.SyncByteStream):
         return not framing.ended
 
     def _received(self, receive: Callable[[int], bytes | None]) -> bytes | None:
-        """Read what is here without a wait; None when nothing is, empty at the end. Raises: httpx2.ReadError."""
+        """Read the bytes that are here, without a wait. None when there are none, empty at the end. Raises:
+        httpx2.ReadError."""
         try:
             received = receive(RECEIVE_BYTES)
             # Bytes that TLS has already decrypted make no socket readable.

@@ -8,7 +8,7 @@ import socket
 __all__ = ["Call", "current_call"]
 
 current_call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("current_call", default=None)
-"""The call that the transport serves; the interface of httpx has no place for it."""
+"""The call that the transport serves. The interface of httpx has no place for a call."""
 
 
 class Call:
@@ -41,7 +41,7 @@ class Call:
         self._socket = None
 
     def cancel(self) -> None:
-        """Shut the socket down. The thread that waits on the socket wakes up, and closes it. Never waits."""
+        """Shut the socket down. The thread that waits on the socket wakes up and closes the socket. Never waits."""
         self.cancelled = True
         sock = self._socket
         if sock is None:

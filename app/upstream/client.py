@@ -28,7 +28,7 @@ class OpenAIUpstream:
     """A server that speaks OpenAI's chat completions. It is an `Upstream`."""
 
     def __init__(self, *, base_url: str, api_key: str, transport: httpx2.BaseTransport | None = None) -> None:
-        """`base_url` "" is OpenAI's own. `transport`: tests pass one that respx has mocked."""
+        """`base_url` "" means OpenAI's own. Tests pass a `transport` that respx has mocked."""
         self._to_openai = base_url in ("", OPENAI_URL)
         self._parameters: dict[str, Parameters] = {}  # by model
         self._lock = threading.Lock()
@@ -90,8 +90,8 @@ class OpenAIUpstream:
     def _post(self, body: dict[str, Any]) -> httpx2.Response:
         """Post as the SDK does, and raise the SDK's errors, without the SDK's layers in between.
 
-        These layers build the request anew and decide on retries that are ours. They cost as much as all else that a
-        request needs (load/PROFILE.md).
+        Those layers build the request anew, and decide on retries, which are decided here. They cost as much as
+        everything else in a request (load/PROFILE.md).
         """
         content = msgspec.json.encode(body)
         request = httpx2.Request("POST", self._url, headers=self._headers, stream=httpx2.ByteStream(content))
@@ -110,7 +110,7 @@ class OpenAIUpstream:
         return response  # The response knows no request, so nothing keeps the question while it is answered.
 
     def _refusal(self, response: httpx2.Response) -> sdk.APIStatusError:
-        """Read the words of an error, raw and within bounds. Its status stands, even if its words cannot be read."""
+        """Read the text of an error, raw and within bounds. The status stands even if the text cannot be read."""
         content = bytearray()
         with contextlib.closing(response), contextlib.suppress(httpx2.TransportError):
             assert isinstance(response.stream, httpx2.SyncByteStream)
@@ -133,7 +133,7 @@ class OpenAIUpstream:
         return True
 
     def sweep(self, now: float) -> None:
-        """Close the kept connections that are of no more use. Units: monotonic seconds."""
+        """Close kept connections that are no longer of use. Units: monotonic seconds."""
         if isinstance(self._transport, Transport):
             self._transport.sweep(now)
 

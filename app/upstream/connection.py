@@ -1,4 +1,4 @@
-"""One connection to the upstream: dialling, sending, and looking whether a kept one may still be used."""
+"""One connection to the upstream: it dials, sends, and tells whether a kept connection may still be used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.upstream.head import Head
 __all__ = ["Connection", "Spoken", "State", "Unfit"]
 
 NEXT_ADDRESS_SECONDS = 5.0
-"""How long each address of a host is tried, but for the last one."""
+"""How long each address of a host is tried. The last one has no limit."""
 
 TIMED_OUT = (b"HTTP/1.1 408", b"HTTP/1.0 408")
 """Some servers close an idle connection with these bytes. Source: Go's net/http, `is408Message`."""
@@ -32,11 +32,11 @@ class State(enum.Enum):
     CLOSED = enum.auto()
     """The upstream has closed the connection, or may be about to."""
     SPOKE = enum.auto()
-    """Bytes came that nobody asked for. The next request's sender would take them for the answer."""
+    """Bytes came that nobody asked for. The next request would take them for its answer."""
 
 
 class Unfit(ConnectionError):
-    """The connection cannot be used; the upstream has not got a whole request on it."""
+    """The connection cannot be used. The upstream has not received a whole request on it."""
 
 
 class Spoken(Unfit):
@@ -53,9 +53,9 @@ class Connection(http.client.HTTPConnection):
         self.idle_since = 0.0
         """Units: monotonic seconds."""
         self.used = False
-        """An answer has been read on it before."""
+        """An answer has been read on this connection before."""
         self.asked = False
-        """The upstream may have got the whole request."""
+        """The upstream may have received the whole request."""
         self._head: Head | None = None
         self._gathering: bytearray | None = None
         self.default_port = 443 if tls else 80
@@ -99,7 +99,7 @@ class Connection(http.client.HTTPConnection):
     def response_class(  # type: ignore[override]
         self, sock: socket.socket, debuglevel: int = 0, method: str | None = None
     ) -> Head:
-        """Make the reader of an answer's head; http.client calls this."""
+        """Make the reader of an answer's head. http.client calls this."""
         self._head = Head(sock, debuglevel, method)
         return self._head
 
@@ -113,7 +113,7 @@ class Connection(http.client.HTTPConnection):
             self._gathering = None
 
     def send(self, data: Any) -> None:
-        """Send bytes, or keep them for `gathered`; http.client calls this for head and body."""
+        """Send bytes, or keep them for `gathered`. http.client calls this for head and body."""
         if self._gathering is None:
             super().send(data)
         else:
@@ -138,7 +138,7 @@ class Connection(http.client.HTTPConnection):
             return State.CLOSED
 
     def _look_into(self, sock: ssl.SSLSocket, *, begun: bool) -> State:
-        """Distinguish what TLS sends for itself from what the upstream sends.
+        """Tell bytes of TLS itself from bytes of the upstream.
 
         A session ticket comes right behind the handshake. Bytes that come later and decrypt to nothing may be half a
         record of something else: the connection is not used again.

@@ -1,6 +1,7 @@
 """The upstream's bytes → events → parts, each step a small class. Pure: no network, no clock.
 
-Bytes are split before they are decoded. Text has line breaks (U+2028, U+0085) that an event stream does not have.
+Bytes are split before they are decoded, because decoded text has line breaks that an event stream does not have
+(U+2028, U+0085).
 Source: the WHATWG's "Server-sent events", 9.2.6, for events; OpenAI's chat completion chunks for parts.
 """
 
@@ -21,9 +22,9 @@ LONGEST_VALUE_BYTES = 16_384
 """A usage or an error up to this size is decoded. Of a longer one only the beginning is kept, as text."""
 LARGE_EVENT_BYTES = 65_536
 NODES = 50_000
-"""How many braces a large event may have, its text included. Each may be an object that has to be built."""
+"""How many braces a large event may have, its text included. Each brace may begin an object that has to be built."""
 ODD_NODES = 20_000
-"""How many lists and objects an event may have that only the slow decoder reads. It builds each of them."""
+"""How many lists and objects the slow decoder takes in one event. This decoder builds each of them."""
 REPLACEMENT = "\ufffd"
 
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
@@ -32,7 +33,8 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class BrokenStream(ValueError):
-    """The bytes are no stream of chat completion chunks. The text says what is wrong, and repeats nothing of them."""
+    """The bytes are no stream of chat completion chunks. The error's text says what is wrong, and quotes none of the
+    bytes."""
 
 
 class ErrorReported(Exception):
@@ -47,7 +49,7 @@ class EventSplitter:
     """Bytes in any cuts → the `data` of each whole event. No other field matters here."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()  # An event that is not whole. It grows in place, so that small pieces cost no copies.
+        self._rest = bytearray()  # An event that is not whole. The buffer grows in place: small pieces cost no copies.
         self._first = True
         self._after_cr = False
 
@@ -122,7 +124,7 @@ _ABSENT = msgspec.Raw()
 
 
 class _Chunk(msgspec.Struct):
-    """Values of any shape are checked and not built: building a mebibyte of lists holds everybody up for 0.3 s."""
+    """Values of any shape are checked and not built. To build a mebibyte of lists holds up every stream for 0.3 s."""
 
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = _ABSENT
@@ -132,7 +134,7 @@ class _Chunk(msgspec.Struct):
 
 
 class _OddChunk(msgspec.Struct):
-    """The same with values that are built already."""
+    """A chunk whose values are built already."""
 
     choices: list[_Choice] | None = None
     usage: Any = None
@@ -145,7 +147,7 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 
 
 def _built(value: msgspec.Raw) -> Any:
-    """Decode a value, or keep the beginning of a long one as text; None when it is absent.
+    """Decode a value, or keep the beginning of a long value as text. None when the value is absent.
 
     Raises: msgspec.DecodeError, UnicodeDecodeError, RecursionError.
     """
@@ -177,14 +179,14 @@ class ChunkDecoder:
         return self._part(chunk.choices, usage, joined=not self._half)
 
     def pending(self) -> str:
-        """Return the replacement for half a character that nothing completed, once; empty when there is none."""
+        """Return the replacement for half a character that nothing completed, once. Empty when there is none."""
         half, self._half = self._half, ""
         return REPLACEMENT if half else ""
 
     def _decode_odd(self, data: bytes) -> Part:
         """Decode what the strict decoder refuses: half surrogate pairs, bytes that are not UTF-8, and `[DONE]`.
 
-        Other readers of JSON accept the first two. `[DONE]` is no JSON.
+        Other readers of JSON accept the first two, and `[DONE]` is no JSON.
         """
         if data.strip() == b"[DONE]":
             return Part(done=True)

@@ -1,4 +1,4 @@
-"""Maps what the SDK and the wire raise to our errors. The upstream's texts are never passed on."""
+"""Maps errors of the SDK and of the wire to our errors. The upstream's texts are never passed on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _POLICY = re.compile(r"content.?(policy|filter|management)|safety|moderation|res
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> int | None:
-    """Read Retry-After, in seconds or as a date; None when it is absent, negative, absurd or unreadable."""
+    """Read Retry-After, in seconds or as a date. None when the value is absent, negative, absurd or unreadable."""
     value = headers.get("retry-after", "").strip()[:64]
     if not value:
         return None
@@ -44,7 +44,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> int | None:
 
 
 def read_body(content: bytes) -> object:
-    """Read the words of an error as JSON, or else as text. They are read as UTF-8, whatever charset is claimed."""
+    """Read the body of an error as JSON, or else as text. The body is read as UTF-8, whatever charset is claimed."""
     text = content.decode("utf-8", "replace").strip()
     if text.count("[") + text.count("{") > MOST_NODES:
         return text
@@ -68,7 +68,7 @@ def from_sdk(error: sdk.OpenAIError) -> errors.UpstreamError:
 
 
 def from_report(report: object) -> errors.UpstreamError:
-    """Map an error that came inside a stream. Whatever its code says, we must not try again."""
+    """Map an error that came inside a stream. No such error may be retried, whatever its code says."""
     text = _text(report)
     if _TOO_LONG.search(text):
         return errors.PromptRefusedAsTooLong()
@@ -101,7 +101,7 @@ def from_status(status: int, body: object, headers: Mapping[str, str]) -> errors
 
 
 def refused_parameter(error: sdk.OpenAIError) -> str | None:
-    """Name the parameter that the upstream does not know; None when the error says something else."""
+    """Name the parameter that the upstream does not know. None when the error says something else."""
     if not isinstance(error, sdk.BadRequestError | sdk.UnprocessableEntityError):
         return None
     text = _text(error.body)
@@ -121,7 +121,7 @@ def refused_parameter(error: sdk.OpenAIError) -> str | None:
 
 
 def _text(report: Any) -> str:
-    """Put the words of an error's body together, within bounds, to search them for what went wrong."""
+    """Join the texts of an error's body, within bounds, so that they can be searched."""
     try:
         return _words(report)
     except RecursionError:  # nested absurdly deep

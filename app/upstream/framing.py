@@ -21,7 +21,7 @@ class BadFraming(ValueError):
 
 
 class Framing(Protocol):
-    """How a body is marked off from what surrounds it."""
+    """How a body is marked off from the bytes around it."""
 
     ended: bool
     """The body has come to its end."""
@@ -157,7 +157,7 @@ def _items(values: Sequence[str]) -> list[str]:
 
 
 def _one_chunk(received: bytes) -> bytes | None:
-    """Return the data of exactly one whole chunk, which is how most tokens come; None for anything else."""
+    """Return the data of exactly one whole chunk, the usual case. None for anything else."""
     line = received.find(b"\r\n", 0, 6)
     size = len(received) - line - 4
     if size > 0 and b"%x" % size == received[:line].lower() and received.endswith(b"\r\n"):

@@ -1,7 +1,7 @@
 """Reads the head of an upstream's answer within bounds, and skips the interim answers before it.
 
-http.client skips only `100 Continue`, and any number of them. It takes every other interim answer for the final one.
-Then the connection's next user, who is somebody else, reads the final answer (DESIGN.md, 51).
+http.client skips only `100 Continue`, and any number of them. It takes any other interim answer for the final one. Then
+the next request on the connection, another user's, gets the final answer (DESIGN.md, 51).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ INTERIM_ANSWERS = 100
 LONGEST_LINE = 65_536
 
 FREE_READS = 4
-"""How many reads of a head let nobody else run in between. An ordinary head takes one or two."""
+"""How many reads of a head let no other thread run in between. An ordinary head takes one or two reads."""
 
 
 class Head(http.client.HTTPResponse):
     """The status and the headers of one final answer, and what was received together with them.
 
     HEAD_BYTES, HEAD_READS and INTERIM_ANSWERS bound all that comes before the final answer's body. Nothing here bounds
-    the time: the waiting call is cancelled, which shuts the socket down.
+    the time. A call that waits too long is cancelled, which shuts the socket down.
     """
 
     def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
@@ -57,7 +57,8 @@ class Head(http.client.HTTPResponse):
         return not (self.will_close or self.interim or headers.defects or is_framed_twice)
 
     def rest(self) -> bytes:
-        """Return what was received behind the head, once. Reads nothing from the socket; `fp` gives nothing more."""
+        """Return the bytes that were received behind the head, once. Nothing is read from the socket, and `fp` gives
+        nothing more."""
         self._source.is_ended = True
         return self.fp.read1()
 
@@ -84,15 +85,15 @@ class Head(http.client.HTTPResponse):
 
 
 class _Source(io.RawIOBase):
-    """A socket's bytes for the reading of a head: bounded, and others run in between.
+    """A socket's bytes for the reading of a head: bounded, and other threads run in between.
 
-    A read that finds bytes returns at once. Without a pause, an upstream that never stops sending would keep everybody
-    waiting.
+    A read that finds bytes returns at once. Without a pause, an upstream that never stops sending would hold up every
+    stream.
     """
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self.is_ended = False
-        """Nothing more is read. A reader is told that nothing is here at the moment."""
+        """Nothing more is read. Readers are told that no bytes are here at the moment."""
         self._raw = raw
         self._bytes = 0
         self._reads = 0

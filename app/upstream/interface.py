@@ -1,6 +1,6 @@
 """The specification of this room: what is asked of a model, and how its answer arrives.
 
-Callers and tests know these types and `Call`. They see neither the SDK nor HTTP.
+Callers and tests know only these types and `Call`, and neither the SDK nor HTTP.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Answer(Protocol):
         """The upstream's x-ratelimit-* headers, for the log."""
 
     def receive(self, take: Callable[[Sequence[Part]], bool]) -> bool:
-        """Give the parts to `take` as they arrive, until `take` returns False. No parts are a sign of life.
+        """Give the parts to `take` as they arrive, until `take` returns False. An empty list of parts is a sign of
+        life.
 
         `take` must not wait: the worker's event loop may call it. Returns True when `take` returned False and more
         may follow. Returns False when the stream has ended, whether or not the answer was complete.
@@ -63,7 +64,7 @@ class Answer(Protocol):
         """
 
     def pending(self) -> str:
-        """Return the replacement for half a character that nothing completed, once; empty when there is none."""
+        """Return the replacement for half a character that nothing completed, once. Empty when there is none."""
 
     def close(self) -> None:
         """Keep the connection if the answer was read to its end, else close it."""
@@ -79,4 +80,4 @@ class Upstream(Protocol):
         """Tell whether a question would be answered."""
 
     def close(self) -> None:
-        """Close what is kept open between answers."""
+        """Close the connections that are kept between answers."""

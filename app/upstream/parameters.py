@@ -10,12 +10,12 @@ __all__ = ["Parameters"]
 
 
 class Parameters:
-    """The parameters that one model's server is sent."""
+    """The parameters of a request to one model."""
 
     __slots__ = ("_left_out", "_limit")
 
     def __init__(self, limit: str) -> None:
-        """`limit`: the name under which `max_tokens` is sent at first."""
+        """`limit` is the name under which `max_tokens` is sent at first."""
         self._limit = limit
         self._left_out: set[str] = set()
 
@@ -35,7 +35,7 @@ class Parameters:
     def learn(self, refused: str) -> None:
         """Stop sending a refused parameter.
 
-        The limit has two names. When one is refused, the other one is sent, unless that was refused too.
+        The limit has two names. When one is refused, the other one is sent, unless it was refused too.
         """
         if refused == self._limit:
             other = "max_completion_tokens" if refused == "max_tokens" else "max_tokens"

@@ -1,4 +1,5 @@
-"""The connections that are kept between answers: which one a request gets, and which origins are not trusted."""
+"""The connections that are kept between answers. The pool chooses one for a request, and knows origins that are not
+trusted."""
 
 from __future__ import annotations
 
@@ -25,17 +26,17 @@ IDLE_CONNECTIONS = 256
 HOT_CONNECTIONS = 8
 """How many connections of an origin are kept for IDLE_SECONDS."""
 SURPLUS_SECONDS = 5.0
-"""How long the others are kept, which a burst has left behind."""
+"""How long other connections are kept. A burst has left them behind."""
 SWEEP_SECONDS = 5.0
 
 REST_SECONDS = 0.1
-"""How long a connection rests before it is used again. Meanwhile bytes behind the end of its answer show themselves.
+"""How long a connection rests before it is used again. In this time bytes behind the end of its answer may arrive.
 
 A connection also rests for as long as the slowest head took lately. An answer may still be on its way to a request that
 got another answer in its place.
 """
 SLOWEST_FADES = 0.98
-"""The slowest head counts for so much less with each answer."""
+"""With each answer the slowest head counts for this share of before."""
 
 Origin = tuple[str, str, int]
 """Scheme, host and port."""
@@ -96,16 +97,16 @@ class Pool:
         connection.close()
 
     def note_head(self, origin: Origin, seconds: float) -> None:
-        """Note how long a head took to come. Another answer may be on its way for as long, though nobody waits."""
+        """Note how long a head took to come. Another answer, for which nobody waits, may be on its way for as long."""
         self._slowest[origin] = max(seconds, SLOWEST_FADES * self._slowest.get(origin, 0.0))
 
     def _rest_seconds(self, origin: Origin) -> float:
         return max(REST_SECONDS, self._slowest.get(origin, 0.0))
 
     def distrust(self, origin: Origin, seen: str) -> None:
-        """Keep no connection of this origin any more: it has sent what nobody asked for.
+        """Keep no connection of this origin any more, because the origin has sent bytes that nobody asked for.
 
-        The next time that could be another user's answer, a moment after a request was sent. `seen` is for the log:
+        The next such bytes could be another user's answer, a moment after a request was sent. `seen` is for the log:
         `surplus` behind an answer, bytes on an `idle` connection, or `nonsense` in an answer's place.
         """
         with self._lock:
@@ -118,7 +119,7 @@ class Pool:
         tell(facts.UpstreamDistrusted(seen=seen))
 
     def sweep(self, now: float) -> None:
-        """Close the kept connections that are of no more use, every SWEEP_SECONDS. Units: monotonic seconds."""
+        """Close kept connections that are no longer of use, every SWEEP_SECONDS. Units: monotonic seconds."""
         if now - self._swept < SWEEP_SECONDS:
             return
         self._swept = now
@@ -150,7 +151,7 @@ class Pool:
 
 
 def _proxy_for(scheme: str, host: str, port: int) -> str | None:
-    """Find the proxy that the environment names for this address; None for this machine itself."""
+    """Find the proxy that the environment names for this address. None for this machine itself."""
     if host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(f"{host}:{port}"):
         return None
     return urllib.request.getproxies_environment().get(scheme)

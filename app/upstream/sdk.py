@@ -1,8 +1,8 @@
 """The openai SDK, loaded without its models of requests and answers: nothing in this program reads them.
 
 The models are more than half of what `import openai` loads. Without them a start takes 70 % of the work, and a worker
-takes 11 MB less (DESIGN.md, 59). A later import of a model works. Only the SDK's own helpers that parse answers do not
-see it. Take what is needed of the SDK from here and nowhere else: the first import decides what is loaded.
+takes 11 MB less (DESIGN.md, 59). A later import of a model works, but the SDK's own helpers that parse answers do not
+see that model. Import names of the SDK from here and nowhere else: the first import decides what is loaded.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Transport(httpx2.BaseTransport):
     """Sends requests over kept connections. Safe to use from many threads."""
 
     def __init__(self, *, verify: ssl.SSLContext | None = None, secure: bool = True) -> None:
-        """`secure` False: the transport is never asked for https, and loads no certificates, which take 0.1 s."""
+        """`secure` False: the transport is never asked for https. So it loads no certificates, which takes 0.1 s."""
         self._pool = Pool(verify or (ssl.create_default_context() if secure else None))
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -104,7 +104,7 @@ class Transport(httpx2.BaseTransport):
         return head, sock
 
     def sweep(self, now: float) -> None:
-        """Close the kept connections that are of no more use. Units: monotonic seconds."""
+        """Close kept connections that are no longer of use. Units: monotonic seconds."""
         self._pool.sweep(now)
 
     def close(self) -> None:
@@ -125,8 +125,8 @@ def _may_ask_again(error: Exception, seconds: float) -> bool:
     """Tell whether a request that failed on a kept connection may be sent on a new one.
 
     A connection that the upstream had closed fails at once, and nothing was asked. A connection that fails later may
-    have carried the question, and asking again could cost twice. So could it after an answer that is here and is
-    refused. Bytes that are no answer at all are most likely the end of the answer before.
+    have carried the question, and a second question could cost twice. An answer that is here and is refused has cost
+    already. Bytes that are no answer at all are most likely the end of the answer before.
     """
     if isinstance(error, Unfit):
         return True

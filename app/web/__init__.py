@@ -1,1 +1,1 @@
-"""The part beside the routes that knows Flask: requests in, responses out. One room for each job."""
+"""The part beside the routes that knows Flask: requests in, responses out. One file for each job."""

@@ -88,7 +88,7 @@ def _check_host(allowed: tuple[str, ...]) -> None:
 
 
 def _is_own(origin: str) -> bool:
-    """Compare hosts only: a proxy in front of us may speak https."""
+    """Tell whether an origin is this server's. Only hosts are compared: a proxy in front of us may speak https."""
     try:
         there = urlsplit(origin)
         here = urlsplit(f"//{_host()}")
@@ -103,7 +103,7 @@ def _is_own(origin: str) -> bool:
 
 
 def _check_origin(listed: tuple[str, ...]) -> None:
-    """Let no page of another origin start or stop anything. Reading needs a stream id, which such a page has not."""
+    """Let no page of another origin start or stop anything. Reading needs a stream id, and such a page has none."""
     if request.method not in ("POST", "DELETE"):
         return
     origin = request.headers.get("Origin", "").lower()
@@ -115,7 +115,7 @@ def _check_origin(listed: tuple[str, ...]) -> None:
 
 
 def _options() -> Response:
-    """Answer OPTIONS, which is also a browser's preflight, for paths that exist."""
+    """Answer OPTIONS for paths that exist. A browser's preflight is such a request."""
     failure = request.routing_exception
     if isinstance(failure, HTTPException) and not isinstance(failure, MethodNotAllowed):
         raise failure

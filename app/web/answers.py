@@ -18,8 +18,8 @@ from app.web.reading import event_stream, keep_place, wait_for_end, whole_text
 __all__ = ["as_json", "events", "waited"]
 
 SHORT_BYTES = 32_768
-"""The kernel takes a shorter body at once, whoever reads it. A longer one is written in pieces, and its connection
-counts as a reader until it has them all. Units: bytes of JSON, which is ASCII."""
+"""The kernel takes a shorter body at once, even if the client is slow. A longer body is written in pieces, and its
+connection counts as a reader until all are written. Units: bytes of JSON, which is ASCII."""
 
 
 def events(log: StreamLog, cursor: Cursor | None, *, is_admitted: bool = False) -> Response:
@@ -83,7 +83,7 @@ def _ended(log: StreamLog, end: End, *, is_admitted: bool) -> Response:
 
 
 def _short(log: StreamLog, body: Callable[[str], dict[str, Any]]) -> str | None:
-    """Write a body with the text of a log, at once. None when it is longer than SHORT_BYTES."""
+    """Write a body with the text of a log, at once. None when the body is longer than SHORT_BYTES."""
     piece = log.reader(0).read(SHORT_BYTES)
     if piece is not None and (piece.sequence < log.head or len(piece.text) > SHORT_BYTES):
         return None

@@ -19,7 +19,7 @@ __all__ = ["find", "find_or_begin"]
 
 
 def find_or_begin() -> tuple[StreamLog, Cursor | None]:
-    """Find the log of the request's cursor, which never begins anything; without a cursor, begin a log.
+    """Find the log of the request's cursor. A request without a cursor begins a log, and a request with one never does.
 
     Raises: CursorMalformed, UnsupportedMediaType, and what `read_key`, `read_request`, `Bodies.read` and a store's
     `find`, `admit` and `create` raise.
@@ -44,7 +44,8 @@ def find(stream_id: str) -> tuple[StreamLog, Cursor | None]:
 
 
 def _cursor() -> Cursor | None:
-    """Read the cursor: the header before the query, which is older on a reconnect. An empty one counts as absent."""
+    """Read the cursor. The header comes before the query, which is older on a reconnect. An empty cursor counts as
+    absent."""
     raw = request.headers.get("Last-Event-ID") or request.args.get("last_event_id") or request.args.get("lastEventId")
     return read_cursor(raw) if raw else None
 
@@ -53,7 +54,7 @@ def _begin() -> StreamLog:
     """Begin the log of a new generation, or attach to the one that the same idempotency key began."""
     _check_type()
     key = read_key(request.headers.get("Idempotency-Key"))
-    _admit(key)  # before the body: what is refused has not been read, parsed and counted
+    _admit(key)  # before the body, so that the body of a refused request is not read
     with _body() as body:
         asked = read_request(body, worker().settings)
     g.place = _admit(key)
@@ -70,7 +71,7 @@ def _check_type() -> None:
 def _admit(key: str | None) -> Place:
     """Check that there is room for another generation, and keep the place of its reader.
 
-    A request with a key that has begun a log begins nothing, and has room of its own. `key` is hashed.
+    A request whose key has begun a log begins nothing, so it has room of its own. `key` is hashed.
     Raises: Overloaded, ShuttingDown, StoreUnavailable.
     """
     parts = worker()
@@ -89,7 +90,7 @@ def _body() -> AbstractContextManager[bytes]:
 
 
 def _create(asked: ChatRequest, key: str | None) -> StreamLog:
-    """Create the log, and start its generation unless the key has begun it before. `key` is hashed."""
+    """Create the log and start its generation, unless the key has begun one before. `key` is hashed."""
     parts = worker()
     binding = Binding(key, asked.fingerprint) if key else None
     origin = Origin(g.correlation_id, asked.model, utc_now(), asked.prompt_tokens)

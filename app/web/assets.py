@@ -1,8 +1,8 @@
 """The pages of app/static and the files that they load, read once.
 
 The address of a file holds a hash of the whole tree. So a page and its files are always of one version, and a browser
-may keep a file for ever. The hash is also that of the tree's record, so a record proves itself: an instance of another
-version may serve the record that it finds under a hash (`published`).
+may keep a file for ever. The hash is that of all files of the tree together. So an instance of another version can
+check what it finds under a hash, and may serve these files (`published`).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _HEAD = re.compile(rb"([^\0/]{1,200})\0([0-9]{1,10})\0")
 class Asset:
     """A file as it is sent: plain, and packed by gzip where that is shorter.
 
-    A script is sent without the comments that have lines of their own: they were a fifth of what a first visit waits
-    for. Its lines keep their numbers.
+    A script is sent without the comments that have lines of their own. These comments were a fifth of what a first
+    visit waits for. The script's lines keep their numbers.
     """
 
     content_type: str
@@ -74,7 +74,7 @@ class Tree:
     assets: Mapping[str, Asset]
     """By the whole path of each."""
     record: bytes
-    """The whole tree, packed. `published` reads it."""
+    """The whole tree, packed. `published` reads such a record."""
 
     @property
     def name(self) -> str:
@@ -130,8 +130,8 @@ def published(name: str, packed: bytes) -> dict[str, Asset]:
 
 
 class OtherTrees:
-    """The files of other versions, which instances of those versions have published. A page that was loaded before a
-    deploy still finds its own files. The last few trees stay in memory."""
+    """The files of other versions, as instances of those versions have published them. So a page that was loaded before
+    a deploy still finds its own files. The last few trees stay in memory."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -35,7 +35,7 @@ def wrap(app: Flask) -> None:
 
 
 def finish_connection(response: Response) -> None:
-    """Take what is left of the request's body, and close the connection after the answer where that is due."""
+    """Take the rest of the request's body. Close the connection after the answer where that is due."""
     parts = worker()
     if parts.bodies.discard(request.environ):
         must_close = _is_closing(parts)
@@ -63,6 +63,6 @@ def to_its_end(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _is_closing(parts: Worker) -> bool:
-    """Tell whether connections end after their answers: the worker is stopping, so the client's next request belongs
-    to another one, or there are as many connections as may be."""
+    """Tell whether connections end after their answers. They do when the worker is stopping, because the client's next
+    request belongs to another worker, and when no more connections are allowed."""
     return parts.drain.begun or parts.connections.is_crowded

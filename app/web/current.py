@@ -1,4 +1,4 @@
-"""The worker that an application runs with, for views and for what stands before and behind them."""
+"""The worker that an application runs with, for views and for the functions before and after them."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def add_retry_after(response: Response, failure: Failure | None) -> None:
 
 
 def _from_http(error: HTTPException) -> errors.ChatError:
-    """Map what werkzeug raises: it refuses paths and methods, and little else here."""
+    """Map what werkzeug raises. Here werkzeug refuses paths and methods, and little else."""
     error.__traceback__ = error.__context__ = None  # the request keeps the error, whose frames keep the request
     if error.code == 405:
         return errors.MethodNotAllowed(allow=tuple(sorted(allowed_methods())))

@@ -30,7 +30,7 @@ def page(text: bytes, policy: str) -> Response:
     response.headers["Cache-Control"] = "no-cache"
     response.headers["Content-Security-Policy"] = policy
     response.headers["Referrer-Policy"] = "no-referrer"
-    if "Sec-Fetch-Dest" in request.headers:  # only over https and to localhost; elsewhere the next line is an error
+    if "Sec-Fetch-Dest" in request.headers:  # over https and to localhost; elsewhere browsers report the next line
         response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     return response
 

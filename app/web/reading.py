@@ -49,7 +49,7 @@ def event_stream(
 
 
 def keep_place() -> None:
-    """Keep a reader's place for this request until its reader begins. A HEAD reads nothing and needs none.
+    """Keep a reader's place for this request until its reader begins. A HEAD reads nothing and needs no place.
 
     Raises: Overloaded.
     """
@@ -58,7 +58,7 @@ def keep_place() -> None:
 
 
 def wait_for_end(log: StreamLog, *, seconds: float | None) -> End | None:
-    """Wait for a log's end. None when it has not come after so many seconds, or when the client is gone.
+    """Wait for a log's end. None when the end has not come after so many seconds, or when the client is gone.
 
     Raises: ShuttingDown, Overloaded.
     """

@@ -68,8 +68,8 @@ def end_data(origin: Origin, end: End) -> dict[str, Any]:
 
 
 def failure_of(end: End) -> Failure | None:
-    """Return what wait mode answers with instead of the answer. A generation that a stop of the service cancelled is
-    worth asking again."""
+    """Return the failure that wait mode answers with, None for an answer. A generation that a stop of the service
+    cancelled becomes a failure, because asking again helps."""
     if end.reason == "shutdown":
         return errors.ShuttingDown(retry_after_seconds=SHUTDOWN_RETRY_SECONDS).failure
     return end.error
@@ -118,7 +118,7 @@ _TEXT = "\0text\0"
 
 
 def around_text(body: Callable[[str], dict[str, Any]]) -> tuple[bytes, bytes]:
-    """Write a body without its text: what stands before the text's characters, and what stands after them."""
+    """Write a body without its text: the bytes before the text's characters, and the bytes after them."""
     before, _, after = json.dumps(body(_TEXT)).partition(json.dumps(_TEXT)[1:-1])
     return before.encode("ascii"), after.encode("ascii")
 

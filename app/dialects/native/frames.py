@@ -13,23 +13,24 @@ from app.streams.interface import End, Origin, Piece
 __all__ = ["FRAME_BYTES", "NativeFrames", "frame"]
 
 FRAME_BYTES = 8192
-"""The most data of a token frame that holds more than one chunk. Some clients limit lines; bad links need progress."""
+"""The most data of a token frame that holds more than one record. Some clients limit lines, and bad links need
+progress."""
 
 PIECE_BYTES = FRAME_BYTES - 128
-"""UTF-8 asked of a log for one frame. Escaping may double that or worse; then less is asked for."""
+"""How much UTF-8 is asked of a log for one frame. Where escaping makes the frame too large, less is asked for."""
 
 RETRY_MS = 1000
 
 
 def frame(event: str, content: object, event_id: str | None = None) -> bytes:
-    """Write one frame. The id is its last line: a client that stores ids at once, and is cut before the blank line,
-    must not skip the frame."""
+    """Write one frame, with the id as its last line. A client may store an id at once and be cut off before the blank
+    line. That client must not skip the frame."""
     text = f"event: {event}\ndata: {json.dumps(content, separators=(',', ':'))}\n"
     return (text + (f"id: {event_id}\n\n" if event_id else "\n")).encode("ascii")
 
 
 def _token(stream_id: str, piece: Piece) -> tuple[str, int]:
-    """Write a token frame. Also return the size of its data; it is ASCII, so characters are bytes."""
+    """Write a token frame. Also return the size of its data in bytes, which are ASCII characters."""
     data = (
         f'{{"sequence":{piece.sequence},"count":{piece.records},'
         f'"content":{encode_basestring_ascii(piece.text)},"is_final":false}}'
@@ -38,10 +39,10 @@ def _token(stream_id: str, piece: Piece) -> tuple[str, int]:
 
 
 class NativeFrames:
-    """One log as ChatWait's own clients read it. A token frame merges chunks that came together."""
+    """One log as ChatWait's own clients read it. A token frame merges records that came together."""
 
     may_end_early = True
-    """A client takes a stream without a terminal event for a broken one."""
+    """A client takes a stream without a terminal event for a broken stream."""
 
     __slots__ = ("_origin", "_stream_id")
 

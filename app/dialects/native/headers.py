@@ -15,7 +15,8 @@ LONGEST_CURSOR_BYTES = 128
 LARGEST_SEQUENCE = 2**53
 
 FEWEST_SIGNS = 4
-"""Different characters in a key. A key with fewer was typed, not drawn, so another client may have the same one."""
+"""How many different characters a key must have. A key with fewer was not drawn at random, so another client may have
+the same key."""
 
 _CURSOR = re.compile(r"([A-Za-z0-9_-]+)\.(0|[1-9][0-9]{0,15})")
 _KEY = re.compile(r"[\x21-\x7e]{16,255}")
@@ -38,13 +39,13 @@ def read_cursor(raw: str) -> Cursor:
 
 
 def place_after(cursor: Cursor | None, log: StreamLog) -> int | None:
-    """Return the record after which a client goes on, 0 for the beginning. None when it has seen the end.
+    """Return the record after which a client goes on, 0 for the beginning. None when the client has seen the end.
 
     Raises: CursorAhead.
     """
     if cursor is None:
         return 0
-    end = log.end  # before the head: a log that ends in between only grows
+    end = log.end  # the end is read before the head: a log that ends in between only grows
     if cursor.sequence <= log.head:
         return cursor.sequence
     if end is not None and cursor.sequence == log.head + 1:
@@ -71,6 +72,6 @@ def read_key(raw: str | None) -> str | None:
 
 
 def read_wait_seconds(prefer: str) -> str | None:
-    """Return the seconds that a Prefer header asks to wait for, as they stand there. None where it names none."""
+    """Return the seconds that a Prefer header asks to wait for, as text. None when the header names none."""
     found = _WAIT.search(prefer)
     return found[1] if found else None

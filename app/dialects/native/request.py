@@ -47,7 +47,7 @@ class _Number(fields.Float):
 
 
 class _Text(fields.String):
-    """A text that can be encoded. Half a surrogate pair cannot, so no upstream could be sent it."""
+    """A text that can be encoded. Half a surrogate pair cannot be encoded, so no upstream could get it."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **options: Any) -> Any:
         text = super()._deserialize(value, attr, data, **options)
@@ -60,7 +60,7 @@ class _Text(fields.String):
 
 class _Schema(Schema):
     def handle_error(self, error: ValidationError, data: Any, *, many: bool, **more: Any) -> None:
-        """Raise a new error: the frame that raises the given one would keep it, and all that was sent."""
+        """Raise a new error. The given error is kept alive by its frame, with all that the client sent."""
         raise ValidationError(error.messages, valid_data=error.valid_data)
 
 
@@ -76,7 +76,7 @@ class ContextMessageSchema(_Schema):
 
 
 class ChatRequestSchema(_Schema):
-    """What POST takes. Limits that have an error code of their own are checked later."""
+    """The body of a POST. Limits that have an error code of their own are checked later."""
 
     class Meta:
         unknown = RAISE

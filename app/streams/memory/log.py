@@ -16,7 +16,7 @@ __all__ = ["MemoryLog"]
 
 
 class MemoryLog:
-    """Only its store builds it."""
+    """The log of one stream. Only a store builds logs."""
 
     sharing = None
 
@@ -84,7 +84,7 @@ class MemoryLog:
         with self._lock:
             if self._is_closed:
                 return False
-            self._is_closed = True  # nothing is appended from here on, so the rest needs no lock, and may wait
+            self._is_closed = True  # nothing is appended from now on, so the rest needs no lock and may wait
             return True
 
     def go_on(self) -> None:
@@ -112,7 +112,7 @@ class MemoryLog:
         return LogReader(self, after, only_end=only_end)
 
     def read(self, after: int, max_bytes: int) -> Piece | None:
-        # `append` raises `head` last, so all that lies at or below it is complete.
+        # `append` raises `head` last, so every record up to `head` is complete.
         return self._text.piece(after, self.head, max_bytes)
 
     def text(self) -> str:

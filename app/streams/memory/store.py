@@ -16,7 +16,7 @@ REMEMBERED = 100_000
 
 
 class MemoryStore:
-    """Owns the logs' retention, the table of idempotency keys, and what is remembered of streams that are gone."""
+    """Owns the logs' retention, the table of idempotency keys, and the memory of streams that are gone."""
 
     elsewhere = None
 
@@ -28,7 +28,7 @@ class MemoryStore:
             forgotten=self._forgotten,
         )
         self._keys: dict[str, tuple[str, str]] = {}
-        # What is gone stands here as hashes, the oldest first: 100,000 ids would take ten times the memory.
+        # Streams that are gone are kept as hashes, the oldest first. 100,000 ids would take ten times the memory.
         self._gone: OrderedDict[int, int | None] = OrderedDict()
         self._gone_keys: dict[int, int] = {}
 
@@ -118,7 +118,7 @@ class MemoryStore:
                 self._keys.pop(log.binding.key, None)
 
     def _forgotten(self, log: MemoryLog) -> None:
-        """Remember a stream that is gone, and its key if that is still its own."""
+        """Remember a stream that is gone, and its key if the key still stands for this stream."""
         key = log.binding.key if log.binding is not None else None
         if key is not None and self._keys.get(key, ("", ""))[0] == log.stream_id:
             _, fingerprint = self._keys.pop(key)

@@ -1,4 +1,4 @@
-"""Which worker books the end of a log, and under which name: known only when the end is stored, or given up."""
+"""Books the end of a log once, under the right name. The name is known only when the end is stored or given up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ CUT_OFF_BOOKED = "response_cut_off"
 
 
 class Booking:
-    """Of one log that this worker owns. Its parts come in any order: what writes the line, and the line's name."""
+    """The booking of one owned log. Its two parts come in any order: the function that writes the line, and the line's
+    name."""
 
     __slots__ = ("_name", "_unbooked", "_write")
 
@@ -21,7 +22,7 @@ class Booking:
         self._name: str | None = None
 
     def by(self, write: Callable[[str], None]) -> None:
-        """Take what writes the line. It is called once."""
+        """Take the function that writes the line. The function is called once, with the name."""
         self._write = write
         self._unbooked.add(self)
         self._book()
@@ -61,7 +62,7 @@ class Unbooked:
         self._waiting.pop(booking, None)
 
     def pop(self, booking: Booking) -> bool:
-        """Take one out. True for the one caller who did."""
+        """Remove a booking. True for the caller that removed it."""
         try:
             del self._waiting[booking]
         except KeyError:
@@ -69,6 +70,6 @@ class Unbooked:
         return True
 
     def book_all(self, name: str) -> None:
-        """Book what still waits: nobody here will hear any more whose it is."""
+        """Book all that still wait: no answer about them will come any more."""
         for booking in list(self._waiting):
             booking.under(name)

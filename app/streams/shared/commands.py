@@ -1,4 +1,4 @@
-"""The names of the keys on Valkey, and the commands that more than one room sends there."""
+"""The names of the keys on Valkey, and the commands that more than one file sends there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bound_text(stream_id: str, binding: Binding | None) -> str:
 
 
 class Commands:
-    """Of one deployment, as one worker sends them."""
+    """The keys and commands of one deployment, as one worker uses them."""
 
     def __init__(self, *, tag: str, worker: str, live_seconds: float, kept_seconds: float) -> None:
         """`tag` stands in every key as its hash tag, so that one script may touch several of a deployment's keys.
@@ -86,7 +86,7 @@ class Commands:
         )
 
     def page(self, stream_id: str, after: int) -> Command:
-        """Read entries behind a sequence number."""
+        """Read entries behind a sequence number, PAGE_ENTRIES at most."""
         return ("XRANGE", self.keys(stream_id)[1], f"({after}-0", "+", "COUNT", PAGE_ENTRIES)
 
     def wake(self, worker: str, what: str, which: str) -> Command:

@@ -1,8 +1,8 @@
 """Writes to Valkey for the whole worker: one pipelined round trip at a time, for all of its logs together.
 
-What is appended while one batch is on its way goes into the next one. A log is told what became of its part. Until
-then its readers have not seen that part. Questions of requests (`ask`) ride along. Nothing is lost when a round trip
-fails: callers are notified and unstored records are sent again. Sending twice is idempotent.
+Records that are appended during a round trip go into the next batch. Each log is told what became of its part of a
+batch. Commands of requests (`ask`) go with the same batches. Nothing is lost when a round trip fails: callers are
+notified and unstored records are sent again. Sending twice is idempotent.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from app.streams.shared.replies import CommitReply, FinishReply, read_commit, re
 __all__ = ["Commit", "Committer", "Committing"]
 
 SPACING_SECONDS = 0.004
-"""From the beginning of one batch to that of the next: what comes meanwhile goes together. Behind a pause a batch goes
-at once."""
+"""The least time between the beginnings of two batches. Records that come meanwhile go together. After a pause a batch
+goes at once."""
 
 AWAY_SECONDS = 1.0
 """How long Valkey may take before readers are told that it is away."""
@@ -34,7 +34,7 @@ AWAY_SECONDS = 1.0
 ASK_SECONDS = 3.0
 LARGEST_BATCH_BYTES = 1 << 20
 MOST_STREAMS = 256
-"""In one command: Valkey does nothing else while it runs."""
+"""How many streams one command commits. Valkey does nothing else while the command runs."""
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0
 
@@ -42,7 +42,9 @@ T = TypeVar("T")
 
 
 class Commit:
-    """What one log wants written: perhaps its beginning anew, records, perhaps its end."""
+    """What one log wants written: records, of which the first has the sequence number `first`.
+
+    `restore` is a command that begins a lost stream anew. `finish` is a command that writes the end."""
 
     __slots__ = ("fence", "finish", "first", "keys", "records", "restore")
 
@@ -65,10 +67,11 @@ class Commit:
 
 
 class Committing(Protocol):
-    """A log, as the committer sees it. None of these may wait."""
+    """A log, as the committer sees it. No method may wait."""
 
     def commit(self) -> Commit | None:
-        """Give what is to be written now. It is not given again, unless the committer says `not_committed`."""
+        """Return what is to be written now, None for nothing. The log returns the same records again only after
+        `not_committed`."""
 
     def committed(self, reply: CommitReply) -> None: ...
 
@@ -77,12 +80,11 @@ class Committing(Protocol):
     def not_committed(self) -> None: ...
 
     def not_committable(self) -> None:
-        """Hear that the committer could make nothing of what was to be written, or of the answer. The log is asked no
-        more unless it says `changed`."""
+        """Hear that the commit or its answer cannot be used. The log is not asked again until it calls `changed`."""
 
 
 class _Call:
-    """Commands whose answers somebody waits for, or wants to hear."""
+    """Commands whose sender waits for the answers, or is called with them."""
 
     __slots__ = ("answered", "answers", "commands", "heard")
 
@@ -97,7 +99,8 @@ class Committer:
     """One thread, one connection. `live_ms` is how long a log's entries live at least."""
 
     def __init__(self, connection: Connection, *, live_ms: int, back: Callable[[], None]) -> None:
-        """`back` hears that Valkey answers, at first and again: what it may have lost can be looked at."""
+        """`back` is called when Valkey answers for the first time, and again after each failure: Valkey may have lost
+        data."""
         self._connection = connection
         self._live_ms = live_ms
         self._back = back
@@ -112,16 +115,16 @@ class Committer:
         self._pause = FIRST_PAUSE_SECONDS
         self._said: str | None = None
         self.contact_since: float | None = None
-        """Since when every round trip came back soon. Units: monotonic seconds."""
+        """Since when every round trip has been quick. None while Valkey fails. Units: monotonic seconds."""
         self.back_at: float | None = None
-        """When Valkey last answered again, after it had not, or late."""
+        """When Valkey last answered after a failure or a delay. None before the first one. Units: monotonic seconds."""
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Write nothing more. What is on its way arrives or not."""
+        """Write nothing more. A batch that is on its way may arrive or not."""
         self._stopped = True
         self._wake.set()
 
@@ -130,31 +133,31 @@ class Committer:
             self._thread.join()
 
     def is_late(self, now: float) -> bool:
-        """Tell whether what was appended a while ago has not been stored. Units: monotonic seconds."""
+        """Tell whether records have waited for Valkey for longer than AWAY_SECONDS. Units: monotonic seconds."""
         asked_at, failing_since = self._asked_at, self._failing_since
         late_at = now - AWAY_SECONDS
         return (asked_at is not None and asked_at < late_at) or (failing_since is not None and failing_since < late_at)
 
     def has_long_answered(self, seconds: float) -> bool:
-        """Tell whether every round trip has come back soon for so long."""
+        """Tell whether every round trip of the last `seconds` has been quick."""
         since = self.contact_since
         return since is not None and time.monotonic() - since >= seconds
 
     @property
     def is_answered(self) -> bool:
-        """Valkey answers, soon, and refuses nothing."""
+        """Valkey answers quickly and refuses nothing."""
         return self._failing_since is None and not self.is_late(time.monotonic())
 
     def changed(self, log: Committing) -> None:
-        """Write what this log has, soon. Never waits."""
+        """Ask this log for a commit with the next batch. Never waits."""
         with self._lock:
             self._changed[log] = None
         if not self._wake.is_set():
             self._wake.set()
 
     def post(self, commands: Sequence[Command], heard: Callable[[list[Answer]], None]) -> None:
-        """Send commands with the next batch. `heard` is given the answers, if there are any, in the committer's
-        thread. Never waits."""
+        """Send commands with the next batch. `heard` gets the answers in the committer's thread. When the batch fails,
+        `heard` is not called. Never waits."""
         self._add(_Call(commands, heard))
 
     def ask(self, *commands: Command) -> list[Answer]:
@@ -170,7 +173,7 @@ class Committer:
         return call.answers
 
     def read(self, *commands: Command) -> list[Answer]:
-        """Ask for what is stored. Raises: StoreUnavailable; Damaged where a key holds something of another kind."""
+        """Ask for stored values. Raises: StoreUnavailable; Damaged when a key holds a value of another type."""
         answers = self.ask(*commands)
         for answer in answers:
             if isinstance(answer, Refusal):
@@ -295,7 +298,7 @@ class Committer:
             at += len(call.commands)
         if refusal is not None:
             if refusal.code == "READONLY":
-                self._connection.close()  # Valkey is a primary no more: the name may lead to another one now
+                self._connection.close()  # a primary no more: the name may lead to another Valkey
             for batch in batches:
                 for log in batch:
                     self.changed(log)
@@ -303,12 +306,12 @@ class Committer:
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
     def _judge(self, began: float, refusal: Refusal | None) -> None:
-        """Note whether Valkey answers, and soon."""
+        """Note whether Valkey answers, and whether it answers quickly."""
         now = time.monotonic()
         if refusal is None and (self._said is not None or now - began > AWAY_SECONDS):
             self.back_at = now
         if refusal is not None:
-            self.contact_since = None  # other workers are refused too, and so are their signs of life
+            self.contact_since = None  # other workers' signs of life may be refused too
         elif self.contact_since is None or now - began > AWAY_SECONDS:
             self.contact_since = now
         if refusal is not None:
@@ -348,7 +351,7 @@ class Committer:
 
 
 def _commit_of(log: Committing) -> Commit | None:
-    """Ask one of many what it wants written. Where it fails, the others are written all the same."""
+    """Return the commit of one log. None when the log fails: the others are written all the same."""
     try:
         return log.commit()
     except Exception:
@@ -358,7 +361,7 @@ def _commit_of(log: Committing) -> Commit | None:
 
 
 def _tell(hear: Callable[[T], None], read: Callable[[Answer], T], answer: Answer) -> bool:
-    """Tell one of many its answer. False when it fails: the others are told theirs all the same."""
+    """Give one answer to `hear`. False when that fails: the other answers are given all the same."""
     try:
         hear(read(answer))
     except Exception:

@@ -60,7 +60,7 @@ class Refusal(Exception):
 
     @property
     def is_of_a_record(self) -> bool:
-        """What is kept under a key of the command is of another kind. Valkey itself is well."""
+        """A key of the command holds a value of another type. Valkey itself is well."""
         return self.code == "WRONGTYPE"
 
 
@@ -73,8 +73,8 @@ class Connection:
     """One thread at a time uses it. The first use opens it."""
 
     def __init__(self, url: str, *, name: str, timeout_seconds: float) -> None:
-        """`name` is what CLIENT LIST of Valkey shows. Raises: ValueError when the URL is none."""
-        # This is the library's connection alone: its pool and its client would choose one for each command.
+        """`name` is shown by Valkey's CLIENT LIST. Raises: ValueError when `url` is no URL of Valkey."""
+        # Only the library's connection is used. Its client and its pool would choose a connection for each command.
         self._connection: Any = ConnectionPool.from_url(
             url,
             protocol=2,
@@ -95,7 +95,7 @@ class Connection:
                 self._open()
             answers = self._exchange(commands, timeout_seconds)
             forgotten = [at for at, answer in enumerate(answers) if isinstance(answer, Refusal) and answer.is_forgotten]
-            if forgotten:  # nothing of these was done
+            if forgotten:  # Valkey has executed none of these
                 self._exchange(_LOADING, None)
                 again = self._exchange([commands[at] for at in forgotten], timeout_seconds)
                 for at, answer in zip(forgotten, again, strict=True):
@@ -105,7 +105,7 @@ class Connection:
             self.close()
             raise ValkeyAway(_safe(error)) from error
         except BaseException:
-            self.close()  # answers that were not read would pass for those of the next commands
+            self.close()  # unread answers would be taken for those of the next commands
             raise
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Connection:
         self._connection.disconnect()
 
     def _exchange(self, commands: Sequence[Command], timeout_seconds: float | None) -> list[Answer]:
-        # The library's way to hiredis looks at every argument once more: 2 µs for each record.
+        # The library would check every argument before it calls hiredis: 2 µs for each record.
         pack: Any = hiredis.pack_command  # its stub says a tuple of one
         packed = b"".join([pack(tuple(command)) for command in commands])
         self._connection.send_packed_command([packed], check_health=False)
@@ -141,8 +141,8 @@ class Connection:
 
 
 def _code(error: redis.ResponseError) -> str:
-    """Tell the kind of an error. The library turns the words that it knows into types. In scripts, Redis 6.2 puts the
-    word of what failed behind a minus."""
+    """Return the first word of Valkey's error. The library turns the words that it knows into types. In the error of a
+    script, Redis 6.2 puts the word of the failed command behind a minus."""
     known = _KINDS.get(type(error))
     if known is not None:
         return known

@@ -25,11 +25,11 @@ IDLE_SECONDS = 30.0
 """A copy of a log that goes on is dropped when nobody has read it for so long."""
 
 MOST_WAITING, MOST_WAITING_FOR_ONE = 256, 64
-"""How many may wait for copies to get as far as their cursors, of all streams and of one."""
+"""How many requests may wait until copies reach their cursors: for all streams together, and for one."""
 
 LOOK_SECONDS, LOOK_AT_MOST_SECONDS = 0.05, 0.5
-"""Between two looks of a request that waits for a copy, at first and later. Many may wait, for cursors that were made
-up."""
+"""The time between two looks of a request that waits for a copy, at first and at most. Made-up cursors may let many
+wait."""
 
 
 class Copies:
@@ -69,7 +69,7 @@ class Copies:
         self.follow(log)
 
     def remove(self, log: SharedLog) -> bool:
-        """Follow a log no more. False when it is none of these."""
+        """Forget a copy, and follow it no more. False when the log is not in the table."""
         with self._retention.lock:
             if self.table.get(log.stream_id) is not log:
                 return False
@@ -99,7 +99,7 @@ class Copies:
                 if loading is None:
                     done = self._loading[stream_id] = threading.Event()
             if loading is not None:
-                loading.wait(self._lease_seconds)  # another thread is at it, and may have it then
+                loading.wait(self._lease_seconds)  # another thread is loading the copy
                 continue
             try:
                 with self._damage.is_gone(stream_id):
@@ -141,7 +141,8 @@ class Copies:
         return page  # type: ignore[no-any-return]
 
     def unknown(self) -> errors.ChatError:
-        """Valkey may have lost a moment ago what it does not know, and be given it again by its producer."""
+        """Choose the error for a stream that Valkey does not know. After an outage the producer may still have to store
+        that stream again."""
         return errors.StoreUnavailable(retry_after_seconds=1) if self._may_be_behind() else errors.StreamUnknown()
 
     def _may_be_behind(self) -> bool:
@@ -156,9 +157,9 @@ class Copies:
     def catch_up(self, log: SharedLog, reach: int) -> None:
         """Wait until a copy has the record that a cursor names, or its log has ended, for a lease at most.
 
-        The record came from Valkey a moment ago; or its producer shows what it could not store yet, which nobody here
-        can know; or the cursor is made up, and then this is all that it costs. Not many may wait for one stream: its id
-        may be known to somebody who means harm. Raises: StoreUnavailable, StreamExpired.
+        Valkey may have the record, and the copy has not read it yet. Or the producer has shown a record that it could
+        not store yet. Or the cursor is made up, and costs no more than this wait. Few requests may wait for one stream,
+        because an attacker may know its id. Raises: StoreUnavailable, StreamExpired.
         """
         with self._retention.lock:
             waiting = self._waiting
@@ -208,9 +209,9 @@ class Copies:
                 self._drop(log)
 
     def look_at_records(self, logs: list[SharedLog]) -> None:
-        """Send readers away whose stream has had no record that leads to its end for a while, though its owner lives.
+        """Send readers away when a stream's hash has been unusable for a while although its owner lives.
 
-        Its owner has given the stream up: it looks at a stream of its own whenever it hears that somebody reads it.
+        An owner checks its stream whenever it hears of readers elsewhere. So this owner has given the stream up.
         """
 
         def heard(answers: list[Answer]) -> None:
@@ -242,8 +243,8 @@ class Copies:
 
 
 def take_page(log: SharedLog, entries: list[Answer], after: int) -> None:
-    """Take what Valkey has behind a sequence number. Raises: Overloaded; Damaged also when the entries lead no further,
-    so that reading on until there is no more comes to an end."""
+    """Give a log the entries that Valkey has behind a sequence number. Raises: Overloaded; Damaged, also when the
+    entries bring the log no further: a caller that reads on to the last entry must come to an end."""
     log.take(entries)
     if entries and log.head <= after and log.is_followed:
         raise Damaged("the places of its entries")

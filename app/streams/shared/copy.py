@@ -13,22 +13,22 @@ __all__ = ["Copy"]
 
 
 class Copy:
-    """Units: monotonic seconds."""
+    """What this worker knows of the log's owner. Units: monotonic seconds."""
 
     __slots__ = ("fence", "missed_since", "owner", "spoiled_since")
 
     def __init__(self, owner: str, fence: int) -> None:
         self.owner = owner
-        """The worker that writes the log. Empty where it is not known: then it is looked up."""
+        """The worker that writes the log. Empty while that is not known; `Leases` looks it up."""
         self.fence = fence
-        """What that worker holds, as far as is known."""
+        """The fence that this owner holds, as far as is known."""
         self.missed_since: float | None = None
         """Since when Valkey has had no such stream."""
         self.spoiled_since: float | None = None
-        """Since when the stream has had no record that leads to its end, though its owner lives."""
+        """Since when the stream's hash has been unusable although its owner lives."""
 
     def read(self, entries: list[Any], head: int, text: Text) -> tuple[list[str], End | None]:
-        """Read what comes behind a sequence number, and judge an end against the text that it tells of.
+        """Read entries behind a sequence number, and check an end against the text before it.
 
         Raises: Damaged.
         """

@@ -1,4 +1,4 @@
-"""What Valkey holds of a stream may be damaged: this is said once for each stream, and its readers are told 410."""
+"""Streams that are damaged on Valkey: each is logged once, and its readers get 410."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Damage:
         self._known: OrderedDict[str, None] = OrderedDict()
 
     def found(self, stream_id: str, what: str) -> None:
-        """Say that a part of a stream is damaged, unless that is known."""
+        """Log that a part of a stream is damaged, unless that stream was logged before."""
         with self._lock:
             is_known = stream_id in self._known
             self._known[stream_id] = None
@@ -37,7 +37,7 @@ class Damage:
 
     @contextlib.contextmanager
     def is_gone(self, stream_id: str) -> Iterator[None]:
-        """Raises: StreamExpired where what stands inside raises Damaged."""
+        """Raises: StreamExpired where the block inside raises Damaged."""
         try:
             yield
         except Damaged as error:

@@ -1,4 +1,5 @@
-"""What the logs that this worker writes ask and tell: the way from a log's role to Valkey and to the rooms around."""
+"""What a log that this worker writes asks of the store, and what it reports: commands for Valkey, and news for other
+parts."""
 
 from __future__ import annotations
 
@@ -22,10 +23,10 @@ from app.streams.shared.records import Stream
 __all__ = ["WritersDesk"]
 
 RECENT_SECONDS = 60.0
-"""Ends so young are written again when Valkey comes back: another machine may have taken over without them."""
+"""Ends that were stored so recently are checked when Valkey comes back: a replica may have taken over without them."""
 
 MOST_RECENT = 1000
-"""How many of these ends are known."""
+"""How many of these ends are remembered."""
 
 
 class WritersDesk:
@@ -80,8 +81,8 @@ class WritersDesk:
         self._damage.found(stream_id, what)
 
     def given_up(self, stream_id: str) -> None:
-        # A stream without a fence is nobody's, and readers elsewhere are told. If another worker had taken it over,
-        # that one writes it anew.
+        # A stream without a fence has no owner, and its readers elsewhere are told. A worker that had
+        # taken the stream over writes it anew.
         self._committer.post([("HDEL", self.keys(stream_id)[0], "fence")], ignore)
 
     def taken_over(self, log: OwnedLog, *, is_followed: bool) -> None:

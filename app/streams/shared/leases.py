@@ -1,4 +1,4 @@
-"""Which worker lives: each gives a sign of life, and what a dead one generated is taken over, once."""
+"""Each worker gives a sign of life. The streams of a dead worker are taken over, each once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEASE_SECONDS = 3.0
 """A worker that gave no sign of life for so long is taken for dead."""
 
 MOST_ADOPTED = 256
-"""In one batch."""
+"""How many streams one batch takes over."""
 
 
 class Leases:
@@ -43,8 +43,8 @@ class Leases:
         adopt: Callable[[SharedLog, int, bool], bool],
         drop: Callable[[SharedLog], None],
     ) -> None:
-        """`look_again` hears that Valkey may have lost what it had. `adopt` makes a copy this worker's, with its new
-        fence and whether Valkey has lost it, and ends it. `drop` forgets a log that has not ended."""
+        """`look_again` hears that Valkey may have lost data. `adopt` gets a copy, its new fence, and whether Valkey has
+        lost the stream: the copy becomes this worker's log and is ended. `drop` forgets a log that has not ended."""
         self._copies = copies
         self._committer = committer
         self._commands = commands
@@ -57,14 +57,14 @@ class Leases:
         self._is_adopting = False
 
     def renew(self) -> None:
-        """Give a sign of life. Where the last one is gone before its time, Valkey has lost what it had."""
+        """Give a sign of life. If the last one is gone before its time, Valkey has lost data."""
         key, lease_ms = self._commands.life_key(self._commands.worker), int(self._lease_seconds * 1000)
 
         def heard(answers: list[Answer]) -> None:
             if answers[0] == 0:
                 self._look_again()
 
-        # A Valkey that has no memory left does not refuse a later expiry.
+        # PEXPIRE comes first, because a Valkey without free memory refuses SET and takes PEXPIRE.
         self._committer.post([("PEXPIRE", key, lease_ms), ("SET", key, "1", "PX", lease_ms)], heard)
 
     def look_at_owners(self) -> None:
@@ -75,11 +75,11 @@ class Leases:
 
         def heard(answers: list[Answer]) -> None:
             if not self._may_judge():
-                return  # the question has waited for Valkey to come back
+                return  # Valkey was away while the question waited
             silent = {owner for owner, answer in zip(owners, answers, strict=True) if answer == 0}
-            gone = silent & self._silent  # twice: Valkey may have lost the sign, and not the worker
+            gone = silent & self._silent  # silent twice: Valkey may have lost the sign of a worker that lives
             self._silent = silent
-            gone.add(self._commands.worker)  # a copy of our own stream: it was given to us, and we did not hear of it
+            gone.add(self._commands.worker)  # a stream that we adopted, whose answer got lost, is still a copy
             orphans = [log for log in self._copies.all() if log.copy is not None and log.copy.owner in gone]
             if orphans and not self._is_adopting:
                 self._is_adopting = True
@@ -89,7 +89,7 @@ class Leases:
             self._committer.post([("EXISTS", self._commands.life_key(owner)) for owner in owners], heard)
 
     def _may_judge(self) -> bool:
-        """A worker that could not reach Valkey itself cannot say who else could not: every lease may have lapsed."""
+        """Tell whether a missing sign of life means a dead worker. While Valkey is away, every lease may lapse."""
         return self._committer.has_long_answered(self._lease_seconds)
 
     def _adopt_all(self, logs: list[SharedLog]) -> None:
@@ -110,7 +110,7 @@ class Leases:
             self._is_adopting = False
 
     def _try_to_adopt(self, log: SharedLog, told: Answer) -> None:
-        """Go on with one of many. Where it fails, the others are adopted all the same."""
+        """Go on with one log. If that fails, the others are adopted all the same."""
         if isinstance(told, Refusal) and not told.is_of_a_record:
             return
         try:
@@ -127,7 +127,7 @@ class Leases:
             self._drop(log)
 
     def _adopt_one(self, log: SharedLog, owner: Any, fence: Any, end: Any, head: Any) -> None:
-        """Go on with a log as Valkey has it now: ours to end, or another worker's, or not there."""
+        """Go on with a log by what Valkey has now: the stream is ours to end, or another worker's, or lost."""
         reach = records.read_number(head, "head") if owner is not None else 0
         is_ours = owner == self._commands.worker.encode() and end is None
         copy, is_followed = log.copy, log.is_followed
@@ -136,11 +136,12 @@ class Leases:
                 self._copies.find(log.stream_id)  # the next round ends it
             return
         if owner is None:
-            # Valkey has lost it. Its producer, if it lives, writes it anew. Else what is here is all there is.
+            # Valkey has lost the stream. A producer that lives writes it anew. Otherwise this copy is all that is left.
             now = time.monotonic()
             copy.missed_since = copy.missed_since or now
             if now - copy.missed_since >= self._lease_seconds:
-                # Others may be at it too: the least likely thing is that they draw the same number.
+                # Other workers may take the stream over too. Random fences make it unlikely that two of them hold the
+                # same one.
                 self._adopt(log, copy.fence + 1 + secrets.randbelow(1 << 30), True)
         elif not is_ours:
             copy.owner = records.read_owner(owner)

@@ -1,7 +1,7 @@
 """One generation's log as one of several workers has it.
 
-The log is what readers hold. What may happen to it, its role says: `Owned` where this worker writes it, `Copy` where
-another one does. The role changes inside the log. Which of its records readers may have, its state says (`state.py`).
+Readers hold the log. Its role says what may happen to the log: `Owned` where this worker writes it, `Copy` where
+another worker does. The role changes inside the log. The state says which records readers may have (`state.py`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class SharingKeeper(Keeper["SharedLog"], Protocol):
     """The store of a log that several workers share."""
 
     def attached(self, log: SharedLog) -> None:
-        """Hear that somebody begins to read a log that goes on."""
+        """Hear that a reader has attached to a log that has not ended."""
 
 
 class SharedLog:
-    """Only its store builds it."""
+    """The log of one stream. Only a store builds logs."""
 
     __slots__ = (
         "_has_end",
@@ -112,7 +112,7 @@ class SharedLog:
 
     @property
     def is_followed(self) -> bool:
-        """It is a copy, and goes on."""
+        """The log is a copy that has not ended."""
         return self.state is State.FOLLOWED
 
     @property
@@ -158,8 +158,8 @@ class SharedLog:
         self._keeper.release_prompt(self)
 
     def _raise_head(self, head: int) -> Piece | None:
-        """Let readers have the records up to `head`. Return what they are to be told of. Called with the lock held, in
-        which it was found that they may have them."""
+        """Let readers have the records up to `head`, and return those that are new to them. Called with the lock held,
+        under which the caller has found that readers may have these records."""
         shown = self.head
         piece = self.records.piece(shown, head, self.records.size)
         if piece is not None:
@@ -202,11 +202,11 @@ class SharedLog:
 
     def book(self, write: Callable[[str], None]) -> None:
         owned = self.owned
-        if owned is not None:  # else another worker has taken the log over since its end was decided, and books it
+        if owned is not None:  # otherwise another worker has taken the log over, and books its end
             owned.booking.by(write)
 
     def _show_end(self, end: End) -> None:
-        """Give readers the end, and keep no more than is needed from here on."""
+        """Give readers the end, and free what is no longer needed."""
         with self.lock:
             if self.end is not None:
                 return
@@ -220,7 +220,7 @@ class SharedLog:
     # Steps from state to state
 
     def show_stored(self, head: int) -> None:
-        """Valkey has the records up to `head`: readers may have them, and wait for what is not stored."""
+        """Hear that Valkey has the records up to `head`. Readers may have these, and wait for the others."""
         with self.lock:
             owned = self.owned
             if owned is None:
@@ -228,7 +228,7 @@ class SharedLog:
             if self.state is State.AHEAD:
                 self._go(state.ANSWERED)
             piece = self._raise_head(head)
-            # An end that is known may reach readers at any moment, so it must be stored too.
+            # A decided end may reach readers at any moment, so the end must be stored too.
             is_resumable = self.state is State.CATCHING_UP and head >= self.head and owned.end is None
             if is_resumable:
                 self._go(state.CAUGHT_UP)
@@ -264,19 +264,20 @@ class SharedLog:
             self._show_end(end)
 
     def end_stored(self, end: End) -> None:
-        """Valkey has the end and all before it: readers may have it."""
+        """Hear that Valkey has the end and all records. Readers get the end."""
         with self.lock:
             if self.owned is not None and self.state in state.END_STORED.sources:
                 self._go(state.END_STORED)
         self._show_end(end)
-        self.end_read = True  # whoever has not read it can do so at any worker
+        self.end_read = True  # a client that has not read the end can do so at any worker
         self._readership.nudge()
 
     def hand_over(self, head: int) -> bool:
-        """Become a copy: another worker has taken the log over, and has the records up to `head`. What was not shown
-        is taken from there, if it got there.
+        """Become a copy: another worker has taken the log over, and has the records up to `head`. Records that readers
+        have not seen are dropped here. The copy gets them back from Valkey, if they are there.
 
-        False when the log cannot: its readers have more than that, or its end, or are about to.
+        False when that is not possible: readers have more than `head`, or have the end, or may get the end at any
+        moment.
         """
         with self.lock:
             owned = self.owned
@@ -288,14 +289,15 @@ class SharedLog:
             self._is_closed = True
             self.records.cut(self.head)
             self.owned = None
-            self.copy = Copy("", 0)  # nobody's sign of life: who it is, is looked up
+            self.copy = Copy("", 0)  # the owner and its fence are not known yet
         owned.booking.leave()
         self._readership.nudge()
         return True
 
     def adopt(self, desk: Desk, fence: int, *, is_lost: bool) -> bool:
-        """Become this worker's: the producer is gone. `is_lost`: Valkey has lost the log too. False when it is followed
-        no more."""
+        """Become this worker's log, because the producer is gone. `is_lost`: Valkey has lost the stream too.
+
+        False when the log is no longer followed."""
         with self.lock:
             if self.state not in state.ADOPTED.sources:
                 return False
@@ -306,11 +308,12 @@ class SharedLog:
             return True
 
     def take(self, entries: list[Any]) -> None:
-        """Take entries of the producer's, known ones among them. Does nothing where the log is followed no more.
+        """Take entries that the producer has stored, and pass over known ones. Do nothing when the log is no longer
+        followed.
 
-        Raises: Overloaded; Damaged when one is none of a log's, or is missing, or when the end tells of another text.
+        Raises: Overloaded; Damaged when an entry is malformed or missing, or when the end does not fit the text.
         """
-        with self.lock:  # the tail and whoever catches up may be at it together
+        with self.lock:  # the tail and a request that catches up may call this at the same time
             copy = self.copy
             if copy is None or self.state is not State.FOLLOWED:
                 return
@@ -327,7 +330,7 @@ class SharedLog:
             self._show_end(end)
 
     def drop(self) -> bool:
-        """Be kept no more. False when the log has ended."""
+        """Note that the store keeps the log no longer. False when the log has ended."""
         with self.lock:
             if self.state not in state.DROPPED.sources:
                 return False
@@ -344,7 +347,7 @@ class SharedLog:
         return LogReader(self, after, only_end=only_end)
 
     def read(self, after: int, max_bytes: int) -> Piece | None:
-        # `head` is raised last, so all that lies at or below it is complete.
+        # `head` is raised last, so every record up to `head` is complete.
         return self.records.piece(after, self.head, max_bytes)
 
     def text(self) -> str:
@@ -383,7 +386,7 @@ class SharedLog:
 
     @property
     def unread_since(self) -> float | None:
-        """Readers at other workers count too. We hear of them now and then."""
+        """Readers at other workers count too. Those workers report them now and then."""
         since = self._readership.unread_since
         return None if since is None else max(since, self._read_elsewhere_at)
 

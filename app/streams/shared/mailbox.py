@@ -1,7 +1,7 @@
-"""What workers tell each other: who reads whose streams, and which are to be stopped.
+"""What workers tell each other: which streams have readers elsewhere, and which streams are to be stopped.
 
-A message lies at its receiver's wake key, which the receiver's tail reads. It is heard at once, but may be lost: so a
-stop is also a member of a set, until it is done.
+A message is an entry at its receiver's wake key, which the receiver's tail reads. A message is heard at once, but may
+be lost. So a stop is also a member of a set until the stop is done.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from app.streams.shared.log import SharedLog
 __all__ = ["Mailbox", "ignore"]
 
 MOST_STOPS = 1000
-"""How many of the stops that are asked for are looked at in one round."""
+"""How many of the requested stops one round looks at."""
 
 
 class Mailbox:
-    """Of one worker. Nothing here waits."""
+    """The messages of one worker. Nothing here waits."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Mailbox:
         live: dict[str, SharedLog],
         is_read: Callable[[SharedLog], None],
     ) -> None:
-        """`live` are the logs that this worker writes. `is_read` hears which of them somebody reads elsewhere."""
+        """`live` are the logs that this worker writes. `is_read` gets each of them that is read at another worker."""
         self._committer = committer
         self._commands = commands
         self._live = live
@@ -41,7 +41,7 @@ class Mailbox:
     # To others
 
     def nudge(self) -> None:
-        """Have this worker's own tail look again at what it follows."""
+        """Make this worker's own tail look again at what it follows."""
         self._committer.post([self._commands.wake(self._commands.worker, "follow", "")], ignore)
 
     def note_reading(self, logs: Iterable[SharedLog]) -> None:
@@ -72,7 +72,7 @@ class Mailbox:
                             self._is_read(log)
 
     def look_at_stops(self) -> None:
-        """Take what others have asked to be stopped, and forget what is over."""
+        """Note the stops that others have asked for, and delete those whose streams are over."""
         key = self._commands.stops_key(self._commands.worker)
         self._committer.post([("SRANDMEMBER", key, MOST_STOPS)], self._heard_stops)
 
@@ -93,15 +93,15 @@ class Mailbox:
             self._committer.post([("SREM", key, *over)], ignore)
 
     def stop(self, stream_id: str) -> None:
-        """Note a stop. The next `take_stops` gives it: to end a stream may take a while, and others wait for whoever
-        says so."""
+        """Note a stop for the next `take_stops`. Ending a stream may take a while, and the calling thread must not
+        wait."""
         self._stops.add(stream_id)
 
     def take_stops(self) -> set[str]:
-        """Return what is to be stopped now."""
+        """Return the ids of the streams that are to be stopped now, each once."""
         stops, self._stops = self._stops, set()
         return stops
 
 
 def ignore(_: list[Answer]) -> None:
-    """Stand for somebody who does not need the answers."""
+    """Take answers that nobody needs."""

@@ -1,6 +1,6 @@
 """The role of a log that this worker writes: what Valkey has of it, and what Valkey is still to be given.
 
-The committer asks for it (`commit`) and tells what became of it. None of these methods may wait.
+The committer calls `commit`, writes what it returns, and reports the result. No method may wait.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from app.streams.text import Text
 __all__ = ["Desk", "Owned", "OwnedLog"]
 
 MOST_REPAIRS = 3
-"""So often a stream that is damaged is written anew. Then the log goes on for the readers here alone."""
+"""How often a damaged stream is written anew. After that the log goes on for the readers here alone."""
 
 MOST_RECORDS = 512
-"""In one batch."""
+"""How many records of a log one batch takes."""
 
 
 class Desk(Protocol):
@@ -58,10 +58,10 @@ class Desk(Protocol):
     def damaged(self, stream_id: str, what: str) -> None: ...
 
     def given_up(self, stream_id: str) -> None:
-        """Hear that a stream is written no more, though nobody else writes it."""
+        """Hear that this worker stops writing a stream that no other worker writes."""
 
     def taken_over(self, log: OwnedLog, *, is_followed: bool) -> None:
-        """Hear that another worker writes the log. `is_followed`: it is a copy now, else it is cut off."""
+        """Hear that another worker writes the stream. `is_followed`: the log is a copy now. Else the log is cut off."""
 
     def end_stored(self, stream_id: str) -> None: ...
 
@@ -89,7 +89,7 @@ class OwnedLog(Protocol):
 
 
 class Owned:
-    """Its `fence` is this worker's right to write."""
+    """The role of a log that this worker writes. `fence` is the worker's right to write the stream."""
 
     __slots__ = ("_desk", "_repairs", "_unsent", "_written", "booking", "end", "fence", "log")
 
@@ -103,7 +103,7 @@ class Owned:
         self._desk = desk
         self._written = written
         self._unsent: list[bytes] | None = [] if written is not None else None
-        """The records that Valkey has not been given. None: they are taken from the log's text."""
+        """The records that Valkey has not been given. None: the next commit reads them from the log's text."""
         self._repairs = 0
 
     @property
@@ -112,7 +112,7 @@ class Owned:
         return self._written or 0
 
     def append(self, records: Sequence[str], data: bytes) -> None:
-        """Hear of new records. Called with the log's lock held."""
+        """Hear of new records, whose UTF-8 together is `data`. Called with the log's lock held."""
         unsent = self._unsent
         if unsent is None:
             return
@@ -126,7 +126,7 @@ class Owned:
         self._unsent = None
 
     def changed(self) -> None:
-        """Have what is new written, where anything still is."""
+        """Have new records written, unless the log is no longer written."""
         if self.log.state.is_written:
             self._desk.changed(self)
 
@@ -178,11 +178,12 @@ class Owned:
             self._desk.end_stored(log.stream_id)
 
     def not_committed(self) -> None:
-        """Valkey did not answer: it may have the records, or not. Sending twice is idempotent."""
+        """Hear that Valkey did not answer. The records are sent again, because Valkey may not have them. Sending twice
+        is idempotent."""
         self._unsent = None
 
     def not_committable(self) -> None:
-        """Write the stream anew, for it is damaged, or give it up."""
+        """Write a damaged stream anew. After MOST_REPAIRS give it up."""
         if not self._is_written():
             return
         self._desk.damaged(self.log.stream_id, "its record")
@@ -196,14 +197,14 @@ class Owned:
     # What becomes of it
 
     def _is_written(self) -> bool:
-        """Tell whether this role is still the log's, and the log is still written."""
+        """Tell whether this is still the log's role, and whether the log is still written."""
         return self.log.owned is self and self.log.state.is_written
 
     def _has_written(self, head: int) -> None:
         if self.log.owned is not self:
             return
         if head > len(self.log.records):
-            self.not_committable()  # nobody else writes the stream
+            self.not_committable()  # nobody else writes the stream, so it is damaged
             return
         self._written = head
         self.log.show_stored(head)

@@ -1,8 +1,8 @@
 """How a stream is stored on Valkey: one codec each way, used by create, restore, copy and finish.
 
-What is stored is read with suspicion. Anybody who can write there, or a fault, must harm no other stream. What this
-program does not write is `Damaged`: its own readers are told that the stream is gone. Fields that a newer version has
-added are passed over. Version 0.1 writes and reads the same form.
+Stored values are checked when they are read: a fault, or another writer on Valkey, must harm one stream alone. A value
+that this program would not write is `Damaged`, and the readers of its stream are told that the stream is gone. Fields
+that a newer version has added are passed over. Version 0.1 writes and reads the same form.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 class Damaged(Exception):
-    """What is stored is none of this program's. The text names the part, and quotes nothing of it."""
+    """A stored value is not one that this program writes. The text names the value, and quotes nothing."""
 
 
 class Stream(NamedTuple):
@@ -215,7 +215,7 @@ def end_kind(end: End) -> Literal["done", "cancelled", "failed"]:
 
 
 def read_end(text: bytes, sequence: int) -> End:
-    """Read an end, which belongs at a sequence number. Raises: Damaged."""
+    """Read an end, whose entry has a sequence number. Raises: Damaged, also when the end tells of another number."""
 
     def read() -> End:
         stored = msgspec.json.decode(text, type=_End)
@@ -256,9 +256,10 @@ def _failure(error: _Error) -> errors.Failure:
 
 
 def read_entries(entries: list[Any], head: int) -> tuple[list[str], End | None]:
-    """Read what comes behind a sequence number, which may be known in part: the texts of new records, and the end.
+    """Read entries: return the texts of the records behind `head`, and the end if it is there. Known entries are passed
+    over.
 
-    Shape of `entries`: [[id, [name, value]], ...]. Raises: Damaged when one is none of a log's, or is missing.
+    Shape of `entries`: [[id, [name, value]], ...]. Raises: Damaged when an entry is malformed or missing.
     """
     texts: list[str] = []
     end: End | None = None
@@ -285,7 +286,7 @@ def read_entries(entries: list[Any], head: int) -> tuple[list[str], End | None]:
 
 
 def leads_to_its_end(owner: object, fence: object, end: object) -> bool:
-    """Judge the fields of a stream that has not ended for a copy: may its end still come?"""
+    """Tell whether the end of a stream may still come to a copy, by three fields of the stream's hash."""
     try:
         read_owner(owner)
         read_number(fence, "fence", least=1)

@@ -43,7 +43,7 @@ class Missing(NamedTuple):
 
 
 class Spoiled(NamedTuple):
-    """What stands at the stream's keys is none of this program's."""
+    """The stream's keys hold something that this program does not write."""
 
 
 class Fenced(NamedTuple):
@@ -53,7 +53,7 @@ class Fenced(NamedTuple):
 
 
 class Behind(NamedTuple):
-    """Valkey has the records up to `head`, and what was sent does not join them."""
+    """Valkey has the records up to `head`, and the records that were sent begin further on."""
 
     head: int
 

@@ -1,4 +1,4 @@
-"""What Valkey does in one step each, so that a look and the write that depends on it cannot be torn apart.
+"""The scripts that Valkey runs, each in one step: nothing comes between a check and the write that depends on it.
 
 The scripts are Lua, in the folder `lua/`. `guarded.lua` stands before each of them.
 
@@ -6,7 +6,8 @@ A stream is a hash and, once it has a record, a key of Valkey's type "stream": a
 `<sequence>-0`, and one for the end, `<records + 1>-0`. The hash says whose the stream is: only the worker that holds
 its `fence` writes. Every key has a time to live from its first command.
 
-Workers of version 0.1 run their own scripts on the same keys. What a newer version adds must mean nothing to them.
+Workers of version 0.1 run their own scripts on the same keys. So a newer version may add only what those scripts
+ignore.
 """
 
 from __future__ import annotations

@@ -18,8 +18,12 @@
     STORED, AHEAD, CATCHING_UP, CUT_OFF -- dropped -----> DROPPED
     STORED, AHEAD, CATCHING_UP, ENDED -- cut_off --> CUT_OFF
 
-What the arrows mean stands at each of them below. A worker owns a log that is STORED, AHEAD, CATCHING_UP or CUT_OFF,
-and may have owned or copied one that is ENDED or DROPPED.
+Each arrow says below what it means. A worker owns a log that is STORED, AHEAD, CATCHING_UP or CUT_OFF. It may have
+owned or copied a log that is ENDED or DROPPED.
+
+An end has steps of its own beside these states: it is being written (`_is_closed`), decided (`Owned.end`), and shown to
+readers (`SharedLog.end`). Readers of a log that is AHEAD or CUT_OFF get the end as soon as it is decided. An AHEAD
+log becomes ENDED only when Valkey has the end. A CUT_OFF log never does.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ __all__ = [
 
 
 class State(Enum):
-    """What readers here have, beside what Valkey has."""
+    """Which records readers here may have, compared with those that Valkey has."""
 
     STORED = ("readers have nothing that is not stored",)
     AHEAD = ("Valkey is away: readers get records before they are stored", "ahead", "unresumable")
@@ -62,7 +66,7 @@ class State(Enum):
         self.is_unresumable = "unresumable" in traits
         """Readers have, or may get, what no other worker can give them."""
         self.is_written = "unwritten" not in traits
-        """This worker gives Valkey what is new, or what Valkey has lost."""
+        """A worker that owns the log gives Valkey what is new, and what Valkey has lost."""
 
 
 class Arrow(NamedTuple):
@@ -90,12 +94,13 @@ END_STORED = _arrow("end_stored", State.STORED, State.AHEAD, State.CATCHING_UP, 
 """The end is stored, and so is all before it."""
 
 TAKEN_OVER = _arrow("taken_over", State.STORED, State.AHEAD, State.CATCHING_UP, to=State.FOLLOWED)
-"""Another worker took this one for dead and goes on. Readers here have nothing that it has not."""
+"""Another worker took this one for dead, and writes the stream now. Readers here have nothing that the other worker
+lacks."""
 
 CUT_OFF = _arrow("cut_off", State.STORED, State.AHEAD, State.CATCHING_UP, State.ENDED, to=State.CUT_OFF)
-"""Another worker took this one for dead, and readers here have more than it has; or what Valkey holds of the log is
-damaged beyond repair. Valkey may also lose an end and take it from another worker, so a log that has ended can be cut
-off."""
+"""Another worker took this one for dead, and readers here have more than that worker has. Or the stream is damaged
+beyond repair on Valkey. A log that has ended can be cut off too: Valkey may lose its end, and then take another
+worker's."""
 
 ADOPTED = _arrow("adopted", State.FOLLOWED, to=State.STORED)
 """The worker that wrote the log is gone, and this one ends it."""

@@ -1,8 +1,8 @@
-"""A worker's view of the logs that many workers share through Valkey: its own, copies of others', and what is beyond.
+"""The logs that many workers share through Valkey, as one worker has them: its own logs, and copies of others'.
 
-Each worker reads logs from its own memory. It shows a record of a log that it generates, and above all the end, only
-once Valkey has it. Copies of other workers' logs are filled by the tail. So nothing that a reader has seen is unknown
-elsewhere, unless the reader was told so: while Valkey is away, a worker's own readers go on, unresumable.
+Each worker reads logs from its own memory. A worker shows a record of its own log, and above all the end, only once
+Valkey has it. The tail fills the copies of other workers' logs. So every worker can give what a reader has seen. While
+Valkey is away there is one exception: a worker's own readers go on, and are told that their stream is unresumable.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROUND_SECONDS = 0.5
 
 
 class SharedStore:
-    """Owns the logs' retention and the rooms that know Valkey, and is what logs ask and tell."""
+    """Owns the logs' retention and the parts that know Valkey. Logs report to the store."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class SharedStore:
         lease_seconds: float = LEASE_SECONDS,
         tag: str = TAG,
     ) -> None:
-        """Raises: ValueError when the URL is none."""
+        """Raises: ValueError when `url` is no URL of Valkey."""
         self.worker = secrets.token_hex(8)
         self._retention: Retention[SharedLog] = Retention(
             max_active=max_active, budget_bytes=budget_bytes, retention_seconds=retention_seconds
@@ -104,7 +104,7 @@ class SharedStore:
             commands=self._commands,
             damage=self._damage,
             mailbox=self._mailbox,
-            missed=self._leases.renew,  # the sign of life is probably lost too, and nobody may find a stream without it
+            missed=self._leases.renew,  # without the sign of life, which is probably lost too, others would adopt it
             followed=self._follow,
         )
         self._trees = Trees(self._committer, self._commands)
@@ -141,10 +141,10 @@ class SharedStore:
         self._leases.renew()
         self._committer.start()
         self._tail.start()
-        self.flush()  # so that a worker whose Valkey is there is ready when it listens
+        self.flush()  # so that the worker is ready when it listens, if Valkey is there
 
     def close(self) -> None:
-        """Let go of Valkey, once it has what was appended, if it answers."""
+        """Close the connections to Valkey. If Valkey answers, wait first until it has every record."""
         self._tail.stop()
         self._mailbox.nudge()
         self.flush()
@@ -154,7 +154,7 @@ class SharedStore:
         self._tail.join()
 
     def flush(self) -> None:
-        """Wait until Valkey has what was appended before. Does not wait when it is away."""
+        """Wait until Valkey has what was appended before. Does not wait while Valkey is away."""
         with contextlib.suppress(errors.StoreUnavailable):
             self._committer.ask(("PING",))
 
@@ -189,7 +189,7 @@ class SharedStore:
         self._trees.sweep(real)
 
     def _look_again(self) -> None:
-        """Look at all that is ours and young: while Valkey was away it may have lost what it had."""
+        """Check this worker's live logs, its recent ends and its files: Valkey may have lost them."""
         self._trees.look_again()
         for log in list(self._retention.live.values()):
             self._look_at(log)
@@ -199,7 +199,7 @@ class SharedStore:
                 self._look_at(ended)
 
     def _look_at(self, log: SharedLog) -> None:
-        """Compare what Valkey has of a log of ours with what it should have."""
+        """Compare what Valkey has of a log of this worker with what Valkey should have."""
         owned = log.owned
         if owned is not None:
             self._committer.changed(owned)
@@ -222,12 +222,12 @@ class SharedStore:
         except errors.ChatError as error:
             if binding is None:
                 raise
-            refusal = error.with_traceback(None)  # which would know this frame
+            refusal = error.with_traceback(None)  # a traceback would keep this frame alive
         try:
             (answer,) = self._committer.ask(self._commands.create(stream, is_admitted=log is not None))
         except errors.StoreUnavailable as error:
             if log is not None:
-                self._lost(log, error)  # it may be there, and others may read it by its key by now
+                self._lost(log, error)  # Valkey may have the stream, and others may read it by its key by now
             raise
         if log is not None and (answer == 1 or answer == bound_text(stream.stream_id, binding).encode()):
             return log, True
@@ -240,7 +240,7 @@ class SharedStore:
             try:
                 raise refusal
             finally:
-                refusal = None  # it knows this frame, which must not know it: they would keep all that called alive
+                refusal = None  # an error and a frame that know each other would keep all callers alive
         assert binding is not None
         return self._bound(binding, answer), False
 
@@ -304,7 +304,7 @@ class SharedStore:
         log.release()
 
     def _follow(self, stream_id: str) -> None:
-        """Read a log as a copy that was ours, and stop its generation: another worker has taken it over."""
+        """Keep a log of this worker as a copy, and stop its generation: another worker has taken the log over."""
         with self._retention.lock:
             copy = self._retention.live.pop(stream_id, None)
             if copy is not None:
@@ -312,7 +312,7 @@ class SharedStore:
         self._abort(stream_id)
 
     def _adopt(self, log: SharedLog, fence: int, is_lost: bool) -> bool:
-        """Make a copy ours, and end it: its producer is gone."""
+        """Make a copy this worker's log, and end it: its producer is gone."""
         if not log.adopt(self._desk, fence, is_lost=is_lost):
             return False
         with self._retention.lock:

@@ -1,7 +1,7 @@
-"""Follows the logs that other workers generate: one blocking read of the engine for all of them.
+"""Follows the logs that other workers generate: one blocking read of Valkey for all of them.
 
-The worker's own wake key is among what is read: others leave messages there, and so do we, when what is followed
-has changed while the read blocks.
+The same read covers the worker's own wake key, where other workers leave messages. This worker leaves one there too
+when a log is added while the read blocks.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ __all__ = ["Followed", "Tail"]
 BLOCK_SECONDS = 1.0
 ANSWER_SECONDS = 1.5
 SPACING_SECONDS = 0.005
-"""From one read to the next: what comes meanwhile is read together."""
+"""The least time from one read to the next. Entries that come meanwhile are read together."""
 
 BUSY_SHARE = 4
-"""A read that took long, because much is followed, is followed by a rest of so many times as long."""
+"""One part in this many of the tail's time may go to taking entries in. Otherwise a worker that follows many logs would
+have no time for its own."""
 
 MOST_ENTRIES = 500
 LONGEST_PAUSE_SECONDS = 1.0
 
 _TIME = re.compile(rb"([0-9]{1,13})-[0-9]{1,9}")
-"""An entry's id that the engine has chosen. Units: milliseconds since 1970."""
+"""The id of an entry, as Valkey chooses it. Units: milliseconds since 1970."""
 
 AHEAD_MS = 60_000
-"""A message so far ahead of the engine's own time is none of its: read on from there, none would be heard."""
+"""An id further ahead of Valkey's clock is not Valkey's own. A read behind such an id would miss all later messages."""
 
 
 class Followed(Protocol):
@@ -46,7 +47,7 @@ class Followed(Protocol):
 
 
 class Tail:
-    """One thread, one connection."""
+    """One thread with one connection."""
 
     def __init__(
         self,
@@ -57,8 +58,8 @@ class Tail:
         broken: Callable[[Any, Exception], None],
         nudge: Callable[[], None],
     ) -> None:
-        """`woken` is given the entries of the key `wake`, `nudge` adds one; `broken` is given a log that cannot be
-        followed any further, and why."""
+        """`woken` gets the entries of the key `wake`. `nudge` adds an entry there. `broken` gets a log that cannot be
+        followed any further, and the error."""
         self._connection = connection
         self._wake = wake
         self._woken = woken
@@ -84,12 +85,12 @@ class Tail:
             self._thread.join()
 
     def follow(self, key: str, log: Followed) -> None:
-        """Give a log what comes under a key from now on, after what it has."""
+        """Give a log the entries under a key from now on, beginning with the first one that the log does not have."""
         self._followed[key] = log
         self._is_stale = True
         if not self._is_nudged:
             self._is_nudged = True
-            self._nudge()  # the read that blocks, or is about to, does not know it yet
+            self._nudge()  # the current read does not know the log yet
 
     def unfollow(self, key: str, log: Followed) -> None:
         if self._followed.get(key) is log:
@@ -108,7 +109,7 @@ class Tail:
                 rest = max(SPACING_SECONDS, BUSY_SHARE * (time.monotonic() - took)) if answer is not None else 0.0
                 pause = 0.05
             except ValkeyAway:
-                self._last = b"0-0"  # another engine's clock may be behind; to hear of something twice does no harm
+                self._last = b"0-0"  # another Valkey's clock may be behind, and hearing a message twice is harmless
                 rest, pause = pause, min(2 * pause, LONGEST_PAUSE_SECONDS)
             except Exception:
                 logging.getLogger(__name__).exception("what others wrote could not be read")
@@ -140,7 +141,7 @@ class Tail:
         return answer, followed
 
     def _drop_damaged(self, followed: dict[bytes, Followed]) -> None:
-        """Find the keys that hold something else, for one of which the whole read is refused."""
+        """Find the keys that hold no stream. Valkey refuses the whole read for one such key."""
         keys = [self._wake.encode(), *followed]
         for key, kind in zip(keys, self._connection.ask([("TYPE", key) for key in keys]), strict=True):
             if kind in (b"stream", b"none"):
@@ -151,7 +152,7 @@ class Tail:
                 self._renew_wake()
 
     def _renew_wake(self) -> None:
-        """Begin our own messages anew; the stops among them are kept elsewhere too."""
+        """Delete the messages to this worker. No stop is lost, because stops are kept in a set too (`mailbox.py`)."""
         self._connection.ask([("DEL", self._wake)])
         self._last = b"0-0"
 
@@ -173,7 +174,7 @@ class Tail:
         last: bytes = entries[-1][0]
         place = _TIME.fullmatch(last)
         if place is None or int(place[1]) > self._engine_ms + AHEAD_MS:
-            self._renew_wake()  # no later message could have a place behind it
+            self._renew_wake()  # a later message would get an id before this one, and would not be read
         else:
             self._last = last
         self._woken(entries)

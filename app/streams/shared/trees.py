@@ -11,11 +11,11 @@ from app.streams.shared.records import Damaged
 __all__ = ["Trees"]
 
 KEPT_SECONDS, PUBLISH_SECONDS = 86_400, 60.0
-"""How long files are there after their last instance has gone, and how often that is put off."""
+"""How long Valkey keeps files after their last instance has gone, and how often an instance prolongs that."""
 
 
 class Trees:
-    """What this instance publishes, and the way to what others have."""
+    """Publishes the files of this instance, and finds those of others."""
 
     def __init__(self, committer: Committer, commands: Commands) -> None:
         self._committer = committer
@@ -28,17 +28,17 @@ class Trees:
         self.look_again()
 
     def published(self, name: str) -> bytes | None:
-        """Raises: StoreUnavailable."""
+        """Return another instance's files, None when nobody has published them. Raises: StoreUnavailable."""
         key = self._commands.files_key(name)
         content: bytes | None = None
         try:
             (content,) = self._committer.read(("GET", key))
         except Damaged:
-            self._committer.post([("DEL", key)], ignore)  # whoever has the files gives them anew
+            self._committer.post([("DEL", key)], ignore)  # instances that have the files publish them again
         return content
 
     def look_again(self) -> None:
-        """Publish with the next sweep: Valkey may have lost what it had."""
+        """Publish again with the next sweep: Valkey may have lost the files."""
         self._next_at = 0.0
 
     def sweep(self, now: float) -> None:
@@ -49,7 +49,8 @@ class Trees:
                 self._republish(name)
 
     def _republish(self, name: str) -> None:
-        """Put off the end of files. Where Valkey has not got them, at first or after it was empty, give it all."""
+        """Prolong the life of files. Send them where Valkey does not have them: at first, and after Valkey has lost
+        them."""
         key = self._commands.files_key(name)
 
         def heard(answers: list[Answer]) -> None:
