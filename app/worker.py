@@ -134,6 +134,8 @@ def _upstream(settings: Settings) -> OpenAIUpstream:
     if not settings.local_model:
         return OpenAIUpstream(base_url=settings.openai_base_url, api_key=settings.openai_api_key)
     url = os.environ.get(model.URL, "")
-    upstream = OpenAIUpstream(base_url=f"{url}/v1", api_key=os.environ.get(model.KEY, ""))
-    upstream.ready = lambda: supervisor.ready(url, timeout=1.0)  # type: ignore[method-assign]
-    return upstream
+    return OpenAIUpstream(
+        base_url=f"{url}/v1",
+        api_key=os.environ.get(model.KEY, ""),
+        is_ready=lambda: supervisor.ready(url, timeout=1.0),
+    )

@@ -25,8 +25,8 @@ class Finishing(Protocol):
     def is_decided(self) -> bool:
         """Tell whether the log has its end, so that no other end is wanted."""
 
-    def decide(self, end: End) -> None:
-        """Take the end."""
+    def decide(self, end: End) -> bool:
+        """Take the end. False when another worker has taken the log over meanwhile: that one ends it."""
 
     def totals(self) -> Totals: ...
 
@@ -42,5 +42,4 @@ def finish_once(log: Finishing, write: Callable[[Totals], End]) -> bool:
     except BaseException:
         log.go_on()
         raise
-    log.decide(end)
-    return True
+    return log.decide(end)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, cast
 
-from app.platform.pages import release_pages
+from app.platform.memory import release_pages
 
 __all__ = ["count", "count_prompt", "is_exact", "warm"]
 

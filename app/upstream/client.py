@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -27,8 +28,20 @@ OPENAI_URL = "https://api.openai.com/v1"
 class OpenAIUpstream:
     """A server that speaks OpenAI's chat completions. It is an `Upstream`."""
 
-    def __init__(self, *, base_url: str, api_key: str, transport: httpx2.BaseTransport | None = None) -> None:
-        """`base_url` "" means OpenAI's own. Tests pass a `transport` that respx has mocked."""
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: str,
+        transport: httpx2.BaseTransport | None = None,
+        is_ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`base_url` "" means OpenAI's own. Tests pass a `transport` that respx has mocked.
+
+        `is_ready` tells whether the model's server can answer. Without it nothing is asked: an outage of a remote
+        server must not take down resumes and the page.
+        """
+        self._is_ready = is_ready
         self._to_openai = base_url in ("", OPENAI_URL)
         self._parameters: dict[str, Parameters] = {}  # by model
         self._lock = threading.Lock()
@@ -129,8 +142,7 @@ class OpenAIUpstream:
             return self._parameters[model]
 
     def ready(self) -> bool:
-        """Always True: an outage of the model's server must not take down resumes and the page."""
-        return True
+        return self._is_ready()
 
     def sweep(self, now: float) -> None:
         """Close kept connections that are no longer of use. Units: monotonic seconds."""

@@ -96,12 +96,13 @@ class MemoryLog:
     def totals(self) -> Totals:
         return self._text.totals()
 
-    def decide(self, end: End) -> None:
+    def decide(self, end: End) -> bool:
         self.end = end
         self._text.pack()
         self.used_at = time.monotonic()
         self._keeper.ended(self)
         self._readership.nudge()
+        return True
 
     def book(self, write: Callable[[str], None]) -> None:
         write("response_complete")

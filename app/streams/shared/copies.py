@@ -62,12 +62,6 @@ class Copies:
 
     # The table
 
-    def add(self, log: SharedLog) -> None:
-        """Keep a log that has become a copy, and follow it."""
-        with self._retention.lock:
-            self.table[log.stream_id] = log
-        self.follow(log)
-
     def remove(self, log: SharedLog) -> bool:
         """Forget a copy, and follow it no more. False when the log is not in the table."""
         with self._retention.lock:

@@ -38,7 +38,6 @@ class SharedLog:
 
     __slots__ = (
         "_has_end",
-        "_is_closed",
         "_keeper",
         "_read_elsewhere_at",
         "_readership",
@@ -78,7 +77,6 @@ class SharedLog:
         self.attached_elsewhere = 0
         self._keeper = keeper
         self.records = Text()
-        self._is_closed = False
         self._has_end = threading.Event()
         self._read_elsewhere_at = 0.0
         self.lock = plain_lock()
@@ -97,7 +95,6 @@ class SharedLog:
         log = cls(keeper, stream)
         log.copy = Copy(stream.owner, stream.fence)
         log.state = State.FOLLOWED
-        log._is_closed = True
         return log
 
     # What several workers need to know
@@ -136,7 +133,7 @@ class SharedLog:
         data = "".join(records).encode()
         with self.lock:
             owned = self.owned
-            if self._is_closed or owned is None:
+            if owned is None or owned.is_closed:
                 return False
             self._add(records, data)
             owned.append(records, data)
@@ -169,36 +166,13 @@ class SharedLog:
     # Its end
 
     def finish(self, write: Callable[[Totals], End]) -> bool:
-        return finish_once(self, write)
-
-    def begin_end(self) -> bool:
-        with self.lock:
-            if self._is_closed:
-                return False
-            self._is_closed = True  # nothing is appended from here on, so the rest needs no lock, and may wait
-            return True
-
-    def go_on(self) -> None:
-        with self.lock:
-            self._is_closed = self.owned is None
-
-    def is_decided(self) -> bool:
         owned = self.owned
-        return owned is None or owned.end is not None or self.end is not None
+        return owned is not None and finish_once(owned, write)
 
-    def totals(self) -> Totals:
-        return self.records.totals()
-
-    def decide(self, end: End) -> None:
-        with self.lock:
-            owned = self.owned
-            if owned is None:
-                return  # another worker has taken the log over while its end was written
-            owned.end = end
-            is_shown = self.state.shows_ahead
-        if is_shown:
+    def show_decided(self, end: End) -> None:
+        """Hear that the end is decided. Readers that get records before they are stored get the end too."""
+        if self.state.shows_ahead:
             self._show_end(end)
-        owned.changed()
 
     def book(self, write: Callable[[str], None]) -> None:
         owned = self.owned
@@ -286,7 +260,6 @@ class SharedLog:
             if self.is_unresumable and owned.end is not None:
                 return False
             self._go(state.TAKEN_OVER)
-            self._is_closed = True
             self.records.cut(self.head)
             self.owned = None
             self.copy = Copy("", 0)  # the owner and its fence are not known yet
@@ -304,7 +277,6 @@ class SharedLog:
             self._go(state.ADOPTED)
             self.copy = None
             self.owned = Owned(self, desk, fence, written=None if is_lost else self.head)
-            self._is_closed = False
             return True
 
     def take(self, entries: list[Any]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from app.streams.interface import Binding, End, Origin
+from app.streams.interface import Binding, End, Origin, Totals
 from app.streams.shared.booking import BOOKED, CUT_OFF_BOOKED, Booking, Unbooked
 from app.streams.shared.committer import Commit
 from app.streams.shared.connection import Command
@@ -79,6 +79,8 @@ class OwnedLog(Protocol):
     noted: int
     attached_elsewhere: int
 
+    def show_decided(self, end: End) -> None: ...
+
     def show_stored(self, head: int) -> None: ...
 
     def end_stored(self, end: End) -> None: ...
@@ -91,7 +93,7 @@ class OwnedLog(Protocol):
 class Owned:
     """The role of a log that this worker writes. `fence` is the worker's right to write the stream."""
 
-    __slots__ = ("_desk", "_repairs", "_unsent", "_written", "booking", "end", "fence", "log")
+    __slots__ = ("_desk", "_repairs", "_unsent", "_written", "booking", "end", "fence", "is_closed", "log")
 
     def __init__(self, log: OwnedLog, desk: Desk, fence: int, *, written: int | None) -> None:
         """`written` is the number of records that Valkey has, or None when it has not even the stream."""
@@ -100,6 +102,8 @@ class Owned:
         self.end: End | None = None
         """The end, from the moment when it is decided. Readers may get it later."""
         self.booking = Booking(desk.unbooked)
+        self.is_closed = False
+        """No record is appended any more: the end is being written, or is decided."""
         self._desk = desk
         self._written = written
         self._unsent: list[bytes] | None = [] if written is not None else None
@@ -129,6 +133,33 @@ class Owned:
         """Have new records written, unless the log is no longer written."""
         if self.log.state.is_written:
             self._desk.changed(self)
+
+    # How the end is decided
+
+    def begin_end(self) -> bool:
+        with self.log.lock:
+            if self.is_closed:
+                return False
+            self.is_closed = True
+            return True
+
+    def go_on(self) -> None:
+        self.is_closed = False
+
+    def is_decided(self) -> bool:
+        return self.end is not None or self.log.owned is not self
+
+    def totals(self) -> Totals:
+        return self.log.records.totals()
+
+    def decide(self, end: End) -> bool:
+        with self.log.lock:
+            if self.log.owned is not self:
+                return False  # another worker has taken the log over while the end was written
+            self.end = end
+        self.log.show_decided(end)
+        self.changed()
+        return True
 
     # What the committer asks and tells
 

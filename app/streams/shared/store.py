@@ -308,7 +308,9 @@ class SharedStore:
         with self._retention.lock:
             copy = self._retention.live.pop(stream_id, None)
             if copy is not None:
-                self._copies.add(copy)
+                self._copies.table[stream_id] = copy
+        if copy is not None:
+            self._copies.follow(copy)
         self._abort(stream_id)
 
     def _adopt(self, log: SharedLog, fence: int, is_lost: bool) -> bool:

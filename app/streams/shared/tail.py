@@ -67,7 +67,7 @@ class Tail:
         self._nudge = nudge
         self._followed: dict[str, Followed] = {}
         self._last = b"0-0"
-        self._engine_ms = 0
+        self._valkey_ms = 0
         self._is_stale = self._is_nudged = False
         self._read_keys: dict[bytes, Followed] = {}
         self._stopped = False
@@ -137,7 +137,7 @@ class Tail:
             self._connection.close()
             raise ValkeyAway(answer.code)
         if not isinstance(now, Refusal):
-            self._engine_ms = int(now[0]) * 1000
+            self._valkey_ms = int(now[0]) * 1000
         return answer, followed
 
     def _drop_damaged(self, followed: dict[bytes, Followed]) -> None:
@@ -173,7 +173,7 @@ class Tail:
     def _hear(self, entries: list[Any]) -> None:
         last: bytes = entries[-1][0]
         place = _TIME.fullmatch(last)
-        if place is None or int(place[1]) > self._engine_ms + AHEAD_MS:
+        if place is None or int(place[1]) > self._valkey_ms + AHEAD_MS:
             self._renew_wake()  # a later message would get an id before this one, and would not be read
         else:
             self._last = last

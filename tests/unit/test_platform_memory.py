@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.platform.pages import release_pages
+from app.platform.memory import release_pages
 from tests.requirements import require_or_skip
 
 
