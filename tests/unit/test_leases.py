@@ -1,0 +1,205 @@
+"""A worker that gives no sign of life is taken for dead, by nobody too early, and its logs get one end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from app import errors
+from app.streams.shared import scripts
+from tests.harness.chaos import ChaosProxy
+from tests.harness.engine import Database, Engine
+from tests.harness.engines import EACH_KIND
+from tests.unit.ends import end_with, terminal_of
+from tests.unit.shared import LEASE_SECONDS, PATIENCE_SECONDS, wait_until, workers
+
+
+@pytest.fixture(params=EACH_KIND)
+def database(request: pytest.FixtureRequest) -> Database:
+    """Give each test that does the engine no harm one of each kind."""
+    database: Database = request.getfixturevalue(f"{request.param}_database")
+    return database
+
+
+def test_log_whose_worker_dies_is_ended_by_one_of_those_who_read_it(database: Database) -> None:
+    with workers(database.url, 4) as all_workers:
+        dying, *others = all_workers
+        logs = [dying.begin() for _ in range(5)]
+        for log in logs:
+            log.append("a", "é")
+        wait_until(lambda: all(log.head == 2 for log in logs), "the chunks")
+        copies = [worker.store.find(log.stream_id) for worker in others for log in logs]
+        dying.crash()
+        for copy in copies:
+            assert copy.settle(PATIENCE_SECONDS)
+            assert (terminal_of(copy).event, copy.head, copy.text()) == ("failed", 2, "aé")
+        for log in logs:
+            entries = database.client.xrange(others[0].store.keys(log.stream_id)[1])
+            assert len(entries) == 3, "one end, though three noticed"
+        dying.store._tail.stop()
+
+
+def test_worker_that_was_stopped_and_goes_on_changes_nothing(database: Database) -> None:
+    """SIGSTOP and SIGCONT: its lease has lapsed meanwhile, and what it had on its way is refused."""
+    with workers(database.url, 2) as (stopped, other):
+        log = stopped.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        copy = other.store.find(log.stream_id)
+        database.client.delete(stopped.store._commands.life_key(stopped.store.worker))
+        stopped._ticks = False  # gives no sign of life
+        assert copy.settle(PATIENCE_SECONDS)
+
+        assert log.append("b"), "it does not know it yet"
+        wait_until(lambda: log.end is not None, "the end that the other one wrote")
+        assert (terminal_of(log).event, log.text(), log.is_foreign) == ("failed", "a", True)
+        assert not log.append("c")
+        assert not log.finish(end_with())
+        assert stopped.aborted == [log.stream_id]
+        assert copy.text() == "a"
+        assert len(database.client.xrange(other.store.keys(log.stream_id)[1])) == 2
+
+
+def test_worker_whose_sign_of_life_is_missing_once_is_not_taken_for_dead(database: Database) -> None:
+    """The engine may have lost it: only who is silent at two looks in a row is gone."""
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        copy = two.store.find(log.stream_id)
+        for worker in (one, two):
+            worker._ticks = False
+            worker._clock.join()
+        life = one.store._commands.life_key(one.store.worker)
+        wait_until(two.store._leases._may_judge, "it may judge others")
+
+        def look(*, signs: bool) -> bool:
+            """Have it look once; True when it takes the log over."""
+            if signs:
+                database.client.set(life, "1", px=60_000)
+            else:
+                database.client.delete(life)
+            two.store._leases.look_at_owners()
+            two.store.flush()
+            wait_until(lambda: not two.store._leases._is_adopting, "it has asked")
+            return not copy.is_foreign
+
+        for signs in (False, True, False, True):
+            assert not look(signs=signs)
+        assert not look(signs=False)
+        assert look(signs=False)
+        assert copy.settle(PATIENCE_SECONDS)
+        assert terminal_of(copy).event == "failed"
+
+
+def test_worker_that_could_not_reach_the_engine_waits_before_it_judges_others(own_engine: Engine) -> None:
+    with (
+        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
+        workers(own_engine.url(), 1) as (one,),
+        workers(own_engine.url(port=proxy.port), 1) as (two,),
+    ):
+        log = one.begin()
+        copy = two.store.find(log.stream_id)
+        proxy.refuse()
+        proxy.cut_all()
+        wait_until(lambda: two.store._committer.contact_since is None, "it has lost the engine")
+        own_engine.client().delete(one.store._commands.life_key(one.store.worker))
+        one._ticks = False
+        own_engine.client().set(one.store._commands.life_key(one.store.worker), "1", px=1)
+        time.sleep(0.1)
+        back = time.monotonic()
+        proxy.accept()
+        assert copy.settle(PATIENCE_SECONDS)
+        assert time.monotonic() - back >= LEASE_SECONDS
+
+
+def test_writes_refused_for_longer_than_a_lease_make_nobody_pass_for_dead(own_engine: Engine) -> None:
+    with workers(own_engine.url(), 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        copy = two.store.find(log.stream_id)
+        with own_engine.configured(min_replicas_to_write="1"):
+            time.sleep(3 * LEASE_SECONDS)
+        wait_until(lambda: one.store.ready() and two.store.ready(), "writes are taken again")
+        time.sleep(2 * LEASE_SECONDS)
+        assert (log.end, copy.end) == (None, None)
+        log.append("b")
+        log.finish(end_with())
+        assert copy.settle(PATIENCE_SECONDS)
+        assert (copy.text(), terminal_of(copy).event) == ("ab", "done")
+
+
+def test_adoption_whose_answer_is_lost_is_finished_in_the_next_round(own_engine: Engine) -> None:
+    with workers(own_engine.url(), 2) as (dying, heir):
+        logs = [dying.begin() for _ in range(3)]
+        for log in logs:
+            log.append("a")
+        wait_until(lambda: all(log.head == 1 for log in logs), "the chunks")
+        copies = [heir.store.find(log.stream_id) for log in logs]
+        asked: list[int] = []
+        ask = heir.store._committer.ask
+
+        def lose_the_first(*commands: Any) -> list[Any]:
+            told = ask(*commands)
+            if not asked:
+                asked.append(1)
+                raise errors.StoreUnavailable
+            return told
+
+        heir.store._committer.ask = lose_the_first  # type: ignore[method-assign]
+        dying.crash()
+        for copy in copies:
+            assert copy.settle(PATIENCE_SECONDS)
+            assert (copy.text(), terminal_of(copy).event) == ("a", "failed")
+        assert asked
+        assert len(own_engine.client().xrange(heir.store.keys(logs[0].stream_id)[1])) == 2
+
+
+def test_log_that_died_and_was_lost_gets_one_end_though_two_write_it_anew(own_engine: Engine) -> None:
+    with workers(own_engine.url(), 3) as (dying, second, third):
+        log = dying.begin()
+        log.append("a", "b")
+        wait_until(lambda: log.head == 2, "the chunks")
+        copies = [worker.store.find(log.stream_id) for worker in (second, third)]
+        dying.crash()
+        own_engine.client().flushdb()
+        for copy in copies:
+            assert copy.settle(PATIENCE_SECONDS)
+            assert (copy.text(), terminal_of(copy).event) == ("ab", "failed")
+        entries = own_engine.client().xrange(second.store.keys(log.stream_id)[1])
+        assert [name for _, fields in entries for name in fields] == [b"t", b"t", b"e"]
+
+
+def test_log_whose_adopter_does_not_know_of_it_is_ended_by_it_all_the_same(database: Database) -> None:
+    """The answer to its adoption was lost, and so was the copy; the next reader finds it."""
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        one.crash()
+        life = one.store._commands.life_key(one.store.worker)
+        wait_until(lambda: not database.client.exists(life), "it gives no sign of life")
+        hash_key = two.store.keys(log.stream_id)[0]
+        adopted = database.client.eval(scripts.ADOPT, 2, hash_key, life, one.store.worker, 1, two.store.worker)
+        assert adopted == 1
+        copy = two.store.find(log.stream_id)
+        assert copy.settle(PATIENCE_SECONDS)
+        assert (copy.text(), terminal_of(copy).event) == ("a", "failed")
+
+
+def test_log_that_is_written_anew_is_never_there_without_its_workers_sign_of_life(database: Database) -> None:
+    """Others would take it for a dead worker's."""
+    with workers(database.url, 1) as (one,):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the chunk")
+        one.store._next_round = float("inf")
+        one.store.flush()
+        database.client.flushdb()
+        log.append("b")
+        wait_until(lambda: log.head == 2, "it is written anew")
+        one.store.flush()
+        assert database.client.exists(one.store._commands.life_key(one.store.worker))

@@ -1,0 +1,117 @@
+"""What workers tell each other reaches them: stops, and who reads whose streams."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from app import errors
+from app.streams.interface import new_stream_id
+from app.streams.shared import store as shared
+from tests.harness.engine import Database
+from tests.harness.engines import EACH_KIND
+from tests.unit.ends import end_with
+from tests.unit.shared import PATIENCE_SECONDS, Worker, wait_until, workers
+
+
+@pytest.fixture(params=EACH_KIND)
+def database(request: pytest.FixtureRequest) -> Database:
+    """Give each test that does the engine no harm one of each kind."""
+    database: Database = request.getfixturevalue(f"{request.param}_database")
+    return database
+
+
+def stops_asked(database: Database, worker: Worker) -> int:
+    """Count the messages in which others ask a worker to stop a stream of its own."""
+    messages: Any = database.client.xrange(f"{{{shared.TAG}}}:wake:{worker.store.worker}")
+    return sum(b"cancel" in fields for _, fields in messages)
+
+
+def test_stop_at_another_worker_reaches_the_one_that_generates(database: Database) -> None:
+    """And needs no copy of the log there."""
+    with workers(database.url, 2, retention_seconds=1.0) as (one, two):
+        log = one.begin()
+        log.append("a", "b")
+        wait_until(lambda: log.head == 2, "the chunks")
+        assert two.store.cancel(log.stream_id) == (None, 2)
+        wait_until(lambda: log.stream_id in one.cancelled, "the stop", 1.0)
+        assert (two.cancelled, two.store.used_bytes) == ([], 0)
+        assert log.finish(end_with("cancelled"))
+        assert log.settle(PATIENCE_SECONDS)
+        asked = stops_asked(database, one)
+        assert two.store.cancel(log.stream_id) == (log.end, 2)
+        database.let_pass(1.0)
+        with pytest.raises(errors.StreamExpired):
+            two.store.cancel(log.stream_id)
+        with pytest.raises(errors.StreamUnknown):
+            two.store.cancel(new_stream_id())
+        assert stops_asked(database, one) == asked == 1, "a stream that has ended is not asked to end"
+
+
+def test_stop_reaches_a_worker_that_stood_still_however_many_others_were_asked_meanwhile(database: Database) -> None:
+    """Before a first token nothing but the stop itself leads to it, and a worker's messages are few."""
+    with workers(database.url, 2) as (one, two):
+        logs = [one.begin() for _ in range(95)]  # max_active of these workers is 100
+        one.pause()
+        for log in logs:
+            assert two.store.cancel(log.stream_id) == (None, 0)
+            two.store.cancel(logs[0].stream_id)  # one may be asked again and again
+        assert one.cancelled == []
+        one.go_on()
+        wait_until(lambda: {log.stream_id for log in logs} <= set(one.cancelled), "all the stops", 5.0)
+        for log in logs:
+            assert log.finish(end_with("cancelled"))
+        key = one.store._commands.stops_key(one.store.worker)
+        wait_until(lambda: not database.client.exists(key), "and nothing is left of them", 5.0)
+
+
+def test_stop_that_a_worker_of_the_version_before_asks_for_is_heard(database: Database) -> None:
+    """It leaves a message, and no more."""
+    with workers(database.url, 1) as (one,):
+        log = one.begin()
+        database.client.xadd(one.store._commands.wake_key(one.store.worker), {"cancel": log.stream_id})
+        wait_until(lambda: log.stream_id in one.cancelled, "the stop", 5.0)
+
+
+def test_log_that_is_read_elsewhere_is_not_unread(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with workers(database.url, 2) as (one, two):
+        two.store._note_seconds = 0.2
+        log = one.begin()
+        copy = two.store.find(log.stream_id)
+        with copy.reader(0):
+            began = log.unread_since
+            assert began is not None
+            wait_until(lambda: (log.unread_since or 0.0) > began + 1.0, "it is heard of again and again")
+        left = time.monotonic()
+        wait_until(lambda: (log.unread_since or 0.0) >= left, "the last one's leaving is heard of")
+
+
+def test_messages_for_a_worker_are_few_and_expire(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        copy = two.store.find(log.stream_id)
+        for _ in range(300):
+            two.store._mailbox.note_reading([copy])
+        two.store.flush()
+        key = two.store._commands.wake_key(one.store.worker)
+        assert 0 < database.client.xlen(key) <= 100
+        assert database.client.pttl(key) > 0
+
+
+def test_stop_that_takes_a_while_keeps_no_other_log_waiting(database: Database) -> None:
+    """To end an answer may mean to count its tokens; the engine's answers are for all."""
+    with workers(database.url, 2) as (one, two):
+        slow, other = one.begin(), one.begin()
+        ends = threading.Event()
+        one.store._cancel = lambda stream_id, reason: ends.wait(PATIENCE_SECONDS)
+        try:
+            two.store.cancel(slow.stream_id)
+            slow.append("a")
+            time.sleep(0.3)
+            other.append("a")
+            wait_until(lambda: other.head == 1, "the other's chunk", 5.0)
+        finally:
+            ends.set()
