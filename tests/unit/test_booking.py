@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
+from app.streams.shared.booking import BOOKED, CUT_OFF_BOOKED, Booking, Unbooked
 from app.streams.shared.log import SharedLog
 from app.streams.shared.state import State
 from tests.harness.chaos import ChaosProxy
@@ -135,3 +138,87 @@ def test_log_whose_end_is_stored_late_is_booked_then_or_when_its_worker_ends(own
             else:
                 one.store.close()
             assert lines == [("response_complete", 0)]
+
+
+# One end
+
+
+def test_line_is_written_once_in_whatever_order_its_parts_come() -> None:
+    for name_first in (True, False):
+        unbooked, lines = Unbooked(), []
+        booking = Booking(unbooked)
+        parts = [lambda: booking.by(lines.append), lambda: booking.under(BOOKED)]  # noqa: B023
+        for part in parts[::-1] if name_first else parts:
+            assert lines == []
+            part()
+        assert (lines, len(unbooked)) == ([BOOKED], 0)
+        booking.under(CUT_OFF_BOOKED)
+        unbooked.book_all(CUT_OFF_BOOKED)
+        assert lines == [BOOKED]
+
+
+def test_first_name_stands() -> None:
+    unbooked, lines = Unbooked(), []
+    booking = Booking(unbooked)
+    booking.under(CUT_OFF_BOOKED)
+    booking.under(BOOKED)
+    assert len(unbooked) == 0, "there is no line yet"
+    booking.by(lines.append)
+    assert lines == [CUT_OFF_BOOKED]
+
+
+def test_end_that_another_worker_books_is_not_booked_here() -> None:
+    unbooked, lines = Unbooked(), []
+    booking = Booking(unbooked)
+    booking.by(lines.append)
+    assert len(unbooked) == 1
+    booking.leave()
+    booking.leave()
+    booking.under(BOOKED)
+    unbooked.book_all(BOOKED)
+    assert (lines, len(unbooked)) == ([], 0)
+
+
+def test_what_waits_when_the_worker_ends_is_booked_then_each_once() -> None:
+    unbooked, lines = Unbooked(), []
+    bookings = [Booking(unbooked) for _ in range(3)]
+    for booking in bookings:
+        booking.by(lines.append)
+    bookings[0].under(CUT_OFF_BOOKED)
+    unbooked.book_all(BOOKED)
+    unbooked.book_all(BOOKED)
+    assert (lines, len(unbooked)) == ([CUT_OFF_BOOKED, BOOKED, BOOKED], 0)
+
+
+def test_line_is_written_by_one_of_many_threads() -> None:
+    for _ in range(50):
+        unbooked, lines, barrier = Unbooked(), [], threading.Barrier(4)
+        booking = Booking(unbooked)
+        booking.by(lines.append)
+
+        def name(barrier: threading.Barrier = barrier, booking: Booking = booking) -> None:
+            barrier.wait(PATIENCE_SECONDS)
+            booking.under(BOOKED)
+
+        threads = [threading.Thread(target=name) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (lines, len(unbooked)) == ([BOOKED], 0)
+
+
+def test_line_that_fails_is_not_written_again() -> None:
+    unbooked = Unbooked()
+    booking = Booking(unbooked)
+    asked: list[str] = []
+
+    def fail(name: str) -> None:
+        asked.append(name)
+        raise IndexError
+
+    booking.by(fail)
+    with pytest.raises(IndexError):
+        booking.under(BOOKED)
+    booking.under(BOOKED)
+    assert (asked, len(unbooked)) == ([BOOKED], 0)

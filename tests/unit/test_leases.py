@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from app import errors
-from app.streams.shared import scripts
+from app.streams.shared import leases, scripts
 from tests.harness.chaos import ChaosProxy
 from tests.harness.engine import Database, Engine
 from tests.harness.engines import EACH_KIND
 from tests.unit.ends import end_with, terminal_of
 from tests.unit.shared import LEASE_SECONDS, PATIENCE_SECONDS, wait_until, workers
+
+LONG = 30.0
+"""The lease of workers that are not to be taken for dead, though Valkey is away for longer than usual."""
 
 
 @pytest.fixture(params=EACH_KIND)
@@ -203,3 +206,97 @@ def test_log_that_is_written_anew_is_never_there_without_its_workers_sign_of_lif
         wait_until(lambda: log.head == 2, "it is written anew")
         one.store.flush()
         assert database.client.exists(one.store._commands.life_key(one.store.worker))
+
+
+# The sign of life
+
+
+def test_sign_of_life_lives_for_a_lease_and_is_given_again(database: Database) -> None:
+    with workers(database.url, 1, lease_seconds=LONG) as (one,):
+        key = one.store._commands.life_key(one.store.worker)
+        assert 0 < database.client.pttl(key) <= LONG * 1000
+        database.client.pexpire(key, 1000)
+        one.store._leases.renew()
+        one.store.flush()
+        assert database.client.pttl(key) > 1000
+
+
+def test_sign_of_life_that_is_gone_before_its_time_means_that_valkey_lost_what_it_had(database: Database) -> None:
+    with workers(database.url, 1, lease_seconds=LONG) as (one,):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the record")
+        one.store._next_round = float("inf")
+        one.store.flush()
+        database.client.delete(*one.store.keys(log.stream_id))
+        one.store._leases.renew()
+        one.store.flush()
+        one.store.flush()
+        assert not database.client.exists(one.store.keys(log.stream_id)[0]), "the sign was there"
+        database.client.delete(one.store._commands.life_key(one.store.worker))
+        one.store._leases.renew()
+        wait_until(lambda: database.client.exists(one.store.keys(log.stream_id)[1]), "it is written anew")
+
+
+def test_owner_that_is_not_known_is_looked_up(database: Database) -> None:
+    """A log that was taken over while its worker stood still has no owner that it knows of."""
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the record")
+        copy = two.store.find(log.stream_id)
+        copy.copy.owner, copy.copy.fence = "", 0
+        wait_until(lambda: copy.copy.owner == one.store.worker, "it is known")
+        assert (copy.copy.fence, copy.is_followed) == (1, True)
+
+
+def test_stream_of_our_own_that_is_only_a_copy_here_is_ended(database: Database) -> None:
+    """It was given to us, and we did not hear of it."""
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a", "b")
+        wait_until(lambda: log.head == 2, "the records")
+        copy = two.store.find(log.stream_id)
+        database.client.hset(two.store.keys(log.stream_id)[0], mapping={"owner": two.store.worker, "fence": 2})
+        copy.copy.owner = two.store.worker
+        assert copy.settle(PATIENCE_SECONDS)
+        assert (copy.text(), terminal_of(copy).event) == ("ab", "failed")
+        assert log.append("c"), "it does not know it yet"
+        assert log.settle(PATIENCE_SECONDS)
+        assert log.end == copy.end
+
+
+def test_adoption_waits_until_the_copy_has_all_that_is_stored(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with workers(database.url, 2) as (dying, heir):
+        log = dying.begin()
+        monkeypatch.setattr(heir.store._tail, "follow", lambda key, log: None)
+        copy = heir.store.find(log.stream_id)
+        log.append(*["x"] * 1200)
+        wait_until(lambda: log.head == 1200, "the records")
+        assert copy.head == 0
+        dying.crash()
+        assert copy.settle(PATIENCE_SECONDS)
+        assert (copy.head, terminal_of(copy).event) == (1200, "failed")
+
+
+def test_many_logs_of_a_dead_worker_are_adopted_in_parts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "MOST_ADOPTED", 4)
+    with workers(database.url, 2) as (dying, heir):
+        logs = [dying.begin() for _ in range(10)]
+        copies = [heir.store.find(log.stream_id) for log in logs]
+        sizes: list[int] = []
+        ask = heir.store._committer.ask
+
+        def counted(*commands: Any) -> list[Any]:
+            if len(commands) > 1 and commands[0][0] == "EVALSHA":
+                sizes.append(len(commands) // 2)
+            return ask(*commands)
+
+        monkeypatch.setattr(heir.store._committer, "ask", counted)
+        dying.crash()
+        for copy in copies:
+            assert copy.settle(PATIENCE_SECONDS)
+        assert max(sizes) <= 4
+        assert sum(sizes) >= 10

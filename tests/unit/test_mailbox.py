@@ -115,3 +115,89 @@ def test_stop_that_takes_a_while_keeps_no_other_log_waiting(database: Database) 
             wait_until(lambda: other.head == 1, "the other's chunk", 5.0)
         finally:
             ends.set()
+
+
+# What is heard
+
+
+def heard(worker: Worker, *messages: tuple[bytes, bytes]) -> None:
+    worker.store._mailbox.hear([[b"1-0", [part for message in messages for part in message]]])
+
+
+def test_stop_is_given_once_with_the_next_look(database: Database) -> None:
+    with workers(database.url, 1) as (one,):
+        one.pause()
+        heard(one, (b"cancel", b"cw_a"), (b"cancel", b"cw_b"))
+        heard(one, (b"cancel", b"cw_a"))
+        assert one.cancelled == [], "it is carried out elsewhere"
+        assert one.store._mailbox.take_stops() == {"cw_a", "cw_b"}
+        assert one.store._mailbox.take_stops() == set()
+        one.go_on()
+
+
+def test_message_that_means_nothing_here_is_passed_over(database: Database) -> None:
+    with workers(database.url, 1) as (one,):
+        log = one.begin()
+        one.pause()
+        began = log.unread_since
+        heard(one, (b"newer", b"x"), (b"follow", b""), (b"reads", b"cw_nobodys \xff"), (b"reads", b""))
+        assert (log.unread_since, one.store._mailbox.take_stops()) == (began, set())
+        heard(one, (b"reads", b"cw_nobodys " + log.stream_id.encode()))
+        assert (log.unread_since or 0.0) > (began or 0.0)
+        one.go_on()
+
+
+def test_log_that_somebody_reads_elsewhere_is_compared_with_what_valkey_has(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        log = one.begin()
+        log.append("a")
+        wait_until(lambda: log.head == 1, "the record")
+        copy = two.store.find(log.stream_id)
+        database.client.delete(*one.store.keys(log.stream_id))
+        two.store._mailbox.note_reading([copy])
+        wait_until(lambda: database.client.exists(one.store.keys(log.stream_id)[1]), "it is written anew")
+
+
+def test_producers_are_told_each_in_one_message_of_all_that_is_read_here(database: Database) -> None:
+    with workers(database.url, 3) as (one, two, three):
+        logs = [one.begin(), one.begin(), two.begin()]
+        copies = [three.store.find(log.stream_id) for log in logs]
+        three.store.flush()
+        for worker in (one, two):
+            database.client.delete(worker.store._commands.wake_key(worker.store.worker))
+        one.pause()
+        two.pause()
+        three.store._mailbox.note_reading(copies)
+        three.store._mailbox.note_reading([])
+        three.store.flush()
+        told: list[list[bytes]] = []
+        for worker in (one, two):
+            messages: Any = database.client.xrange(worker.store._commands.wake_key(worker.store.worker))
+            told.append([fields[b"reads"] for _, fields in messages if b"reads" in fields])
+            worker.go_on()
+        assert told == [
+            [" ".join(log.stream_id for log in logs[:2]).encode()],
+            [logs[2].stream_id.encode()],
+        ]
+
+
+def test_set_of_stops_that_is_none_is_begun_anew(database: Database) -> None:
+    with workers(database.url, 2) as (one, two):
+        key = one.store._commands.stops_key(one.store.worker)
+        database.client.set(key, "no set")
+        wait_until(lambda: not database.client.exists(key), "it is gone")
+        log = one.begin()
+        two.store.cancel(log.stream_id)
+        wait_until(lambda: log.stream_id in one.cancelled, "the stop")
+
+
+def test_stop_of_what_is_over_is_forgotten_and_that_of_what_goes_on_stays(database: Database) -> None:
+    with workers(database.url, 1) as (one,):
+        log = one.begin()
+        key = one.store._commands.stops_key(one.store.worker)
+        database.client.sadd(key, log.stream_id, "cw_over", b"\xff")
+        wait_until(lambda: database.client.smembers(key) == {log.stream_id.encode()}, "what is over")
+        wait_until(lambda: one.cancelled.count(log.stream_id) > 1, "it is said again until it is done")
+        assert set(one.cancelled) == {log.stream_id}
+        log.finish(end_with("cancelled"))
+        wait_until(lambda: not database.client.exists(key), "nothing is left")
