@@ -111,7 +111,8 @@ def test_worker_that_could_not_reach_the_engine_waits_before_it_judges_others(ow
         own_engine.client().delete(one.store._commands.life_key(one.store.worker))
         one._ticks = False
         own_engine.client().set(one.store._commands.life_key(one.store.worker), "1", px=1)
-        time.sleep(0.1)
+        life = one.store._commands.life_key(one.store.worker)
+        wait_until(lambda: not own_engine.client().exists(life), "it gives no sign of life")
         back = time.monotonic()
         proxy.accept()
         assert copy.settle(PATIENCE_SECONDS)
@@ -125,9 +126,15 @@ def test_writes_refused_for_longer_than_a_lease_make_nobody_pass_for_dead(own_en
         wait_until(lambda: log.head == 1, "the chunk")
         copy = two.store.find(log.stream_id)
         with own_engine.configured(min_replicas_to_write="1"):
-            time.sleep(3 * LEASE_SECONDS)
+            lives = [worker.store._commands.life_key(worker.store.worker) for worker in (one, two)]
+            wait_until(lambda: not own_engine.client().exists(*lives), "no sign of life is left")
+            refused = time.monotonic()
+            wait_until(lambda: time.monotonic() - refused > 2 * LEASE_SECONDS, "and so it stays")
         wait_until(lambda: one.store.ready() and two.store.ready(), "writes are taken again")
-        time.sleep(2 * LEASE_SECONDS)
+        looks: list[bool] = []
+        look = two.store._leases.look_at_owners
+        two.store._leases.look_at_owners = lambda: looks.append(two.store._leases._may_judge()) or look()
+        wait_until(lambda: looks.count(True) > 3, "it has looked, and may judge")
         assert (log.end, copy.end) == (None, None)
         log.append("b")
         log.finish(end_with())

@@ -105,12 +105,12 @@ def test_stop_that_takes_a_while_keeps_no_other_log_waiting(database: Database) 
     """To end an answer may mean to count its tokens; the engine's answers are for all."""
     with workers(database.url, 2) as (one, two):
         slow, other = one.begin(), one.begin()
-        ends = threading.Event()
-        one.store._cancel = lambda stream_id, reason: ends.wait(PATIENCE_SECONDS)
+        begins, ends = threading.Event(), threading.Event()
+        one.store._cancel = lambda stream_id, reason: begins.set() or ends.wait(PATIENCE_SECONDS)
         try:
             two.store.cancel(slow.stream_id)
             slow.append("a")
-            time.sleep(0.3)
+            assert begins.wait(PATIENCE_SECONDS)
             other.append("a")
             wait_until(lambda: other.head == 1, "the other's chunk", 5.0)
         finally:

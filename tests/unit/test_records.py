@@ -295,6 +295,10 @@ def test_entries_are_read_behind_what_is_known() -> None:
         ([entry("2-0", b"t", b"a")], "the order of its entries"),
         ([entry("1-0", b"t", b"a"), entry("3-0", b"t", b"a")], "the order of its entries"),
         ([entry("1-0", b"t", b"a"), entry("1-0", b"x", b"a"), entry("3-0", b"t", b"a")], "the order of its entries"),
+        (
+            [entry("1-0", b"t", b"a"), entry("2-0", b"t", b"a"), *2 * [entry("3-0", b"e", END)]],
+            "the order of its entries",
+        ),
         ([entry("1-1", b"t", b"a")], "the place of an entry"),
         ([entry("1", b"t", b"a")], "the place of an entry"),
         ([entry("x-0", b"t", b"a")], "an entry"),

@@ -126,7 +126,7 @@ def test_copy_that_nobody_reads_is_dropped_and_made_again(database: Database, mo
         wait_until(lambda: log.head == 1, "the chunk")
         copy = two.store.find(log.stream_id)
         with copy.reader(0):
-            time.sleep(0.6)
+            two.store._copies.drop_idle(time.monotonic() + 1000.0)
             assert two.store.find(log.stream_id) is copy
         wait_until(lambda: two.store.used_bytes == 0, "its memory is given back")
         log.append("b")
@@ -169,7 +169,9 @@ def test_cursor_of_a_reader_whose_worker_alone_is_cut_off_from_the_engine_is_wai
         wait_until(lambda: log.head == 3, "they are shown all the same")
         assert not two.store._copies._may_be_behind()
         finding = pool.submit(two.store.find, log.stream_id, reach=3)
-        time.sleep(0.3)
+        wait_until(lambda: two.store._copies._waiting[log.stream_id] == 1, "it waits")
+        two.store.flush()
+        two.store.flush()
         assert not finding.done()
         proxy.accept()
         assert finding.result(PATIENCE_SECONDS).text() == "abc"

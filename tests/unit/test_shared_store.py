@@ -44,7 +44,7 @@ def test_chunk_is_shown_when_the_engine_has_it_and_not_before(own_engine: Engine
             try:
                 assert log.append("b", "é")
                 assert log.append("c")
-                time.sleep(0.3)
+                wait_until(lambda: worker.store._committer._asked_at is not None, "they are on their way")
                 assert (log.head, log.text(), shown) == (1, "a", [])
                 assert not log.is_unresumable
             finally:
