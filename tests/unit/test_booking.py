@@ -208,6 +208,25 @@ def test_line_is_written_by_one_of_many_threads() -> None:
         assert (lines, len(unbooked)) == ([BOOKED], 0)
 
 
+def test_line_is_written_once_by_two_threads_that_have_both_found_it() -> None:
+    class Meeting(Unbooked):
+        """The other thread comes right before this one takes the line."""
+
+        others = 1
+
+        def pop(self, booking: Booking) -> bool:
+            if self.others:
+                self.others = 0
+                booking.under(BOOKED)
+            return super().pop(booking)
+
+    lines: list[str] = []
+    booking = Booking(Meeting())
+    booking.by(lines.append)
+    booking.under(BOOKED)
+    assert lines == [BOOKED]
+
+
 def test_line_that_fails_is_not_written_again() -> None:
     unbooked = Unbooked()
     booking = Booking(unbooked)

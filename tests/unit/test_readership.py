@@ -214,8 +214,8 @@ def test_one_that_attaches_or_leaves_while_others_are_told_harms_nobody(log: Rea
 
         def leave(_: Piece) -> bool:
             told.append("first")
-            log.readership.remove(first)
             log.readership.add(late)
+            log.readership.remove(first)
             return True
 
         late.deliver = lambda _: told.append("late") or True  # type: ignore[func-returns-value]
