@@ -9,6 +9,7 @@ from app.streams.shared.booking import Unbooked
 from app.streams.shared.connection import Command
 from app.streams.shared.log import SharedLog
 from app.streams.shared.owned import Owned
+from app.streams.shared.records import Stream
 from app.streams.shared.replies import Written
 from tests.unit.shared import ORIGIN
 
@@ -82,7 +83,7 @@ class StandingDesk:
 
 def begun(desk: StandingDesk, *records: str, binding: Binding | None = None) -> SharedLog:
     """Begin a log with records that are stored."""
-    log = SharedLog.begun(StandingKeeper(), desk, new_stream_id(), ORIGIN, binding, prompt_bytes=0)
+    log = SharedLog.begun(StandingKeeper(), desk, Stream(new_stream_id(), ORIGIN, binding, "me", 1), prompt_bytes=0)
     if records:
         assert log.append(*records)
         store_all(log)
@@ -91,7 +92,7 @@ def begun(desk: StandingDesk, *records: str, binding: Binding | None = None) -> 
 
 def copied(*records: str) -> SharedLog:
     """Make a copy of another worker's log that has these records."""
-    log = SharedLog.copied(StandingKeeper(), new_stream_id(), ORIGIN, None, owner="another", fence=1)
+    log = SharedLog.copied(StandingKeeper(), Stream(new_stream_id(), ORIGIN, None, "another", 1))
     log.take([[b"%d-0" % place, [b"t", record.encode()]] for place, record in enumerate(records, 1)])
     return log
 

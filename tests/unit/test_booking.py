@@ -52,8 +52,8 @@ def test_resumes_are_counted_at_every_worker_when_the_end_is_booked(database: Da
         with two.store.find(log.stream_id).reader(0):
             pass
         two.store.flush()
-        assert database.client.hget(one.store.keys(log.stream_id)[0], "attached") == b"6", "it has ended"
-        assert len(one.store.unbooked) == 0
+        assert database.client.hget(one.store._commands.keys(log.stream_id)[0], "attached") == b"6", "it has ended"
+        assert len(one.store._desk.unbooked) == 0
 
 
 def test_resumes_of_a_log_whose_worker_died_are_those_of_all(database: Database) -> None:
@@ -87,7 +87,7 @@ def test_log_that_was_taken_over_is_booked_by_its_heir_alone(database: Database)
         assert log.finish(end_with()), "it does not know it yet"
         lines = booked(log)
         wait_until(lambda: log.end is not None, "the end that the other one wrote")
-        assert (terminal_of(log).event, lines, len(stopped.store.unbooked)) == ("failed", [], 0)
+        assert (terminal_of(log).event, lines, len(stopped.store._desk.unbooked)) == ("failed", [], 0)
         wait_until(lambda: heirs_lines and heirs_lines[0], "the line")
         assert heirs_lines == [[("response_complete", 0)]]
 

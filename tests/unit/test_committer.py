@@ -377,7 +377,7 @@ def test_records_whose_answer_is_lost_are_written_once(own_engine: Engine, answe
             log.append("c", "d")
             wait_until(lambda number=number: log.stored == 4 + 2 * number, "they are stored", 30.0)
         wait_until(lambda: log.head == 8 and not log.is_unresumable, "all of them", 30.0)
-        told = own_engine.client().xrange(one.store.keys(log.stream_id)[1])
+        told = own_engine.client().xrange(one.store._commands.keys(log.stream_id)[1])
         assert [entry_id for entry_id, _ in told] == [f"{number}-0".encode() for number in range(1, 9)]
         assert b"".join(fields[b"t"] for _, fields in told) == b"abcdcdcd"
 

@@ -39,7 +39,7 @@ def test_log_whose_worker_dies_is_ended_by_one_of_those_who_read_it(database: Da
             assert copy.settle(PATIENCE_SECONDS)
             assert (terminal_of(copy).event, copy.head, copy.text()) == ("failed", 2, "aé")
         for log in logs:
-            entries = database.client.xrange(others[0].store.keys(log.stream_id)[1])
+            entries = database.client.xrange(others[0].store._commands.keys(log.stream_id)[1])
             assert len(entries) == 3, "one end, though three noticed"
         dying.store._tail.stop()
 
@@ -62,7 +62,7 @@ def test_worker_that_was_stopped_and_goes_on_changes_nothing(database: Database)
         assert not log.finish(end_with())
         assert stopped.aborted == [log.stream_id]
         assert copy.text() == "a"
-        assert len(database.client.xrange(other.store.keys(log.stream_id)[1])) == 2
+        assert len(database.client.xrange(other.store._commands.keys(log.stream_id)[1])) == 2
 
 
 def test_worker_whose_sign_of_life_is_missing_once_is_not_taken_for_dead(database: Database) -> None:
@@ -165,7 +165,7 @@ def test_adoption_whose_answer_is_lost_is_finished_in_the_next_round(own_engine:
             assert copy.settle(PATIENCE_SECONDS)
             assert (copy.text(), terminal_of(copy).event) == ("a", "failed")
         assert asked
-        assert len(own_engine.client().xrange(heir.store.keys(logs[0].stream_id)[1])) == 2
+        assert len(own_engine.client().xrange(heir.store._commands.keys(logs[0].stream_id)[1])) == 2
 
 
 def test_log_that_died_and_was_lost_gets_one_end_though_two_write_it_anew(own_engine: Engine) -> None:
@@ -179,7 +179,7 @@ def test_log_that_died_and_was_lost_gets_one_end_though_two_write_it_anew(own_en
         for copy in copies:
             assert copy.settle(PATIENCE_SECONDS)
             assert (copy.text(), terminal_of(copy).event) == ("ab", "failed")
-        entries = own_engine.client().xrange(second.store.keys(log.stream_id)[1])
+        entries = own_engine.client().xrange(second.store._commands.keys(log.stream_id)[1])
         assert [name for _, fields in entries for name in fields] == [b"t", b"t", b"e"]
 
 
@@ -192,7 +192,7 @@ def test_log_whose_adopter_does_not_know_of_it_is_ended_by_it_all_the_same(datab
         one.crash()
         life = one.store._commands.life_key(one.store.worker)
         wait_until(lambda: not database.client.exists(life), "it gives no sign of life")
-        hash_key = two.store.keys(log.stream_id)[0]
+        hash_key = two.store._commands.keys(log.stream_id)[0]
         adopted = database.client.eval(scripts.ADOPT, 2, hash_key, life, one.store.worker, 1, two.store.worker)
         assert adopted == 1
         copy = two.store.find(log.stream_id)
@@ -235,14 +235,14 @@ def test_sign_of_life_that_is_gone_before_its_time_means_that_valkey_lost_what_i
         wait_until(lambda: log.head == 1, "the record")
         one.store._next_round = float("inf")
         one.store.flush()
-        database.client.delete(*one.store.keys(log.stream_id))
+        database.client.delete(*one.store._commands.keys(log.stream_id))
         one.store._leases.renew()
         one.store.flush()
         one.store.flush()
-        assert not database.client.exists(one.store.keys(log.stream_id)[0]), "the sign was there"
+        assert not database.client.exists(one.store._commands.keys(log.stream_id)[0]), "the sign was there"
         database.client.delete(one.store._commands.life_key(one.store.worker))
         one.store._leases.renew()
-        wait_until(lambda: database.client.exists(one.store.keys(log.stream_id)[1]), "it is written anew")
+        wait_until(lambda: database.client.exists(one.store._commands.keys(log.stream_id)[1]), "it is written anew")
 
 
 def test_owner_that_is_not_known_is_looked_up(database: Database) -> None:
@@ -264,7 +264,9 @@ def test_stream_of_our_own_that_is_only_a_copy_here_is_ended(database: Database)
         log.append("a", "b")
         wait_until(lambda: log.head == 2, "the records")
         copy = two.store.find(log.stream_id)
-        database.client.hset(two.store.keys(log.stream_id)[0], mapping={"owner": two.store.worker, "fence": 2})
+        database.client.hset(
+            two.store._commands.keys(log.stream_id)[0], mapping={"owner": two.store.worker, "fence": 2}
+        )
         copy.copy.owner = two.store.worker
         assert copy.settle(PATIENCE_SECONDS)
         assert (copy.text(), terminal_of(copy).event) == ("ab", "failed")

@@ -153,9 +153,9 @@ def test_log_that_somebody_reads_elsewhere_is_compared_with_what_valkey_has(data
         log.append("a")
         wait_until(lambda: log.head == 1, "the record")
         copy = two.store.find(log.stream_id)
-        database.client.delete(*one.store.keys(log.stream_id))
+        database.client.delete(*one.store._commands.keys(log.stream_id))
         two.store._mailbox.note_reading([copy])
-        wait_until(lambda: database.client.exists(one.store.keys(log.stream_id)[1]), "it is written anew")
+        wait_until(lambda: database.client.exists(one.store._commands.keys(log.stream_id)[1]), "it is written anew")
 
 
 def test_producers_are_told_each_in_one_message_of_all_that_is_read_here(database: Database) -> None:

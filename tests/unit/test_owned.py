@@ -317,7 +317,7 @@ def test_valkey_that_lost_a_part_of_a_log_is_given_it_again(database: Database) 
         log = one.begin()
         log.append("a", "b")
         wait_until(lambda: log.head == 2, "the records")
-        database.client.delete(one.store.keys(log.stream_id)[1])
+        database.client.delete(one.store._commands.keys(log.stream_id)[1])
         log.append("c")
         wait_until(lambda: log.head == 3, "the record")
         assert two.store.find(log.stream_id).text() == "abc"
@@ -327,7 +327,7 @@ def test_valkey_that_was_taken_over_by_an_older_copy_of_it_is_brought_up_to_date
     """A failover that lost the last writes: there is less than was acknowledged."""
     with workers(database.url, 2) as (one, two):
         log = one.begin()
-        hash_key, entries_key = one.store.keys(log.stream_id)
+        hash_key, entries_key = one.store._commands.keys(log.stream_id)
         log.append("a", "b", "c")
         wait_until(lambda: log.head == 3, "the records")
         database.client.delete(entries_key)
@@ -345,7 +345,7 @@ def test_log_with_a_key_that_valkey_lost_is_written_anew_with_its_key_origin_and
         log.append("a")
         with log.reader(0):
             wait_until(lambda: log.head == log.noted == 1, "the record and its reader")
-            hash_key, _ = one.store.keys(log.stream_id)
+            hash_key, _ = one.store._commands.keys(log.stream_id)
             before = database.client.hgetall(hash_key)
             database.client.flushdb()
             log.append("b")

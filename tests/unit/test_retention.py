@@ -65,7 +65,8 @@ class Keeping:
         return log
 
     def grow(self, log: Kept, text: int) -> None:
-        self.retention.make_room_for(log, log.text + text)
+        if log.size + text > log.cost:
+            self.retention.make_room_for(log, log.size + text)
         log.text += text
 
     def end(self, log: Kept) -> None:

@@ -269,7 +269,9 @@ def test_stream_that_the_engine_lost_is_not_unknown_while_its_worker_may_write_i
             with pytest.raises(errors.StoreUnavailable):
                 lost(log.stream_id)
         proxy.accept()
-        wait_until(lambda: own_engine.client().exists(one.store.keys(log.stream_id)[0]), "it is written again")
+        wait_until(
+            lambda: own_engine.client().exists(one.store._commands.keys(log.stream_id)[0]), "it is written again"
+        )
         assert two.store.find(log.stream_id, reach=2).text() == "ab"
         two.store._committer.back_at -= 2 * LONG
         with pytest.raises(errors.StreamUnknown):

@@ -12,9 +12,9 @@ import pytest
 
 from app.streams.interface import Binding, End, Totals
 from app.streams.readership import Readership
+from app.streams.shared import desk as desk_room
 from app.streams.shared import owned as owned_room
 from app.streams.shared import state as state_room
-from app.streams.shared import store as shared
 from app.streams.shared.log import SharedLog
 from app.streams.shared.records import write_end
 from app.streams.shared.replies import Behind, Done, Fenced, Written
@@ -457,7 +457,7 @@ def test_log_of_whom_valkey_has_lost_some_is_cut_off_when_another_worker_goes_on
 ) -> None:
     with workers(database.url, 1) as (one,), steps_taken() as steps:
         log = stored(one, "a", "b")
-        database.client.hset(one.store.keys(log.stream_id)[0], mapping={"head": 1, "bytes": 1, "fence": 9})
+        database.client.hset(one.store._commands.keys(log.stream_id)[0], mapping={"head": 1, "bytes": 1, "fence": 9})
         log.append("c")
         wait_until(lambda: log.state is State.CUT_OFF, "it is cut off")
         wait_until(lambda: log.head == 3, "it goes on for its readers")
@@ -473,7 +473,7 @@ def test_log_that_has_ended_is_cut_off_when_valkey_loses_its_end_and_takes_it_fr
         assert log.finish(end_with())
         assert log.settle(PATIENCE_SECONDS)
         wait_until(lambda: log.state is State.ENDED, "it is stored")
-        hash_key, _ = one.store.keys(log.stream_id)
+        hash_key, _ = one.store._commands.keys(log.stream_id)
         database.client.hdel(hash_key, "end")
         database.client.hset(hash_key, "fence", 2)
         one.store._look_again()
@@ -623,7 +623,7 @@ def test_log_that_is_given_up_shows_no_more_of_its_own_in_that_moment(
         log.append("b")
         if ends:
             log.finish(end_with())
-        monkeypatch.setattr(shared, "tell", lambda _: log.show_late())
+        monkeypatch.setattr(desk_room, "tell", lambda _: log.show_late())
 
         log.owned._fenced(1)
 

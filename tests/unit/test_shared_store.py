@@ -88,7 +88,7 @@ def test_append_never_waits_for_the_engine(own_engine: Engine) -> None:
 def test_chunks_keep_their_places_in_the_engine_and_every_key_expires(database: Database) -> None:
     with workers(database.url, 2) as (one, two):
         log, _ = one.store.create(ORIGIN, KEY)
-        hash_key, entries_key = one.store.keys(log.stream_id)
+        hash_key, entries_key = one.store._commands.keys(log.stream_id)
         assert -1 not in database.engine.keys(database.number).values(), "already now"
         log.append("He", "llo", "", "😀")
         wait_until(lambda: log.head == 4, "the chunks")
@@ -246,7 +246,8 @@ def test_engine_that_lost_everything_is_given_it_again_by_those_who_live(own_eng
         wait_until(lambda: one.has_engine_back() and two.has_engine_back(), "the engine is back")
         for log, text in ((quiet, "aé"), (busy, "aéc"), (bound, "aé"), (ended, "x")):
             wait_until(
-                lambda log=log: own_engine.client().exists(one.store.keys(log.stream_id)[1]), "it is written anew"
+                lambda log=log: own_engine.client().exists(one.store._commands.keys(log.stream_id)[1]),
+                "it is written anew",
             )
             copy = two.store.find(log.stream_id, reach=len(text))
             assert copy.text() == text
