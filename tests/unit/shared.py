@@ -6,10 +6,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
+
+import pytest
 
 from app.streams.interface import Origin, StreamLog
 from app.streams.shared.log import SharedLog
+from app.streams.shared.state import Arrow, State
 from app.streams.shared.store import SharedStore
 from tests.unit.ends import end_with
 
@@ -133,3 +136,31 @@ def wait_until(fact: Callable[[], object], what: str, seconds: float = PATIENCE_
     while not fact():
         assert time.monotonic() < until, f"not within {seconds:g} s: {what}"
         time.sleep(0.002)
+
+
+class Step(NamedTuple):
+    """What one log did, or was refused: then `after` is None."""
+
+    log: SharedLog
+    before: State
+    arrow: Arrow
+    after: State | None
+
+
+@contextlib.contextmanager
+def steps_taken() -> Iterator[list[Step]]:
+    """Write down each step of every log of this process, in order."""
+    taken: list[Step] = []
+    go = SharedLog._go
+
+    def observed(log: SharedLog, arrow: Arrow) -> None:
+        before, after = log.state, None
+        try:
+            go(log, arrow)
+            after = log.state
+        finally:
+            taken.append(Step(log, before, arrow, after))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SharedLog, "_go", observed)
+        yield taken

@@ -4,6 +4,7 @@ still for longer than a lease and go on, and loses keys. Their clocks go at diff
 What holds throughout: whatever a reader was shown, every later reader at any worker is shown too, in the same order;
 a stream has one end, the same everywhere; and one whose worker has crashed, or stands still, gets one from somebody
 else. A worker that goes on after that contradicts nobody, but for readers of its own that it has told (`unresumable`).
+Every step of every log is an arrow of the drawing in app/streams/shared/state.py, and none is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,6 +25,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     consumes,
     initialize,
+    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -30,9 +33,10 @@ from hypothesis.stateful import (
 
 from app import errors
 from app.streams.interface import Binding
+from app.streams.shared.state import ADOPTED, ARROWS, END_READ, END_STORED, TAKEN_OVER, Arrow, State
 from tests.harness.engine import Engine
 from tests.unit.ends import end_with
-from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Worker, wait_until
+from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Step, Worker, steps_taken, wait_until
 
 CLOCKS = (1.0, 1.25, 1.5)
 """How long each worker's second takes: of its lease, and of its looks at the others."""
@@ -73,11 +77,17 @@ class Workers(RuleBasedStateMachine):
     """Three workers, of which one may crash and another take its place."""
 
     engine: Engine
+    taken: Counter[str]
+    """How often each arrow was taken, in all games."""
 
     streams = Bundle("streams")
 
     def __init__(self) -> None:
         super().__init__()
+        self.last = contextlib.ExitStack()
+        self.steps: list[Step] = self.last.enter_context(steps_taken())
+        self.looked = 0
+        self.states: dict[Any, State] = {}
         self.database = self.engine.database()
         self.workers: list[Worker] = []
         self.keys = 0
@@ -95,9 +105,28 @@ class Workers(RuleBasedStateMachine):
         return worker in self.workers and not worker.is_paused
 
     def teardown(self) -> None:
+        for stream in self.begun:
+            if self.runs(stream.worker):
+                stream.log.finish(end_with())
         for worker in self.workers:
             worker.close()
         self.database.client.flushdb()
+        self.last.close()
+        self.every_step_is_an_arrow()
+
+    @invariant()
+    def every_step_is_an_arrow(self) -> None:
+        """Look at the steps since the last look. Nothing but a step changes a log's state."""
+        steps = self.steps[self.looked :]
+        self.looked += len(steps)
+        for step in steps:
+            begins_at = (State.STORED, State.FOLLOWED)
+            assert step.before in ((self.states[step.log],) if step.log in self.states else begins_at)
+            assert step.arrow in ARROWS
+            assert step.before in step.arrow.sources
+            assert step.after is step.arrow.target, "it was refused"
+            self.states[step.log] = step.after
+            self.taken[step.arrow.name] += 1
 
     @rule(target=streams, at=st.integers(0, 2))
     def create(self, at: int) -> Stream:
@@ -267,13 +296,20 @@ def test_workers_that_share_an_engine_never_contradict_each_other(engine: Engine
     class Here(Workers):
         pass
 
-    Here.engine = engine
+    Here.engine, Here.taken = engine, Counter()
     run_state_machine_as_test(
         Here,
         settings=settings(
             max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+    assert_taken(Here.taken, END_STORED)
+
+
+def assert_taken(taken: Counter[str], *arrows: Arrow) -> None:
+    """Hold what was taken against what must have been, whatever chance has played."""
+    print(", ".join(f"{name} {count}" for name, count in taken.most_common()))
+    assert set(taken) >= {arrow.name for arrow in arrows}
 
 
 @pytest.mark.parametrize("settles", [True, False])
@@ -283,7 +319,7 @@ def test_worker_that_stood_still_and_was_taken_over_contradicts_nobody(engine: E
     class Here(Workers):
         pass
 
-    Here.engine = engine
+    Here.engine, Here.taken = engine, Counter()
     game = Here()
     game.begin_workers()
     try:
@@ -306,3 +342,4 @@ def test_worker_that_stood_still_and_was_taken_over_contradicts_nobody(engine: E
         )
     finally:
         game.teardown()
+    assert_taken(Here.taken, ADOPTED, END_READ, END_STORED, TAKEN_OVER)
