@@ -121,7 +121,8 @@ class Retention(Generic[Log]):
     def discount(self, log: Log) -> None:
         """Stop counting a log that has not ended."""
         with self.lock:
-            self.live.pop(log.stream_id, None)
+            if self.live.get(log.stream_id) is log:
+                del self.live[log.stream_id]
             self.release_prompt(log)
             self.used_bytes -= log.cost
 

@@ -201,7 +201,7 @@ class Owned:
     def finished(self, reply: FinishReply) -> None:
         if not isinstance(reply, Done | Ended):
             self._not_written(reply)
-        elif self.end is not None:
+        elif self.end is not None and self.log.owned is self:
             log = self.log
             log.attached_elsewhere = max(0, reply.attached - log.noted)
             self.booking.under(BOOKED)

@@ -296,9 +296,11 @@ class SharedStore:
     def drop(self, log: SharedLog) -> None:
         """Forget a log that has not ended. Its readers are sent away."""
         with self._retention.lock:
-            is_kept = log.stream_id in self._retention.live or self._copies.table.get(log.stream_id) is log
-            if not is_kept or not log.drop():
-                return
+            is_kept = log in (self._retention.live.get(log.stream_id), self._copies.table.get(log.stream_id))
+        # Not with the store's lock held: an append takes the log's lock first, and then the store's.
+        if not is_kept or not log.drop():
+            return
+        with self._retention.lock:
             self._copies.remove(log)
             self._retention.discount(log)
         log.release()
