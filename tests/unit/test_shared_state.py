@@ -194,7 +194,7 @@ MADE: dict[State, Callable[[StandingDesk], SharedLog]] = {
 
 
 def end_of(log: SharedLog) -> End:
-    return end_with()(log.totals())
+    return end_with()(log.records.totals())
 
 
 def take_end(log: SharedLog) -> None:
