@@ -631,3 +631,18 @@ def test_log_that_is_given_up_shows_no_more_of_its_own_in_that_moment(
         one.go_on()
         assert log.settle(PATIENCE_SECONDS)
         assert log.end == copy.end
+
+
+def test_end_that_is_written_while_the_log_changes_hands_is_not_the_logs() -> None:
+    """It was another worker's for a moment, and has come back: the end that it got then stands."""
+    desk = StandingDesk()
+    log = MADE[State.STORED](desk)
+
+    def write(totals: Totals) -> End:
+        assert log.hand_over(log.head)
+        assert log.adopt(desk, 9, is_lost=False)
+        assert log.finish(end_with("failed"))
+        return end_with()(totals)
+
+    assert log.finish(write) is False
+    assert log.owned.end.status == "failed"

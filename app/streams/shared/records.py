@@ -251,7 +251,7 @@ def _failure(error: _Error) -> errors.Failure:
         action=error.action,
         origin=error.origin,
         retryable=error.retryable,
-        retry_after_seconds=error.retry_after_seconds or None,
+        retry_after_seconds=None if error.retry_after_seconds is msgspec.UNSET else error.retry_after_seconds,
     )
 
 
