@@ -112,7 +112,7 @@ def all_of(kind: type[ChatError]) -> list[type[ChatError]]:
     "kind", [kind for kind in all_of(ChatError) if kind.__module__ == "app.errors"], ids=lambda kind: kind.__name__
 )
 def test_every_failure_is_read_as_it_was_written(kind: type[ChatError]) -> None:
-    for error in (kind(), kind("Why.", retry_after_seconds=3)):
+    for error in (kind(), kind("Why.", retry_after_seconds=3), kind(retry_after_seconds=0)):
         end = dataclasses.replace(FAILED, error=error.failure)
         assert read_end(write_end(ORIGIN, end), 3) == end
 
