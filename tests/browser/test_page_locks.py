@@ -182,6 +182,26 @@ def test_who_waits_in_the_tab_that_slept_gets_nothing_by_it(locks: Modules) -> N
     ) == ["a has"]
 
 
+def test_who_waits_in_a_tab_that_sleeps_while_it_looks_gets_nothing_by_it_either(locks: Modules) -> None:
+    assert run(
+        locks,
+        """
+        ask("a", "x");
+        await until(1);
+        ask("b", "x");
+        await written(2);
+        const all = IDBObjectStore.prototype.getAll;
+        IDBObjectStore.prototype.getAll = function () {
+          clock.ahead = 7_000; // after it was chosen who looks, and before they are judged
+          return all.call(this);
+        };
+        await pause(2_500); // some looks have been
+        IDBObjectStore.prototype.getAll = all;
+        return said;
+        """,
+    ) == ["a has"]
+
+
 def test_of_all_tabs_that_slept_one_has_the_lock_soon_after(locks: Modules) -> None:
     """The one that had it, or the first to wake, of which the other one hears."""
     said = run(

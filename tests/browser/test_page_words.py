@@ -127,6 +127,10 @@ def test_id_to_tell_stands_in_the_box_and_is_copied_with_and_without_a_clipboard
     view.page.goto(view.page.url.replace("127.0.0.1", host))
     view.run(START, NOW)
     show(view, [question(), answer("failed", TEXT, error=SERVICE_ERROR, **ENDED)])
+    # What was copied is shown for two seconds: here until it has been looked at.
+    view.run(
+        "() => { const later = setTimeout; globalThis.setTimeout = (call, ms) => ms === 2000 || later(call, ms); }"
+    )
     button = view.page.locator(".box").get_by_role("button", name="Copy id", exact=True)
     assert "4f1c2a90" in view.page.locator(".box").inner_text()
     button.click()

@@ -64,6 +64,8 @@ export function createLocks({ random, now }) {
   async function look(ones) {
     const rows = await read();
     const at = now();
+    // The page may have slept since they were chosen: what it holds is judged with them, and so is what waits for it.
+    ones = [...new Set([...ones, ...[...asked].filter((one) => one.isHeld && isOld(one))])];
     const isDead = ({ until }) => Math.abs(until - at) > FORGET_MS;
     for (const one of ones.filter((one) => isOutside(living(rows, one.name), one))) await enter(one);
     const due = ones.filter((one) => asked.has(one) && one.number && isOld(one));
