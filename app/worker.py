@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 
 from app.embedded_model import model, supervisor
@@ -74,7 +75,7 @@ class Worker:
             worker.bodies.check,
             worker.connections.check,
             worker.store.sweep,
-            worker.drain.check,
+            lambda _: worker.drain.check(time.monotonic()),  # who stops a worker does not wait for one that stood still
             flush,
         ):
             clock.add(check)

@@ -2,6 +2,11 @@
 
 Deadlines have no timers of their own. Timers for every read and every wait would be started and cancelled with each
 chunk (DESIGN.md, 6). A check must be quick, and must not wait for anything.
+
+A machine may be paused, and a process may be stopped. When such a worker goes on, every deadline has passed, although
+what others sent has arrived and waits to be read. So the checks get the time of the last tick once more, and a second
+later the true time, by which the worker has read what has come. What a check does by its own clock happens at once: a
+sign of life, for one.
 """
 
 from __future__ import annotations
@@ -15,11 +20,19 @@ __all__ = ["TICK_SECONDS", "Clock"]
 
 TICK_SECONDS = 0.2
 
+STOOD_STILL_SECONDS = 0.8
+"""A worker whose last tick was so long ago has stood still, or has been too busy to read. The shortest time that a
+check judges by is one second."""
+
+READ_SECONDS = 1.0
+"""What such a worker gets to read what has arrived. It gets that once between two ticks, so a worker that is always
+late still checks its deadlines."""
+
 _log = logging.getLogger(__name__)
 
 
 class Clock:
-    """Calls each of its checks every TICK_SECONDS, with the time. Units: monotonic seconds."""
+    """Calls each of its checks every TICK_SECONDS, with the time to judge by. Units: monotonic seconds."""
 
     def __init__(self) -> None:
         self._checks: list[Callable[[float], None]] = []
@@ -47,5 +60,11 @@ class Clock:
                 _log.exception("a deadline check failed")
 
     def _run(self) -> None:
+        ticked_at = time.monotonic()
         while not self._stopped.wait(TICK_SECONDS):
-            self.tick(time.monotonic())
+            if time.monotonic() - ticked_at > STOOD_STILL_SECONDS:
+                self.tick(ticked_at)
+                if self._stopped.wait(READ_SECONDS):
+                    break
+            ticked_at = time.monotonic()
+            self.tick(ticked_at)

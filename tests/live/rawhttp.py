@@ -7,6 +7,8 @@ import json
 import re
 import socket
 import uuid
+from collections.abc import Sequence
+from pathlib import Path
 
 from tests.harness.http1 import RECV_BYTES
 from tests.harness.reader import Reply
@@ -37,6 +39,19 @@ def connect(port: int, *, timeout: float = 10.0) -> socket.socket:
     sock = socket.create_connection((HOST, port), timeout=timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
+
+
+def is_read(port: int, socks: Sequence[socket.socket]) -> bool:
+    """Tell whether the process behind `port` has read all that was sent to it through these connections."""
+    ours = {f"{sock.getsockname()[1]:04X}" for sock in socks}
+    served = f"{port:04X}"
+    for row in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        _, local, remote, _, queues, *_ = row.split()
+        near, far = local.partition(":")[2], remote.partition(":")[2]
+        unacknowledged, unread = (int(size, 16) for size in queues.split(":"))
+        if (near in ours and far == served and unacknowledged) or (near == served and far in ours and unread):
+            return False
+    return True
 
 
 def talk(port: int, data: bytes, *, timeout: float = 10.0) -> bytes:
