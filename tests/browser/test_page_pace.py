@@ -143,6 +143,7 @@ def test_answer_of_twelve_thousand_tokens_costs_no_slow_frame_and_few_writes(
     upstream.always(paced(texts, 1 / 200))
     begun = time.monotonic()
     chat.send("Tell a long story.")
+    chat.wait(lambda: len(chat.states()) > MANY, 20, "an answer")  # else the state is that of the one before
     until = time.monotonic() + 240
     while chat.state() not in ("complete", "failed", "interrupted") and time.monotonic() < until:
         chat.page.wait_for_timeout(1_000)  # what asks the page disturbs it
