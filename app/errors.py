@@ -68,9 +68,9 @@ class ChatError(Exception):
 
     error_code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
-    message: ClassVar[str] = "Something went wrong here."
-    why: ClassVar[str] = "The server met a fault of its own."
-    action: ClassVar[str] = "Try again; if it happens again, tell the operator the correlation id."
+    message: ClassVar[str] = "Something went wrong on this server."
+    why: ClassVar[str] = "The server ran into an unexpected problem."
+    action: ClassVar[str] = "Try again. If it happens again, give the operator the correlation id."
     origin: ClassVar[str] = "service"
     retryable: ClassVar[bool] = False
 
@@ -119,16 +119,16 @@ class InvalidJson(ClientError):
 class InvalidRequest(ClientError):
     error_code = "invalid_request"
     status = 400
-    message = "The request is not of the expected form."
-    why = "One or more fields cannot be used as sent."
-    action = "Correct what `fields` names; the contract at /openapi.yaml shows every field."
+    message = "The request does not have the expected form."
+    why = "One or more fields are not valid."
+    action = "Correct the fields that `fields` lists. The contract at /openapi.yaml describes every field."
 
 
 class MessageEmpty(ClientError):
     error_code = "message_empty"
     status = 400
     message = "The message is empty."
-    why = "The message holds nothing but white space."
+    why = "The message contains nothing but white space."
     action = "Write a message and send it again."
 
 
@@ -136,7 +136,7 @@ class MessageTooLong(ClientError):
     error_code = "message_too_long"
     status = 400
     message = "The message is too long."
-    why = "The message is longer than this server takes."
+    why = "The message is longer than this server accepts."
     action = "Shorten the message, or send it in parts."
 
 
@@ -144,79 +144,79 @@ class ContextTooLong(ClientError):
     error_code = "context_too_long"
     status = 400
     message = "The conversation is too long."
-    why = "Message and context together hold more tokens than this server takes."
+    why = "The message and the context together have more tokens than this server accepts."
     action = "Leave out the oldest messages of the context, or start a new conversation."
 
 
 class ModelNotAllowed(ClientError):
     error_code = "model_not_allowed"
     status = 400
-    message = "This model is not available here."
-    why = "The model is not one of those that this server offers."
-    action = "Choose one that GET /models lists, or leave `model` out."
+    message = "This model is not available on this server."
+    why = "This server does not offer the requested model."
+    action = "Choose a model that GET /models lists, or leave `model` out."
 
 
 class HostNotAllowed(ClientError):
     error_code = "host_not_allowed"
     status = 400
-    message = "This server does not answer under that host name."
+    message = "This server does not accept that host name."
     why = "The Host header names a host that is not in ALLOWED_HOSTS."
-    action = "Use a host name that the operator allows, or have it added to ALLOWED_HOSTS."
+    action = "Use a host name that the operator allows, or ask the operator to add yours to ALLOWED_HOSTS."
 
 
 class OriginNotAllowed(ClientError):
     error_code = "origin_not_allowed"
     status = 403
-    message = "Pages of that origin may not use this server."
+    message = "Pages from that origin may not use this server."
     why = "The request comes from a web page whose origin is not in CORS_ORIGINS."
-    action = "Open the page from this server, or have its origin added to CORS_ORIGINS."
+    action = "Open the page of this server, or ask the operator to add the other origin to CORS_ORIGINS."
 
 
 class CursorMalformed(ClientError):
     error_code = "cursor_malformed"
     status = 400
-    message = "The cursor cannot be read."
+    message = "The cursor is malformed."
     why = "A cursor is the id of an event: a stream id, a dot and a number."
-    action = "Send the id of the last event you received, unchanged, or none to start at the beginning."
+    action = "Send the id of the last event that you received, unchanged. Send no cursor to start at the beginning."
 
 
 class CursorForeign(ClientError):
     error_code = "cursor_foreign"
     status = 400
     message = "The cursor belongs to another stream."
-    why = "The stream of the cursor is not the one that the address names."
-    action = "Ask for the stream that the cursor came from, or send no cursor."
+    why = "The stream id in the cursor differs from the one in the address."
+    action = "Request the stream that the cursor came from, or send no cursor."
 
 
 class CursorAhead(ClientError):
     error_code = "cursor_ahead"
     status = 409
     message = "The cursor is ahead of the stream."
-    why = "The stream has not got that far; the cursor cannot have come from it."
-    action = "Send the id of the last event you received, or none to start at the beginning."
+    why = "The number in the cursor is higher than that of the stream's last event."
+    action = "Send the id of the last event that you received. Send no cursor to start at the beginning."
 
 
 class StreamUnknown(ClientError):
     error_code = "stream_unknown"
     status = 404
     message = "There is no such stream."
-    why = "No stream of that id is known; the server may have been restarted since."
-    action = "Keep what you have received, and send the message again if you need the rest."
+    why = "The server knows no stream with this id. It may have been restarted since the stream began."
+    action = "Keep the text that you have received. Send the message again if you need the rest."
 
 
 class StreamExpired(ClientError):
     error_code = "stream_expired"
     status = 410
-    message = "The stream is no longer kept."
-    why = "It ended a while ago, and its text has been dropped from memory."
-    action = "Keep what you have received, and send the message again if you need the rest."
+    message = "The stream is no longer available."
+    why = "The stream ended a while ago, and the server no longer keeps its text."
+    action = "Keep the text that you have received. Send the message again if you need the rest."
 
 
 class IdempotencyKeyReused(ClientError):
     error_code = "idempotency_key_reused"
     status = 422
-    message = "The idempotency key was used for another request."
-    why = "A key stands for one request, and this one differs from the first."
+    message = "The idempotency key was already used for a different request."
+    why = "A key belongs to one request, and this request differs from the first one."
     action = "Use a new key for a new request."
 
 
@@ -231,17 +231,17 @@ class NotFound(ClientError):
 class MethodNotAllowed(ClientError):
     error_code = "method_not_allowed"
     status = 405
-    message = "This address does not take that method."
-    why = "The method is not one that this address answers."
-    action = "Use a method that the Allow header names."
+    message = "This address does not support that method."
+    why = "The address exists, but only for other methods."
+    action = "Use one of the methods in the Allow header."
 
 
 class RequestTimeout(ClientError):
     error_code = "request_timeout"
     status = 408
     message = "The request took too long to arrive."
-    why = "The body was not complete in time."
-    action = "Send it again over a better connection."
+    why = "The body did not arrive completely in time."
+    action = "Send the request again over a faster connection."
     retryable = True
 
 
@@ -249,14 +249,14 @@ class BodyTooLarge(ClientError):
     error_code = "body_too_large"
     status = 413
     message = "The request is too large."
-    why = "The body is larger than this server takes."
-    action = "Shorten the message or leave out the oldest messages of the context."
+    why = "The body is larger than this server accepts."
+    action = "Shorten the message, or leave out the oldest messages of the context."
 
 
 class UnsupportedMediaType(ClientError):
     error_code = "unsupported_media_type"
     status = 415
-    message = "The request is not of a type that this server reads."
+    message = "This server does not support that content type."
     why = "The Content-Type is not application/json."
     action = "Send JSON with `Content-Type: application/json`."
 
@@ -269,7 +269,7 @@ class Overloaded(ServiceError):
     error_code = "overloaded"
     status = 503
     message = "The server is busy."
-    why = "It is serving as many conversations as it can."
+    why = "The server is handling as many conversations as it can."
     action = "Try again in a few seconds."
     retryable = True
 
@@ -278,7 +278,7 @@ class ShuttingDown(ServiceError):
     error_code = "shutting_down"
     status = 503
     message = "The server is stopping."
-    why = "It is being restarted or moved, and takes no new work."
+    why = "The server is being stopped or restarted, and accepts no new requests."
     action = "Try again in a few seconds."
     retryable = True
 
@@ -287,17 +287,17 @@ class StoreUnavailable(ServiceError):
     error_code = "store_unavailable"
     status = 503
     message = "The server cannot reach its storage."
-    why = "Streams are kept where all of its processes find them, and that does not answer right now."
-    action = "Try again in a few seconds; what was read before is not lost."
+    why = "The storage that all server processes share does not respond right now."
+    action = "Try again in a few seconds. The text that you have received is not lost."
     retryable = True
 
 
 class ProducerLost(ServiceError):
     error_code = "producer_lost"
     status = 503
-    message = "The answer was broken off here."
-    why = "The process that received it from the model has stopped, and nobody can go on in its place."
-    action = "Keep what you have received, and ask again for the rest."
+    message = "The answer was interrupted."
+    why = "The server process that received the answer from the model has stopped. No other process can continue it."
+    action = "Keep the text that you have received. Ask again for the rest."
     retryable = True
 
 
@@ -309,8 +309,8 @@ class UpstreamError(ChatError):
     error_code = "upstream_error"
     status = 502
     message = "The model's answer could not be used."
-    why = "The model's server broke off or sent something that is no answer."
-    action = "Ask again; if it happens again, tell the operator the correlation id."
+    why = "The model's server stopped too early, or sent something other than an answer."
+    action = "Ask again. If it happens again, give the operator the correlation id."
     origin = "upstream"
     retryable = True
 
@@ -319,24 +319,24 @@ class UpstreamUnavailable(UpstreamError):
     error_code = "upstream_unavailable"
     status = 503
     message = "The model cannot be reached right now."
-    why = "The model's server does not answer, or is failing."
+    why = "The model's server does not respond, or reports a failure."
     action = "Try again in a minute."
 
 
 class UpstreamRateLimited(UpstreamError):
     error_code = "upstream_rate_limited"
     status = 429
-    message = "The model is taking no more requests right now."
-    why = "The model's server limits how much may be asked of it."
+    message = "The model accepts no more requests right now."
+    why = "The rate limit of the model's server has been reached."
     action = "Wait a moment, then ask again."
 
 
 class UpstreamAuthFailed(UpstreamError):
     error_code = "upstream_auth_failed"
     status = 502
-    message = "The model refused this server's key."
-    why = "The key that the operator configured is missing, wrong or not allowed to use this model."
-    action = "Tell the operator: OPENAI_API_KEY, OPENAI_BASE_URL or the model must be corrected."
+    message = "The model's server rejected this server's key."
+    why = "The key that the operator configured is missing or wrong, or may not use this model."
+    action = "Ask the operator to correct OPENAI_API_KEY, OPENAI_BASE_URL or the model."
     retryable = False
 
 
@@ -344,7 +344,7 @@ class ContentFiltered(UpstreamError):
     error_code = "content_filtered"
     status = 502
     message = "The model's provider refused this request."
-    why = "The provider's content policy does not allow it."
+    why = "The provider's content policy does not allow the request."
     action = "Change the wording of the message and ask again."
     retryable = False
 
@@ -353,7 +353,7 @@ class PromptRefusedAsTooLong(UpstreamError):
     error_code = "context_too_long"
     status = 400
     message = "The conversation is too long."
-    why = "Message and context together are longer than the model can read."
+    why = "The message and the context together are longer than the model can read."
     action = "Leave out the oldest messages of the context, or start a new conversation."
     retryable = False
 
@@ -362,7 +362,7 @@ class UpstreamTimeout(UpstreamError):
     error_code = "upstream_timeout"
     status = 504
     message = "The model took too long."
-    why = "The model's server was silent for too long."
+    why = "The model's server sent nothing for too long."
     action = "Ask again, or ask for a shorter answer."
 
 

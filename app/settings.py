@@ -47,96 +47,104 @@ class Settings:
     """The settings of one process. Every field is the environment variable of its name in upper case."""
 
     openai_api_key: str = _setting(
-        "", parse.key, "The upstream's key. Without it and OPENAI_BASE_URL the embedded model answers.", shown=False
+        "",
+        parse.key,
+        "The API key for the model's server. Without it and OPENAI_BASE_URL the embedded model answers.",
+        shown=False,
     )
-    openai_base_url: str = _setting("", parse.url, "Any OpenAI-compatible server, such as http://localhost:11434/v1.")
-    openai_model: str = _setting("gpt-4o-mini", parse.text, "The model that answers when a request names none.")
+    openai_base_url: str = _setting(
+        "", parse.url, "The address of an OpenAI-compatible server, such as http://localhost:11434/v1."
+    )
+    openai_model: str = _setting("gpt-4o-mini", parse.text, "The model for requests that name none.")
     allowed_models: tuple[str, ...] = _setting(
-        (), parse.names, "Models a request may name, comma-separated; OPENAI_MODEL when empty."
+        (), parse.names, "The models that a request may name, separated by commas. When empty: OPENAI_MODEL."
     )
-    system_prompt: str = _setting("", parse.text, "Put before every conversation when not empty.")
+    system_prompt: str = _setting(
+        "", parse.text, "The system message that begins every conversation. When empty: none."
+    )
     max_tokens: int = _setting(
-        16384, parse.whole, "Largest max_tokens a request may ask for.", at_least=1, at_most=1_000_000
+        16384, parse.whole, "The largest max_tokens that a request may ask for.", at_least=1, at_most=1_000_000
     )
     default_max_tokens: int = _setting(
         4096,
         parse.whole,
-        "max_tokens of a request that names none; never more than MAX_TOKENS.",
+        "The max_tokens of a request that names none. MAX_TOKENS limits it too.",
         at_least=1,
         at_most=1_000_000,
     )
     max_message_chars: int = _setting(
-        8000, parse.whole, "Longest message, in characters.", at_least=1, at_most=10_000_000
+        8000, parse.whole, "The longest message, in characters.", at_least=1, at_most=10_000_000
     )
     max_context_messages: int = _setting(
-        100, parse.whole, "Most messages a context may hold.", at_least=0, at_most=10_000
+        100, parse.whole, "The most messages in a context.", at_least=0, at_most=10_000
     )
     max_input_tokens: int = _setting(
         32000,
         parse.whole,
-        "Most prompt tokens of system prompt, context and message together.",
+        "The most tokens in system prompt, context and message together.",
         at_least=1,
         at_most=10_000_000,
     )
     max_answer_chars: int = _setting(
-        1_000_000, parse.whole, "Longest answer, in characters.", at_least=1, at_most=100_000_000
+        1_000_000, parse.whole, "The longest answer, in characters.", at_least=1, at_most=100_000_000
     )
     max_body_bytes: int = _setting(
-        1_048_576, parse.whole, "Largest request body, in bytes.", at_least=1024, at_most=104_857_600
+        1_048_576, parse.whole, "The largest request body, in bytes.", at_least=1024, at_most=104_857_600
     )
     timeout_seconds: float = _setting(
         30.0,
         parse.seconds,
-        "Longest silence of the upstream: before its first sign of life, and between two.",
+        "How long the model's server may send nothing, before its answer begins and later.",
         at_least=1,
         at_most=3600,
     )
     max_generation_seconds: float = _setting(
-        600.0, parse.seconds, "Longest duration of one generation.", at_least=1, at_most=86_400
+        600.0, parse.seconds, "The longest time that one answer may take.", at_least=1, at_most=86_400
     )
     max_active_streams: int = _setting(
-        1000, parse.whole, "Most generations at a time in one worker.", at_least=1, at_most=20_000
+        1000, parse.whole, "The most answers that one worker generates at the same time.", at_least=1, at_most=20_000
     )
     max_readers: int = _setting(
         2000,
         parse.whole,
-        "Most connections reading or waiting at a time in one worker.",
+        "The most connections that read or wait at the same time in one worker.",
         at_least=1,
         at_most=40_000,
     )
     stream_memory_mb: int = _setting(
         256,
         parse.whole,
-        "Memory of a worker for logs and for questions not yet answered, in MiB; the oldest finished logs make room.",
+        "The memory of one worker for answers and for waiting questions, in MiB. When it is full, "
+        "the oldest finished answers are dropped.",
         at_least=1,
         at_most=1_048_576,
     )
     retention_seconds: float = _setting(
         3600.0,
         parse.seconds,
-        "How long a finished answer stays readable after its end and its last reader.",
+        "How long a finished answer stays readable after its end and after its last reader has left.",
         at_least=1,
         at_most=2_592_000,
     )
     abandoned_seconds: float = _setting(
         300.0,
         parse.seconds,
-        "A generation without any reader for this long is cancelled.",
+        "How long an answer may run without any reader. Then it is cancelled.",
         at_least=1,
         at_most=86_400,
     )
     heartbeat_seconds: float = _setting(
         10.0,
         parse.seconds,
-        "Longest time without a frame on a stream; a ping is sent then.",
+        "How long a stream may be silent. Then it sends a ping.",
         at_least=1,
         at_most=300,
     )
     drain_seconds: float = _setting(
-        25.0, parse.seconds, "At a stop, how long live generations may still run.", at_least=1, at_most=3600
+        25.0, parse.seconds, "How long running answers may go on when the server stops.", at_least=1, at_most=3600
     )
     cors_origins: tuple[str, ...] = _setting(
-        (), parse.origins, "Foreign origins whose pages may use this server, comma-separated; never *."
+        (), parse.origins, "The origins of other web pages that may use this server, separated by commas. Never *."
     )
     allowed_hosts: tuple[str, ...] = _setting(
         (),
@@ -144,17 +152,20 @@ class Settings:
         "Host names that requests may carry; required when HOST is 0.0.0.0 or ::. "
         "When empty: localhost, 127.0.0.1, [::1] and HOST.",
     )
-    host: str = _setting("127.0.0.1", parse.host, "Address to listen on.")
-    port: int = _setting(8000, parse.whole, "Port to listen on.", at_least=1, at_most=65_535)
-    workers: int = _setting(1, parse.whole, "Worker processes; more than one needs REDIS_URL.", at_least=1, at_most=64)
+    host: str = _setting("127.0.0.1", parse.host, "The address to listen on.")
+    port: int = _setting(8000, parse.whole, "The port to listen on.", at_least=1, at_most=65_535)
+    workers: int = _setting(
+        1, parse.whole, "The number of worker processes. More than one needs REDIS_URL.", at_least=1, at_most=64
+    )
     redis_url: str = _setting(
         "",
         parse.valkey_url,
-        "Valkey, or Redis from 6.2, where streams are kept for several workers and machines; in memory when empty.",
+        "The Valkey server, or Redis from 6.2, that several workers and machines share. When empty, "
+        "streams are kept in memory.",
         shown=False,
     )
     log_level: str = _setting(
-        "INFO", parse.level, "DEBUG, INFO, WARNING, ERROR or CRITICAL. DEBUG logs a line for every chunk."
+        "INFO", parse.level, "DEBUG, INFO, WARNING, ERROR or CRITICAL. DEBUG also logs a line for every chunk."
     )
 
     @property
@@ -301,7 +312,9 @@ def _read_env_file(path: Path) -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise BadSettings(f"{path}: cannot be read ({type(error).__name__}); it holds NAME=value lines.") from error
+        raise BadSettings(
+            f"{path}: cannot be read ({type(error).__name__}); It must contain NAME=value lines."
+        ) from error
     values = {}
     for number, line in enumerate(lines, 1):
         line = line.strip()

@@ -33,9 +33,9 @@ def check_parts(body: bytes, *, most: int, hint: str) -> None:
     parts = [body[part.start()] for part in islice(_PART.finditer(body), most + 1)]
     if len(parts) > most:
         if max(accumulate((part in b"[{") - (part in b"]}") for part in parts)) > DEEPEST:
-            raise errors.InvalidJson("The body is nested too deep.")
+            raise errors.InvalidJson("The body is nested too deeply.")
         raise errors.InvalidRequest(
-            f"The body has far more parts than a request can have; {hint}",
+            f"The body has far more values than a request can have. {hint}",
             fields={"_schema": ["Too many values."]},
         )
 
@@ -46,7 +46,7 @@ def parse(body: bytes) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise _Refused("A name stands twice in one object.")
+            raise _Refused("An object has the same name twice.")
         return found
 
     def never(constant: str) -> Any:
@@ -58,7 +58,7 @@ def parse(body: bytes) -> Any:
         nonlocal digits_left
         digits_left -= len(digits)
         if digits_left < 0:
-            raise _Refused("A number in it is too long.")
+            raise _Refused("A number in the body is too long.")
         return int(digits)
 
     if not body.strip():
@@ -68,10 +68,10 @@ def parse(body: bytes) -> Any:
     except UnicodeDecodeError:
         raise errors.InvalidJson("The body is not UTF-8.") from None
     except RecursionError:
-        raise errors.InvalidJson("The body is nested too deep.") from None
+        raise errors.InvalidJson("The body is nested too deeply.") from None
     except json.JSONDecodeError as error:
-        raise errors.InvalidJson(f"It stops being JSON at line {error.lineno}, column {error.colno}.") from None
+        raise errors.InvalidJson(f"The JSON is not valid at line {error.lineno}, column {error.colno}.") from None
     except _Refused as error:
         raise errors.InvalidJson(str(error)) from None
     except ValueError:
-        raise errors.InvalidJson("A number in it is too long.") from None
+        raise errors.InvalidJson("A number in the body is too long.") from None

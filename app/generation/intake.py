@@ -105,7 +105,7 @@ class Intake:
                 return False
             self._chunks.add(len(texts), now)
         if too_long:
-            raise errors.UpstreamError("The answer is longer than this server takes.")
+            raise errors.UpstreamError("The answer is longer than this server accepts.")
         if over:
             self.phase = Phase.OVER
         return not over

@@ -133,11 +133,11 @@ def _due(generation: Generation, now: float) -> Callable[[], bool] | None:
     if intake.is_whole and (is_silent or is_long):
         return generation.end  # the answer is whole, and only the end of its stream is missing
     if is_silent:
-        silent = errors.UpstreamTimeout(f"It was silent for {bounds.silence_seconds:g} seconds.")
+        silent = errors.UpstreamTimeout(f"The model's server sent nothing for {bounds.silence_seconds:g} seconds.")
         return lambda: generation.fail(silent)
     if is_long:
         long = errors.UpstreamTimeout(
-            f"The answer was not complete after {bounds.generation_seconds:g} seconds, the longest allowed."
+            f"The answer was not complete after {bounds.generation_seconds:g} seconds, the limit of this server."
         )
         return lambda: generation.fail(long)
     if (unread_since := generation.log.unread_since) and now - unread_since > bounds.abandoned_seconds:

@@ -139,7 +139,7 @@ class Generation:
         if self._stopped.is_set():
             raise _Stopped
         if self.intake.finish_reason is None and self.log.end is None:
-            raise errors.UpstreamError("The model's server broke off in the middle of its answer.")
+            raise errors.UpstreamError("The model's server stopped in the middle of its answer.")
 
     # The ends
 

@@ -61,7 +61,7 @@ class Readers:
         Readers whose clients have left do not count. Raises: Overloaded when the limit is reached.
         """
         if self.present + len(self._places) >= (self._most_attached if attaching else self._limit):
-            raise errors.Overloaded("Too many connections are reading.", retry_after_seconds=2)
+            raise errors.Overloaded("Too many clients are reading answers.", retry_after_seconds=2)
         place = Place()
         self._places.add(place)
         return place

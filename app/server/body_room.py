@@ -80,7 +80,7 @@ class Room:
         most = self._budget_bytes + (self._budget_bytes // 8 if is_small else 0)
         while more > 0 and self._held_bytes + more > most:
             if not self._displace(arriving):
-                raise errors.Overloaded("Too many requests are being received.", retry_after_seconds=2)
+                raise errors.Overloaded("Too many requests are arriving at the same time.", retry_after_seconds=2)
         arriving.held = held
         self._held_bytes += more
 

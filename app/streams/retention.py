@@ -102,7 +102,7 @@ class Retention(Generic[Log]):
         most = self._budget_bytes // 2
         counted = min(prompt_bytes, most)
         if self._prompt_bytes + counted > most:
-            raise errors.Overloaded("There is no memory left for another question.", retry_after_seconds=5)
+            raise errors.Overloaded("The server has no memory left for another question.", retry_after_seconds=5)
         return counted
 
     def begin(self, log: Log) -> None:
@@ -200,7 +200,7 @@ class Retention(Generic[Log]):
             else:
                 self._forget(log)
         if self.used_bytes + size > self._budget_bytes:
-            raise errors.Overloaded("There is no memory left for another answer.", retry_after_seconds=5)
+            raise errors.Overloaded("The server has no memory left for another answer.", retry_after_seconds=5)
 
     def _forget(self, log: Log) -> None:
         del self.finished[log.stream_id]

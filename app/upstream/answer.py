@@ -52,11 +52,11 @@ class StreamedAnswer:
                 return body.receive(arrived)
             return not all(map(arrived, self._response.iter_raw()))  # a transport of the tests' own
         except BrokenStream as error:
-            raise errors.UpstreamError(f"The model's server sent what is no answer: {error}.") from None
+            raise errors.UpstreamError(f"The model's server sent something other than an answer: {error}.") from None
         except ErrorReported as report:
             raise failures.from_report(report.error) from None
         except httpx2.TransportError as error:
-            raise errors.UpstreamError("The connection to the model's server broke off.") from error
+            raise errors.UpstreamError("The connection to the model's server broke.") from error
 
     def pending(self) -> str:
         return self._decoder.pending()

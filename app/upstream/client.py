@@ -78,7 +78,7 @@ class OpenAIUpstream:
                     "compression has to be switched off there, or in the proxy before it."
                 )
             if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
-                raise errors.UpstreamError("The model's server answered with something that is no event stream.")
+                raise errors.UpstreamError("The model's server did not answer with an event stream.")
         except errors.UpstreamError:
             response.close()
             raise
@@ -115,7 +115,7 @@ class OpenAIUpstream:
             raise sdk.APITimeoutError(self._bare) from error
         except httpx2.RemoteProtocolError as error:  # The question may have been paid for: no retry.
             why = f": {error.__cause__}" if isinstance(error.__cause__, BadFraming) else ""
-            raise errors.UpstreamError(f"The model's server sent what is no answer of HTTP{why}.") from error
+            raise errors.UpstreamError(f"The model's server did not send a valid HTTP answer{why}.") from error
         except httpx2.TransportError as error:
             raise sdk.APIConnectionError(request=self._bare) from error
         if response.status_code >= 300:

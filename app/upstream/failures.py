@@ -59,7 +59,7 @@ def from_sdk(error: sdk.OpenAIError) -> errors.UpstreamError:
     if isinstance(error, sdk.APITimeoutError):
         return errors.UpstreamTimeout("The model's server did not answer in time.")
     if isinstance(error, sdk.APIConnectionError):
-        return errors.UpstreamUnavailable("No connection to the model's server could be made or kept.")
+        return errors.UpstreamUnavailable("The connection to the model's server failed.")
     if isinstance(error, sdk.APIStatusError):
         return from_status(error.status_code, error.body, error.response.headers)
     if isinstance(error, sdk.ContentFilterFinishReasonError):
@@ -85,7 +85,7 @@ def from_status(status: int, body: object, headers: Mapping[str, str]) -> errors
     if status in (401, 403):
         return errors.UpstreamAuthFailed()
     if status == 408:
-        return errors.UpstreamTimeout("The model's server gave up waiting.", retry_after_seconds=after)
+        return errors.UpstreamTimeout("The model's server reported a timeout.", retry_after_seconds=after)
     if status >= 500:
         return errors.UpstreamUnavailable(retry_after_seconds=after)
     text = _text(body)
@@ -95,7 +95,7 @@ def from_status(status: int, body: object, headers: Mapping[str, str]) -> errors
         return errors.ContentFiltered()
     if status == 404:
         return errors.UpstreamError(
-            "The model's server refused the request with status 404: it may not know the model, or the address."
+            "The model's server refused the request with status 404. It may not know the model or the address."
         )
     return errors.UpstreamError(f"The model's server refused the request with status {status}.")
 

@@ -67,7 +67,7 @@ class Counted:
         return data
 
     def end(self) -> bytes:
-        raise BadFraming("the connection ended before the body did")
+        raise BadFraming("the connection closed before the body was complete")
 
 
 class Chunked:
@@ -128,7 +128,7 @@ class Chunked:
         return b"".join(body) if len(body) != 1 else body[0]
 
     def end(self) -> bytes:
-        raise BadFraming("the connection ended before the body did")
+        raise BadFraming("the connection closed before the body was complete")
 
 
 def announced(status: int, encodings: Sequence[str], lengths: Sequence[str]) -> Framing:

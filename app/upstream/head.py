@@ -72,7 +72,7 @@ class Head(http.client.HTTPResponse):
         while True:
             version, status, reason = super()._read_status()  # type: ignore[misc]
             if status == 101:
-                raise http.client.HTTPException("another protocol, which nobody asked for")
+                raise http.client.HTTPException("another protocol, which was not requested")
             if not 100 <= status < 200:
                 return version, status, reason
             self.interim += 1

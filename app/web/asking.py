@@ -65,7 +65,7 @@ def _check_type() -> None:
     if request.mimetype != "application/json":
         raise errors.UnsupportedMediaType
     if request.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
-        raise errors.UnsupportedMediaType("The body is compressed, which this server does not read.")
+        raise errors.UnsupportedMediaType("The body is compressed. This server reads only uncompressed bodies.")
 
 
 def _admit(key: str | None) -> Place:

@@ -72,7 +72,7 @@ def test_body_under_another_coding_than_chunks_is_refused(chatwait: ChatWait, up
         with KeptAlive(HOST, chatwait.port) as kept:
             kept.send(raw(WAIT, JSON, f"Transfer-Encoding: {coding}", body=chunks(GOOD)))
             reply = assert_refused(kept.read_reply("POST"), 400, "invalid_json")
-            assert "encoded for its transfer" in reply.json["detail"]
+            assert "Transfer-Encoding" in reply.json["detail"]
             assert kept.closed_by_server()
     with KeptAlive(HOST, chatwait.port) as kept:
         kept.send(raw(WAIT, JSON, "Transfer-Encoding:  Chunked ", body=chunks(GOOD)))
@@ -84,7 +84,7 @@ def test_body_under_another_coding_than_chunks_is_refused(chatwait: ChatWait, up
     ("body", "why"),
     [
         (b"xyz\r\n", "a chunk's size is not a hexadecimal number"),
-        (b"2\r\n{}xx", "a chunk is not as long as it says"),
+        (b"2\r\n{}xx", "a chunk has the wrong length"),
         (b"2\r\n{}\r\n0\r\nno trailer\r\n\r\n", "its trailers are malformed"),
     ],
 )
@@ -170,7 +170,7 @@ def test_bodies_that_have_stalled_make_room_for_who_comes(small: ChatWait) -> No
     assert told.startswith(b"HTTP/1.1 408 "), told
     error = json.loads(told.partition(b"\r\n\r\n")[2])
     assert (error["error_code"], error["retryable"]) == ("request_timeout", True)
-    assert "others needed" in error["detail"]
+    assert "other requests needed" in error["detail"]
 
 
 def test_ordinary_question_needs_nobodys_room(small: ChatWait) -> None:

@@ -57,7 +57,7 @@ def test_generation_silent_for_too_long_fails_and_says_so(gate: Gate, after: int
     assert terminal.event == "failed"
     error = terminal.content["error"]
     assert error["error_code"] == "upstream_timeout"
-    assert "silent for 30 seconds" in error["detail"]
+    assert "sent nothing for 30 seconds" in error["detail"]
     assert made.upstream.calls[0].cancelled
     assert terminal.content["tokens"] == after
 

@@ -59,7 +59,7 @@ def read_key(raw: str | None) -> str | None:
         return None
     if not _KEY.fullmatch(raw):
         raise errors.InvalidRequest(
-            "The idempotency key is not usable.",
+            "The idempotency key is not valid.",
             fields={"Idempotency-Key": ["Must be 16 to 255 visible ASCII characters."]},
         )
     if len(set(raw)) < FEWEST_SIGNS:

@@ -54,7 +54,7 @@ class _Text(fields.String):
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ValidationError("Holds half a surrogate pair, which is no character.") from None
+            raise ValidationError("Contains half a surrogate pair, which is not a character.") from None
         return text
 
 
@@ -112,7 +112,7 @@ def read_request(body: bytes, settings: Settings) -> ChatRequest:
     check_parts(
         body,
         most=PARTS + PARTS_PER_MESSAGE * settings.max_context_messages,
-        hint=f"a context has at most {settings.max_context_messages} messages.",
+        hint=f"A context has at most {settings.max_context_messages} messages.",
     )
     content = parse(body)
     if not isinstance(content, dict):
@@ -128,7 +128,7 @@ def read_request(body: bytes, settings: Settings) -> ChatRequest:
         raise errors.MessageEmpty
     if len(message) > settings.max_message_chars:
         raise errors.MessageTooLong(
-            f"It has {len(message)} characters; this server takes at most {settings.max_message_chars}."
+            f"The message has {len(message)} characters. This server accepts at most {settings.max_message_chars}."
         )
     model = loaded.get("model", settings.openai_model)
     if model not in settings.allowed_models:
@@ -156,8 +156,8 @@ def _check_context_length(content: dict[str, Any], settings: Settings) -> None:
     context = content.get("context")
     if isinstance(context, list) and len(context) > settings.max_context_messages:
         raise errors.InvalidRequest(
-            f"The context has {len(context)} messages; this server takes at most {settings.max_context_messages}.",
-            fields={"context": [f"Longer than {settings.max_context_messages}."]},
+            f"The context has {len(context)} messages. This server accepts at most {settings.max_context_messages}.",
+            fields={"context": [f"Must have at most {settings.max_context_messages} messages."]},
         )
 
 
@@ -173,14 +173,14 @@ def _check_max_tokens(loaded: Mapping[str, Any], settings: Settings) -> None:
 
 def _count_prompt(messages: list[dict[str, str]], model: str, settings: Settings) -> int:
     limit = settings.max_input_tokens
-    about = "" if tokens.is_exact(model) else " (by our estimate)"
+    about = "" if tokens.is_exact(model) else " (estimated)"
     alone = tokens.count_prompt(messages[-1:], model, at_most=limit)
     if alone > limit:
-        raise errors.MessageTooLong(f"It has more than {limit} tokens{about}, the most this server takes.")
+        raise errors.MessageTooLong(f"The message has more than {limit} tokens{about}, the limit of this server.")
     total = tokens.count_prompt(messages, model, at_most=limit) if len(messages) > 1 else alone
     if total > limit:
         raise errors.ContextTooLong(
-            f"Message and context have more than {limit} tokens{about}, the most this server takes."
+            f"The message and the context have more than {limit} tokens{about}, the limit of this server."
         )
     return total
 

@@ -42,4 +42,4 @@ class Damage:
             yield
         except Damaged as error:
             self.found(stream_id, str(error))
-            raise errors.StreamExpired("What is kept of it cannot be read any more.") from error
+            raise errors.StreamExpired("The stored stream is damaged and cannot be read.") from error
