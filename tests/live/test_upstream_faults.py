@@ -553,10 +553,10 @@ def hasty(shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
 
 
 LATE = {
-    "accepts and never answers": (Script(before=[Stall()]), 0, "silent", 3000),
-    "headers and then silence": (Script(steps=[Stall()]), 0, "silent", 3000),
-    "stalls after two tokens": (Script(steps=[*GOOD, Stall()]), 2, "silent", 3000),
-    "stalls in a frame": (Script(steps=[*GOOD, Raw(b'data: {"cho'), Stall()]), 2, "silent", 3000),
+    "accepts and never answers": (Script(before=[Stall()]), 0, "sent nothing", 3000),
+    "headers and then silence": (Script(steps=[Stall()]), 0, "sent nothing", 3000),
+    "stalls after two tokens": (Script(steps=[*GOOD, Stall()]), 2, "sent nothing", 3000),
+    "stalls in a frame": (Script(steps=[*GOOD, Raw(b'data: {"cho'), Stall()]), 2, "sent nothing", 3000),
     "a token now and then for ever": (Script(steps=[Token("x", 1.5)] * 20), None, "not complete after 8", 8000),
 }
 
