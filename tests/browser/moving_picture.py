@@ -1,7 +1,7 @@
 """Make docs/pictures/plug.png: the plug is pulled in mid-answer, and the answer goes on where it stopped.
 
-The real page, a real service, and a proxy that cuts the connection; only the model's words are written here. `make pictures`
-runs it. The frames keep the times at which they were taken.
+The page, the service and the proxy that cuts the connection are real; only the model's words are written here.
+`make pictures` runs it. The frames keep the times at which they were taken.
 """
 
 from __future__ import annotations
