@@ -81,10 +81,10 @@ def test_readme_context_example_answers(chatwait: ChatWait, upstream: ScriptedUp
 def test_readme_client_whose_connection_is_cut_again_and_again_prints_the_whole_answer(
     chatwait: ChatWait, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    words = [f"wave {number} 🌊 " for number in range(40)]
-    upstream.always(answer(words, gap=0.02))
+    words = [f"wave {number} 🌊 " for number in range(80)]
+    upstream.always(answer(words, gap=0.04))  # what came while it was away is one frame; then cuts fall between frames
     with ChaosProxy("127.0.0.1", chatwait.port) as proxy:
-        proxy.plan(CutAfter(0), CutAfter(700), CleanCloseAfter(1500), CutAfter(1333), CutAfter(600))
+        proxy.plan(CutAfter(0), CleanCloseAfter(1500), CutAfter(1333))
         ours = CLIENT.replace('"localhost", 8000', f'"127.0.0.1", {proxy.port}')
         assert ours != CLIENT
         (tmp_path / "client.py").write_text(ours, encoding="utf-8")
@@ -94,5 +94,5 @@ def test_readme_client_whose_connection_is_cut_again_and_again_prints_the_whole_
         text, _, last = done.stdout.decode().rpartition("\n")[0].rpartition("\n")
         assert text == "".join(words)
         assert last == f"complete: {len(text)} characters, SHA-256 checked"
-        assert proxy.connections >= 6
+        assert proxy.connections == 4
     assert len(upstream.completions) == 1
