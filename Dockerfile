@@ -1,6 +1,6 @@
 # ChatWait's image. From the project's root:
 #     docker build -t chatwait .
-# README.md ("In a container") says how to run it; deploy/prove-image tries all of this without a Docker engine.
+# docs/container.md says how to run it; deploy/prove-image tries all of this without a Docker engine.
 
 # 3.13: the newest Python that every pinned wheel was tried on. For builds that can be repeated, name a digest:
 #     --build-arg PYTHON_IMAGE=python:3.13-slim-trixie@sha256:…

@@ -24,7 +24,7 @@ from deploy.running import HOST_NAME, Running, free_port
 from tests.harness.reader import get, open_stream, post, read_answer
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token, answer
 
-GRACE_SECONDS = 40.0  # as the README says and deploy/compose.yaml has it
+GRACE_SECONDS = 40.0  # as docs/container.md says and deploy/compose.yaml has it
 KEY = "sk-proof-0123456789abcdefghijklmnop"
 TRUST_STORE = "/etc/ssl/certs/ca-certificates.crt"
 UNTRIED = (

@@ -18,7 +18,6 @@ import pytest
 from app import errors
 from app.settings import Settings, read_settings, table
 from app.shutdown import RAMP_SECONDS
-from deploy.proof import GRACE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,7 +134,8 @@ def test_figures_that_documents_tell_in_words_are_the_codes() -> None:
     assert "keeps the answer for an hour" in readme
     assert f"{settings.max_active_streams:,} live answers (`MAX_ACTIVE_STREAMS`)" in read("docs/operating.md")
     assert f"spread over up to {RAMP_SECONDS:g} s" in read("docs/operating.md")
-    more = round(GRACE_SECONDS - settings.drain_seconds)
+    (grace,) = re.findall(r"^    stop_grace_period: (\d+)s", read("deploy/compose.yaml"), re.MULTILINE)
+    more = round(int(grace) - settings.drain_seconds)
     for document in ("docs/operating.md", "docs/container.md", "deploy/README.md"):
         assert set(re.findall(r"`DRAIN_SECONDS`(?: \(25\))? \+ (\d+)", read(document))) == {str(more)}, document
     assert (
