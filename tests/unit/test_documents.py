@@ -39,6 +39,11 @@ def read(document: str | Path) -> str:
     return (ROOT / document).read_text(encoding="utf-8")
 
 
+def flowing(document: str | Path) -> str:
+    """Give a document with a space for each line break."""
+    return " ".join(read(document).split())
+
+
 @functools.cache
 def prose(document: str | Path) -> str:
     """Give a document without its blocks of code."""
@@ -130,19 +135,19 @@ def test_figures_that_documents_tell_in_words_are_the_codes() -> None:
     settings, embedded = Settings(), read_settings({"ENV_FILE": os.devnull})
 
     assert (settings.abandoned_seconds, settings.retention_seconds) == (300, 3600)
-    assert "for five minutes without any reader" in (readme := " ".join(read("README.md").split()))
+    assert "for five minutes without any reader" in (readme := flowing("README.md"))
     assert "keeps the answer for an hour" in readme
-    assert f"{settings.max_active_streams:,} live answers (`MAX_ACTIVE_STREAMS`)" in read("docs/operating.md")
-    assert f"spread over up to {RAMP_SECONDS:g} s" in read("docs/operating.md")
+    assert f"{settings.max_active_streams:,} live answers (`MAX_ACTIVE_STREAMS`)" in flowing("docs/operating.md")
+    assert f"spread over up to {RAMP_SECONDS:g} s" in flowing("docs/operating.md")
     (grace,) = re.findall(r"^    stop_grace_period: (\d+)s", read("deploy/compose.yaml"), re.MULTILINE)
     more = round(int(grace) - settings.drain_seconds)
     for document in ("docs/operating.md", "docs/container.md", "deploy/README.md"):
-        assert set(re.findall(r"`DRAIN_SECONDS`(?: \(25\))? \+ (\d+)", read(document))) == {str(more)}, document
+        assert set(re.findall(r"`DRAIN_SECONDS`(?: \(25\))? \+ (\d+)", flowing(document))) == {str(more)}, document
     assert (
         f"`MAX_TOKENS` is at most {embedded.max_tokens}, `DEFAULT_MAX_TOKENS` {embedded.default_max_tokens}, "
         f"`MAX_INPUT_TOKENS` {embedded.max_input_tokens} and `MAX_ACTIVE_STREAMS` {embedded.max_active_streams}."
-    ) in " ".join(read("docs/settings.md").split())
-    assert f"reads {embedded.max_input_tokens:,} tokens" in read("docs/troubleshooting.md")
+    ) in flowing("docs/settings.md")
+    assert f"reads {embedded.max_input_tokens:,} tokens" in flowing("docs/troubleshooting.md")
 
 
 def test_table_of_speed_is_that_of_the_whole_run() -> None:
@@ -157,8 +162,8 @@ def test_sentence_about_speed_says_what_was_measured() -> None:
     measured = dict(
         re.findall(r"^\| CPU per token, 50 streams: of (\w+)'s \| ([\d.]+) × ", read("docs/speed.md"), re.MULTILINE)
     )
-    assert "At 50 streams, one worker spends a quarter of the CPU per token" in " ".join(read("README.md").split())
-    assert "an eighth of LiteLLM's, and three times nginx's" in " ".join(read("README.md").split())
+    assert "At 50 streams, one worker spends a quarter of the CPU per token" in flowing("README.md")
+    assert "an eighth of LiteLLM's, and three times nginx's" in flowing("README.md")
 
     assert {name: float(value) for name, value in measured.items()} == {
         "FastAPI": pytest.approx(1 / 4, rel=0.1),
