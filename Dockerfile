@@ -1,6 +1,6 @@
 # ChatWait's image. From the project's root:
 #     docker build -t chatwait .
-# docs/container.md says how to run it; deploy/prove-image tries all of this without a Docker engine.
+# docs/container.md says how to run it; deploy/try-image builds and tries it, as .github/workflows/image.yml does.
 
 # 3.13: the newest Python that every pinned wheel was tried on. For builds that can be repeated, name a digest:
 #     --build-arg PYTHON_IMAGE=python:3.13-slim-trixie@sha256:…

@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-long check coverage bench compare golden image-proof pictures clean
+.PHONY: help run test test-long check coverage bench compare golden image pictures clean
 
 # The first Python that is new enough; `make PYTHON=/path/to/python3 run` names another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -69,8 +69,8 @@ golden: $(DEV) ## Write contracts/examples, and what quotes them, anew from a ru
 pictures: $(DEV) ## Make docs/pictures anew, from the page in a real browser
 	$(BIN)/python -m tests.browser.pictures
 
-image-proof: $(BASE) ## Prove the Dockerfile without a Docker engine (Linux, root)
-	@PYTHON=$(BIN)/python deploy/prove-image
+image: ## Build the image with Docker, and try it (DOCKER=podman works too)
+	@deploy/try-image
 
 clean: ## Remove .venv and everything that the tools left
 	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache .schemathesis load/report

@@ -1,8 +1,8 @@
-"""What the engine must carry: a load straight against a real Valkey, with the very commands that workers send.
+"""What the engine must carry: a load straight against a real Valkey, from the service's own committer and tail.
 
 `python -m load.scale` starts a Valkey, and workers that have no readers and no model: each writes the beginnings, the
-commits and the ends of its streams as the service's committer does, and follows a share of its neighbour's streams with
-the service's own tail. There are more and more streams, until the engine's one thread is full or its answers come
+commits and the ends of its streams with the service's committer, and follows a share of its neighbour's streams with
+the service's tail. There are more and more streams, until the engine's one thread is full or its answers come
 late. What a plan for many machines needs is printed as Markdown, and as JSON. It takes a minute, and two cores.
 """
 
@@ -16,8 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,9 +26,10 @@ from app.settings import Settings
 from app.streams.interface import new_stream_id
 from app.streams.shared import scripts
 from app.streams.shared.commands import REMEMBERED_SECONDS
-from app.streams.shared.committer import MOST_STREAMS, SPACING_SECONDS
-from app.streams.shared.connection import Command, Connection, script
+from app.streams.shared.committer import Commit, Committer
+from app.streams.shared.connection import Answer, Command, Connection, script
 from app.streams.shared.leases import LEASE_SECONDS
+from app.streams.shared.replies import CommitReply, Done, FinishReply, Written
 from app.streams.shared.store import ROUND_SECONDS
 from app.streams.shared.tail import Tail
 from load.compare.engine import Cores, Engine
@@ -40,6 +40,7 @@ __all__ = ["Figures", "Memory", "Plan", "main", "measure", "memory"]
 TOKENS = 500
 TOKENS_PER_SECOND = 50
 CHUNK = b" token"
+TICK_SECONDS = 0.002
 WARM_SECONDS = 1.0
 ANSWERS = 10
 
@@ -116,38 +117,77 @@ class Memory:
 
 
 class _Stream:
-    """One answer under way."""
+    """One answer under way, as the committer sees it."""
 
-    __slots__ = ("chunks", "head", "keys", "tokens")
-
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, owner: str, count: Callable[[int], object]) -> None:
+        """`count` is called with the number of tokens that were written."""
         key = "{chatwait}:" + new_stream_id()
         self.keys = (key, f"{key}:log")
-        self.tokens = tokens
-        self.head = 0
-        self.chunks = 0  # in the commit that is being written
+        self.head = 0  # of what was appended
+        self.failure = ""
+        self._sent = 0
+        self._tokens = tokens
+        self._owner = owner
+        self._count = count
+        self._written = 0
 
-    def create(self, owner: str) -> Command:
-        fields = ("owner", owner, "fence", 1, "head", 0, "bytes", 0, "correlation_id", 32 * "0", "model", "mock")
+    @property
+    def is_whole(self) -> bool:
+        return self.head == self._tokens
+
+    def _create(self) -> Command:
+        fields = ("owner", self._owner, "fence", 1, "head", 0, "bytes", 0, "correlation_id", 32 * "0", "model", "mock")
         more = ("created", "2026-01-01T00:00:00.000Z", "prompt_tokens", 9)
         return script(scripts.CREATE, self.keys[:1], 1, LIVE_MS, "", *fields, *more)
 
-    def finish(self) -> Command:
+    def append(self, tokens: int) -> None:
+        """Append so many tokens, or those that are left."""
+        self.head = min(self.head + tokens, self._tokens)
+
+    def commit(self) -> Commit | None:
+        begun, self._sent = self._sent, self.head
+        if begun == self.head:
+            return None
+        create = None if begun else self._create()  # goes before the records, in the same batch
+        finish = self._finish() if self.is_whole else None
+        return Commit(self.keys, 1, begun + 1, (self.head - begun) * [CHUNK], restore=create, finish=finish)
+
+    def _finish(self) -> Command:
         remembered_ms = KEPT_MS + REMEMBERED_SECONDS * 1000
-        return script(scripts.FINISH, self.keys, 1, self.tokens, END, "done", KEPT_MS, remembered_ms, 0)
+        return script(scripts.FINISH, self.keys, 1, self._tokens, END, "done", KEPT_MS, remembered_ms, 0)
+
+    def committed(self, reply: CommitReply) -> None:
+        if not isinstance(reply, Written):
+            self.failure = f"the engine did not write: {reply!r:.200}"
+            return
+        self._count(reply.head - self._written)
+        self._written = reply.head
+
+    def finished(self, reply: FinishReply) -> None:
+        if not isinstance(reply, Done):
+            self.failure = f"the engine did not end: {reply!r:.200}"
+
+    def not_committed(self) -> None:
+        self.failure = "the engine refused a batch"
+
+    def not_committable(self) -> None:
+        self.failure = "the engine's answer cannot be used"
 
 
-def _commits(streams: Sequence[_Stream]) -> list[Command]:
-    """Write a group commit, with as many streams in a command as the committer has."""
-    commands: list[Command] = []
-    for start in range(0, len(streams), MOST_STREAMS):
-        keys: list[str] = []
-        arguments: list[bytes | str | int] = [LIVE_MS]
-        for stream in streams[start : start + MOST_STREAMS]:
-            keys += stream.keys
-            arguments += (1, stream.head + 1, stream.chunks, *(stream.chunks * [CHUNK]))
-        commands.append(script(scripts.COMMIT, keys, *arguments))
-    return commands
+class _Timed(Connection):
+    """A connection that notes how long each round trip takes, and counts the commands."""
+
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__(url, name=name, timeout_seconds=5.0)
+        self.rounds: list[float] = []
+        self.sent = 0
+
+    def ask(self, commands: Sequence[Command]) -> list[Answer]:
+        begun = time.monotonic()
+        answers = super().ask(commands)
+        self.rounds.append(time.monotonic() - begun)
+        self.sent += len(answers)
+        return answers
 
 
 class _Copy:
@@ -172,21 +212,21 @@ class _Worker:
     def __init__(self, url: str, number: int, streams: int, read_share: float) -> None:
         self.name = f"{number:016x}"
         self.neighbour = self
-        self.written = self.read = self.sent = 0
-        self.rounds: list[float] = []
+        self.written = self.read = 0
         self.failure: BaseException | None = None
         self._streams = streams
         self._read_share = read_share
         self._begun = 0
-        self._calls: deque[Command] = deque()  # its neighbour adds to them too
         self._wake = "{chatwait}:wake:" + self.name
-        self._connection = Connection(url, name=f"chatwait-{self.name}", timeout_seconds=5.0)
+        self.connection = _Timed(url, f"chatwait-{self.name}")
+        self._committer = Committer(self.connection, live_ms=LIVE_MS, back=_nothing)
         tailing = Connection(url, name=f"chatwait-{self.name}-tail", timeout_seconds=5.0)
         self.tail = Tail(tailing, wake=self._wake, woken=_nothing, broken=_nothing, nudge=self._nudge)
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
     def start(self) -> None:
+        self._committer.start()
         self.tail.start()
         self._thread.start()
 
@@ -197,20 +237,26 @@ class _Worker:
     def join(self) -> None:
         self._thread.join()
         self.tail.join()
+        self._committer.stop()
+        self._committer.join()
 
     def follow(self, stream: _Stream) -> None:
         """Read a stream from now on, as when its reader comes: first what there is, then the tail."""
         hash_key, entries = stream.keys
-        self._calls.append(("HGETALL", hash_key))
-        self._calls.append(("XRANGE", entries, "(0-0", "+", "COUNT", 500))
+        self._post(("HGETALL", hash_key), ("XRANGE", entries, "(0-0", "+", "COUNT", 500))
         self.tail.follow(entries, _Copy(self, entries))
 
+    def _post(self, *commands: Command) -> None:
+        self._committer.post(commands, _nothing)
+
+    def _count(self, tokens: int) -> None:
+        self.written += tokens
+
     def _nudge(self) -> None:
-        self._calls.append(script(scripts.WAKE, (self._wake,), "follow", "", LIVE_MS))
+        self._post(script(scripts.WAKE, (self._wake,), "follow", "", LIVE_MS))
 
     def _new(self, tokens: int) -> _Stream:
-        stream = _Stream(tokens)
-        self._calls.append(stream.create(self.name))
+        stream = _Stream(tokens, self.name, self._count)
         self._begun += 1
         if int(self._begun * self._read_share) > int((self._begun - 1) * self._read_share):
             self.neighbour.follow(stream)
@@ -218,50 +264,36 @@ class _Worker:
 
     def _run(self) -> None:
         try:
-            self._write()
+            self._append()
         except BaseException as failure:  # noqa: BLE001 - who asked for the figures raises it
             self.failure = failure
-        finally:
-            self._connection.close()
 
-    def _write(self) -> None:
-        """Write what is due, every few milliseconds, and later what came due while the engine took its time."""
+    def _append(self) -> None:
+        """Append what is due, every few milliseconds, as the model's tokens come; the committer writes it."""
         count = self._streams
         ring = [self._new(TOKENS * (at + 1) // count or 1) for at in range(count)]  # so that ends are spread
-        self._ask(())
-        place = 0
+        place = appended = 0
         next_life = begun = time.monotonic()
         while not self._stopped:
             now = time.monotonic()
             if now >= next_life:
                 next_life = now + ROUND_SECONDS
-                self._calls.append(("SET", "{chatwait}:worker:" + self.name, 1, "PX", int(LEASE_SECONDS * 1000)))
-                self._calls.append(("EXISTS", "{chatwait}:worker:" + self.neighbour.name))
-            due = int((now - begun) * TOKENS_PER_SECOND * count) - self.written
-            places = [(place + at) % count for at in range(min(due, count))]
-            streams = [ring[at] for at in places]
-            for at, stream in enumerate(streams):
-                stream.chunks = min(due // count + (at < due % count), stream.tokens - stream.head)
+                self._post(
+                    ("SET", "{chatwait}:worker:" + self.name, 1, "PX", int(LEASE_SECONDS * 1000)),
+                    ("EXISTS", "{chatwait}:worker:" + self.neighbour.name),
+                )
+            due = int((now - begun) * TOKENS_PER_SECOND * count) - appended
+            appended += due
+            for at in range(min(due, count)):
+                stream = ring[(place + at) % count]
+                stream.append(due // count + (at < due % count))
+                self._committer.changed(stream)
+                if stream.failure:
+                    raise AssertionError(stream.failure)
+                if stream.is_whole:
+                    ring[(place + at) % count] = self._new(TOKENS)
             place = (place + due) % count
-            commits = _commits(streams)
-            self._ask(commits)
-            for at, stream in zip(places, streams, strict=True):
-                stream.head += stream.chunks
-                self.written += stream.chunks
-                if stream.head == stream.tokens:
-                    self._calls.append(stream.finish())
-                    ring[at] = self._new(TOKENS)
-            took = time.monotonic() - now
-            self.rounds.append(took)
-            time.sleep(max(0.0, SPACING_SECONDS - took))
-
-    def _ask(self, commits: Sequence[Command]) -> None:
-        calls = [self._calls.popleft() for _ in range(len(self._calls))]
-        answers = self._connection.ask([*calls, *commits])  # in this order: a stream is there before it is written
-        self.sent += len(answers)
-        for told in answers[len(calls) :]:
-            if not isinstance(told, list) or not all(isinstance(answer, int) for answer in told):
-                raise AssertionError(f"the engine did not write: {told!r:.200}")
+            time.sleep(TICK_SECONDS)
 
 
 def _nothing(*_: object) -> None:
@@ -295,7 +327,8 @@ def measure(url: str, *, streams: int, worker_streams: int, read_share: float, s
     info = _Info(url)
 
     def state() -> tuple[dict[str, float], float, float, list[int]]:
-        sums = [sum(values) for values in zip(*((one.written, one.read, one.sent) for one in found), strict=True)]
+        each = ((one.written, one.read, one.connection.sent) for one in found)
+        sums = [sum(values) for values in zip(*each, strict=True)]
         return info.ask(), time.monotonic(), time.process_time(), sums
 
     with ExitStack() as stack:
@@ -308,10 +341,10 @@ def measure(url: str, *, streams: int, worker_streams: int, read_share: float, s
         time.sleep(WARM_SECONDS)
         told, begun, own, sums = state()
         for worker in found:
-            worker.rounds.clear()
+            worker.connection.rounds.clear()
         time.sleep(seconds)
         told_then, ended, own_then, sums_then = state()
-        rounds = sorted(took for worker in found for took in worker.rounds) or [math.nan]
+        rounds = sorted(took for worker in found for took in worker.connection.rounds) or [math.nan]
     for worker in found:
         if worker.failure is not None:
             raise worker.failure
@@ -339,26 +372,29 @@ def measure(url: str, *, streams: int, worker_streams: int, read_share: float, s
 
 def memory(url: str) -> Memory:
     """Write some answers chunk by chunk, and ask what their keys take: half written, ended, without their text."""
-    connection = Connection(url, name="memory", timeout_seconds=5.0)
-    streams = [_Stream(TOKENS) for _ in range(ANSWERS)]
+    committer = Committer(Connection(url, name="memory", timeout_seconds=5.0), live_ms=LIVE_MS, back=_nothing)
+    streams = [_Stream(TOKENS, f"{0:016x}", _nothing) for _ in range(ANSWERS)]
 
     def taken(*of: int) -> float:
         keys = [stream.keys[at] for stream in streams for at in of]
-        return sum(connection.ask([("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys])) / ANSWERS
+        return sum(committer.ask(*(("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys))) / ANSWERS
 
+    committer.start()
     try:
-        connection.ask([stream.create(f"{0:016x}") for stream in streams])
         live = 0.0
         for number in range(TOKENS):
             if number == TOKENS // 2:
                 live = taken(0, 1)
             for stream in streams:
-                stream.chunks, stream.head = 1, number
-            connection.ask(_commits(streams))
-        connection.ask([stream.finish() for stream in streams])
+                stream.append(1)
+                committer.changed(stream)
+            committer.ask(("PING",))  # when it is answered, the chunks are written
+        if failures := [stream.failure for stream in streams if stream.failure]:
+            raise AssertionError(failures[0])
         return Memory(live, taken(0, 1), taken(0))
     finally:
-        connection.close()
+        committer.stop()
+        committer.join()
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from deploy.dockerfile import ROOT, read_image
+from tests.harness.image import ROOT, Image
 from tests.harness.reader import get
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
 from tests.live.steps import KEY, settings
 
-PYTHON, *SCRIPT = read_image((ROOT / "Dockerfile").read_text(encoding="utf-8")).health_command
+PYTHON, *SCRIPT = Image.read().health_command
 FOREIGN = "chat.example.org"
 
 

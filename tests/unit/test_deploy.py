@@ -19,10 +19,9 @@ import yaml
 
 from app.settings import read_settings, table
 from deploy import healthcheck
-from deploy.dockerfile import read_image
-from deploy.proof import GRACE_SECONDS
 from tests.harness.certificates import make_certificate
 from tests.harness.engine import program as engine_program
+from tests.harness.image import Image
 from tests.harness.net import reserve_port
 from tests.harness.proxies import DEPLOY, ROOT, HAProxy, Nginx, Proxy, installed, substitute
 from tests.requirements import require_or_skip
@@ -32,7 +31,7 @@ NGINX, HAPROXY, UNIT, GUIDE = (
     for name in ("nginx.conf", "haproxy.cfg", "chatwait.service", "README.md")
 )
 SHARED = (DEPLOY / "compose-shared.yaml").read_text(encoding="utf-8")
-IMAGE = read_image((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+IMAGE = Image.read()
 GUNICORN = (ROOT / "gunicorn.conf.py").read_text(encoding="utf-8")
 DEFAULTS = read_settings({"ENV_FILE": "/dev/null", "OPENAI_API_KEY": "sk-test"})
 
@@ -162,7 +161,7 @@ def test_shared_compose_has_two_instances_that_differ_in_nothing() -> None:
 
 def test_shared_compose_gives_a_stop_its_time_and_asks_whether_work_is_taken() -> None:
     one = services()["one"]
-    assert float(one["stop_grace_period"].removesuffix("s")) == GRACE_SECONDS > DEFAULTS.drain_seconds + 10
+    assert float(one["stop_grace_period"].removesuffix("s")) == 40 > DEFAULTS.drain_seconds + 10
     assert one["healthcheck"]["test"] == ["CMD", *IMAGE.health_command, "/ready"]
     assert float(one["healthcheck"]["timeout"].removesuffix("s")) > healthcheck.TIMEOUT_SECONDS
 
