@@ -337,7 +337,7 @@ def needs_local_model(environ: Mapping[str, str] | None = None) -> bool:
 
 
 def table() -> list[tuple[str, str, str, str]]:
-    """List the settings for the README and `.env.example`. Shape: (variable, default, range, help)."""
+    """List the settings for docs/settings.md and `.env.example`. Shape: (variable, default, range, help)."""
     rows = []
     for setting in fields(Settings):
         low, high = setting.metadata["min"], setting.metadata["max"]

@@ -15,6 +15,8 @@ from playwright.sync_api import sync_playwright
 
 from tests.browser.chatpage import ChatPage
 from tests.browser.conftest import ARGUMENTS
+from tests.browser.moving_picture import MOST_BYTES as MOST_MOVING_BYTES
+from tests.browser.moving_picture import PICTURE, make
 from tests.harness.chaos import ChaosProxy
 from tests.harness.server import ROOT, ChatWait
 from tests.harness.upstream import Close, Done, Finish, Gate, Script, ScriptedUpstream, Step, Token, answer
@@ -150,6 +152,14 @@ def take_phone(studio: Studio) -> None:
         studio.take(chat, "phone")
 
 
+def take_plug(studio: Studio) -> None:
+    """The plug is pulled, and the answer goes on: a moving picture."""
+    PICTURE.write_bytes(make(studio.browser, studio.upstream, studio.proxy))
+    size = PICTURE.stat().st_size
+    print(f"{PICTURE.relative_to(ROOT)}  {size} bytes")
+    assert size <= MOST_MOVING_BYTES, f"the moving picture is larger than {MOST_MOVING_BYTES} bytes"
+
+
 TAKES: list[Callable[[Studio], None]] = [
     take_empty,
     take_streaming,
@@ -157,6 +167,7 @@ TAKES: list[Callable[[Studio], None]] = [
     take_error,
     take_dark,
     take_phone,
+    take_plug,
 ]
 
 

@@ -1,4 +1,4 @@
-"""The README's example for browsers, pasted where the README says."""
+"""The example for browsers of docs/api.md, pasted where it says."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.harness.upstream import ScriptedUpstream, answer
 
 pytestmark = pytest.mark.browser
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+API = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 
 
 def test_readme_browser_example_works_in_the_console_of_the_start_page(chromium: Any) -> None:
-    (example,) = re.findall(r"^```js\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (example,) = re.findall(r"^```js\n(.*?)^```$", API, re.MULTILINE | re.DOTALL)
     with (
         ScriptedUpstream() as upstream,
         ChatWait(OPENAI_BASE_URL=upstream.base_url, OPENAI_API_KEY="sk-harness-0123456789") as chatwait,

@@ -1,4 +1,4 @@
-"""The README's commands, as pasted: only the port differs."""
+"""The commands of docs/api.md and the README's client, as pasted: only the port differs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.harness.chaos import ChaosProxy, CleanCloseAfter, CutAfter
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream, answer
 from tests.requirements import require_or_skip
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+(CLIENT,) = re.findall(
+    r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
 
 
 def run(script: str, chatwait: ChatWait) -> str:
@@ -70,3 +75,24 @@ def test_readme_context_example_answers(chatwait: ChatWait, upstream: ScriptedUp
 
     assert answered["content"] == "Rome."
     assert [turn["role"] for turn in upstream.requests[0].json["messages"]] == ["user", "assistant", "user"]
+
+
+@pytest.mark.requirement("tasks T030", "tasks checklist 11")
+def test_readme_client_whose_connection_is_cut_again_and_again_prints_the_whole_answer(
+    chatwait: ChatWait, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    words = [f"wave {number} 🌊 " for number in range(80)]
+    upstream.always(answer(words, gap=0.04))  # what came while it was away is one frame; then cuts fall between frames
+    with ChaosProxy("127.0.0.1", chatwait.port) as proxy:
+        proxy.plan(CutAfter(0), CleanCloseAfter(1500), CutAfter(1333))
+        ours = CLIENT.replace('"localhost", 8000', f'"127.0.0.1", {proxy.port}')
+        assert ours != CLIENT
+        (tmp_path / "client.py").write_text(ours, encoding="utf-8")
+        done = subprocess.run([sys.executable, "client.py"], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+
+        assert (done.returncode, done.stderr) == (0, b"")
+        text, _, last = done.stdout.decode().rpartition("\n")[0].rpartition("\n")
+        assert text == "".join(words)
+        assert last == f"complete: {len(text)} characters, SHA-256 checked"
+        assert proxy.connections == 4
+    assert len(upstream.completions) == 1

@@ -102,12 +102,6 @@ def test_guide_lists_the_options_that_the_files_have() -> None:
     assert told == {name: (name in there[0], name in there[1]) for name in there[0] | there[1]}
 
 
-def test_links_of_the_guide_lead_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", GUIDE)
-    assert links
-    assert [link for link in links if not (DEPLOY / link).exists()] == []
-
-
 INSTANCES = {"shared", "two"}
 """Options that say, each in its own way, how two instances stand behind one haproxy."""
 

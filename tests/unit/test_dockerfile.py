@@ -101,11 +101,11 @@ def test_health_command_is_a_file_of_the_image_and_ends_before_its_timeout() -> 
 def test_grace_is_longer_than_the_drain_wherever_it_is_said() -> None:
     configuration = (ROOT / "gunicorn.conf.py").read_text(encoding="utf-8")
     assert f"READERS_OF_A_STOP = {READERS_OF_A_STOP} " in configuration
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "container.md").read_text(encoding="utf-8")
     said = [
-        *re.findall(r"--stop-timeout (\d+)", DOCKERFILE + readme),
-        *re.findall(r"stop_grace_period: (\d+)s", COMPOSE + SHARED + readme),
-        *re.findall(r"terminationGracePeriodSeconds: (\d+)", readme),
+        *re.findall(r"--stop-timeout (\d+)", DOCKERFILE + guide),
+        *re.findall(r"stop_grace_period: (\d+)s", COMPOSE + SHARED + guide),
+        *re.findall(r"terminationGracePeriodSeconds: (\d+)", guide),
     ]
 
     assert len(said) >= 4
