@@ -42,17 +42,18 @@ test: $(DEV) ## Run the tests, except the long ones (TESTS="tests/unit": only th
 
 test-long: $(DEV) ## Run the long tests
 	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "Without the embedded model: its tests are skipped." >&2
-	$(PYTEST) -m long -n 6 --dist worksteal
+	$(PYTEST) -m long -n 6 --dist worksteal tests
 
-check: $(DEV) ## Check format, lint, types and layers
+check: $(DEV) ## Check format, lint, types and layers, and test what stands around app/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(PYTEST) -n 3 tests/project tests/load
 
 coverage: $(DEV) $(LOCAL) ## Run all tests, and list the lines and branches of app/ that none of them reaches
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -m "" || true
+	$(BIN)/coverage run -m pytest -m "" tests || true
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -23,14 +23,19 @@ def _skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str | None
     if not report.skipped or hasattr(report, "wasxfail"):
         return None
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    return reason.removeprefix("Skipped: ")
+    return reason.removeprefix("Skipped: ").partition("\n")[0]
 
 
-def _fail_if_required(report: pytest.TestReport | pytest.CollectReport) -> None:
+def _judge_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Fail what may not be skipped; leave of any other skip its reason, without the log that a service has added."""
     reason = _skip_reason(report)
-    if reason is not None and reason.startswith(MISSING) and is_required():
+    if reason is None:
+        return
+    if reason.startswith(MISSING) and is_required():
         report.outcome = "failed"
         report.longrepr = f"CHATWAIT_REQUIRE=1 and {reason}"
+    elif isinstance(report.longrepr, tuple):
+        report.longrepr = (*report.longrepr[:2], f"Skipped: {reason}")
 
 
 def _fail_for_leaks(report: pytest.TestReport) -> None:
@@ -91,7 +96,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    _fail_if_required(report)
+    _judge_skip(report)
     _fail_for_leaks(report)
     return report
 
@@ -99,22 +104,11 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
-    _fail_if_required(report)
+    _judge_skip(report)
     return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    _write_figures(terminalreporter)
-    skipped = terminalreporter.stats.get("skipped", [])
-    reasons = Counter(reason for report in skipped if (reason := _skip_reason(report)))
-    if not reasons:
-        return
-    terminalreporter.section("SKIPPED BECAUSE SOMETHING IS MISSING HERE", sep="=", red=True, bold=True)
-    for reason, count in sorted(reasons.items()):
-        terminalreporter.line(f"{count:4} × {reason}", red=True)
-
-
-def _write_figures(terminalreporter: pytest.TerminalReporter) -> None:
     """List what tests have measured, and given by `record_property("figure", …)`; a test may fail much later."""
     reports = [one for kind in ("passed", "failed", "") for one in terminalreporter.stats.get(kind, [])]
     told = [item for report in reports for item in getattr(report, "user_properties", [])]
@@ -123,3 +117,15 @@ def _write_figures(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("MEASURED", sep="-")
     for figure in figures:
         terminalreporter.line(figure)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest's own, which ends with the line of counts
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """List what was skipped as the last thing of the run, so that nobody overlooks it."""
+    yield
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = terminal.stats.get("skipped", []) if terminal is not None else []  # a worker of xdist has none
+    if reasons := Counter(reason for report in skipped if (reason := _skip_reason(report))):
+        terminal.section("SKIPPED BECAUSE SOMETHING IS MISSING HERE", sep="=", red=True, bold=True)
+        for reason, count in sorted(reasons.items()):
+            terminal.line(f"{count:4} × {reason}", red=True)

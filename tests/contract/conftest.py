@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from app import create_app
 from app.platform import clock
 from app.settings import Settings
-from tests.unit.conftest import no_network, restored_logging  # noqa: F401 - fixtures
+from tests.unit.conftest import no_network, page_read_once, restored_logging  # noqa: F401 - fixtures
 from tests.unit.fakes import FakeUpstream, Gate, whole
 
 SETTINGS = Settings(

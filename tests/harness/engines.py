@@ -33,7 +33,7 @@ def own_engine() -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def redis_engine() -> Iterator[Engine]:
     """Run the machine's own Redis."""
-    require_or_skip("redis-server", program("redis") is not None)
+    require_or_skip("redis-server (apt-get install redis-server)", program("redis") is not None)
     with Engine(kind="redis") as engine:
         yield engine
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +14,20 @@ import pytest
 from app.observability import events as lines
 from app.observability import observer
 from app.observability.stdout import Event
+from app.routes import pages
 from app.upstream.pool import Pool
 from app.upstream.transport import Transport
+from app.web.assets import Asset
 from tests.unit.rawserver import Serve, serving
+
+
+@pytest.fixture(scope="session", autouse=True)
+def page_read_once() -> Iterator[None]:
+    """Read and pack the page's files once, and not again for each application of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "read", functools.cache(pages.read))
+        patch.setattr(pages, "Asset", SimpleNamespace(of=functools.cache(Asset.of)))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +113,7 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture
 def transport(no_proxies: None, no_rest: None) -> Iterator[Transport]:
-    """A transport whose connections need no rest."""
-    made = Transport()
+    """A transport whose connections need no rest. It loads no certificates: that takes more than most tests do."""
+    made = Transport(secure=False)
     yield made
     made.close()

@@ -91,6 +91,7 @@ class Worker:
         tail.stop()
         committer.join()
         tail._connection.close()
+        self.store.flush = lambda: None  # type: ignore[method-assign] # `close` would wait for an answer that cannot come
 
     def has_engine_back(self) -> bool:
         """Tell whether it has noticed that its engine was away, and that it answers again.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
+from itertools import cycle
 from typing import Any
 from uuid import UUID
 
@@ -709,34 +710,33 @@ MALFORMED = [
 CONTROLS = ["cw_x.1\0", "cw_x.1\n", "\r\ncw_x.1", "cw_x.1\x7f", "\x01", "cw_x\u2028.1"]
 
 
-@pytest.mark.parametrize("cursor", MALFORMED)
-def test_cursor_in_the_header_that_is_malformed_is_refused(
-    client: FlaskClient, upstream: FakeUpstream, cursor: str
-) -> None:
-    headers = {"Last-Event-ID": cursor.encode().decode("latin-1")}
-    for response in (
-        client.get("/chat/streaming/cw_x", headers=headers),
-        client.get("/chat/wait/cw_x", headers=headers),
-        client.post("/chat/streaming", json=ASKED, headers=headers),
-        client.post("/chat/wait", json=ASKED, headers=headers),
-        client.post("/chat", json=ASKED, headers=headers),
-    ):
-        shown(response, 400, "cursor_malformed")
+RESUMED = [
+    ("GET", "/chat/streaming/cw_x"),
+    ("POST", "/chat/streaming"),
+    ("GET", "/chat/wait/cw_x"),
+    ("POST", "/chat/wait"),
+    ("POST", "/chat"),
+]
+
+
+def ask_with_cursor(client: FlaskClient, method: str, path: str, **more: Any) -> TestResponse:
+    return client.open(path, method=method, json=ASKED if method == "POST" else None, **more)
+
+
+def test_cursor_in_the_header_that_is_malformed_is_refused(client: FlaskClient, upstream: FakeUpstream) -> None:
+    """Each is sent once, to one address after the other; all of them read it with one function."""
+    for cursor, (method, path) in zip(MALFORMED, cycle(RESUMED), strict=False):
+        headers = {"Last-Event-ID": cursor.encode().decode("latin-1")}
+        shown(ask_with_cursor(client, method, path, headers=headers), 400, "cursor_malformed")
     assert upstream.questions == []
 
 
-@pytest.mark.parametrize("cursor", [*MALFORMED, *CONTROLS])
-def test_cursor_in_the_query_that_is_malformed_is_refused(
-    client: FlaskClient, upstream: FakeUpstream, cursor: str
-) -> None:
-    for query in ({"last_event_id": cursor}, {"lastEventId": cursor}):
-        for response in (
-            client.get("/chat/streaming/cw_x", query_string=query),
-            client.get("/chat/wait/cw_x", query_string=query),
-            client.post("/chat/streaming", json=ASKED, query_string=query),
-            client.post("/chat/wait", json=ASKED, query_string=query),
-        ):
-            shown(response, 400, "cursor_malformed")
+def test_cursor_in_the_query_that_is_malformed_is_refused(client: FlaskClient, upstream: FakeUpstream) -> None:
+    """Under either name."""
+    names = ("last_event_id", "lastEventId")
+    ways = [(name, *resumed) for resumed in RESUMED for name in names]
+    for cursor, (name, method, path) in zip([*MALFORMED, *CONTROLS], cycle(ways), strict=False):
+        shown(ask_with_cursor(client, method, path, query_string={name: cursor}), 400, "cursor_malformed")
     assert upstream.questions == []
 
 

@@ -141,16 +141,15 @@ AROUND = [
 ]
 
 
-@pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("name", SECRETS | PEOPLE)
 @pytest.mark.requirement("core FR-007", "plan design 2")
-def test_secrets_and_personal_data_are_taken_out_wherever_they_stand(name: str, around: str) -> None:
+def test_secrets_and_personal_data_are_taken_out_wherever_they_stand(name: str) -> None:
     secret = (SECRETS | PEOPLE)[name]
-    redacted = redact(around.format(secret))
-
-    assert MARK in redacted
-    assert secret not in redacted
-    assert not any(part in redacted for part in secret.replace("\n", " ").split() if len(part) > 6)
+    for around in AROUND:
+        redacted = redact(around.format(secret))
+        assert MARK in redacted, around
+        assert secret not in redacted, around
+        assert not any(part in redacted for part in secret.replace("\n", " ").split() if len(part) > 6), around
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -240,16 +239,15 @@ def test_secret_that_is_given_is_taken_out_whatever_it_looks_like() -> None:
     assert redact("a plain word of the operator's", secrets=("plain word",)) == f"a {MARK} of the operator's"
 
 
-@pytest.mark.parametrize("visible", [1, 10, 19])
 @pytest.mark.parametrize("name", SECRETS | PEOPLE)
-def test_text_is_cut_only_after_it_was_redacted(name: str, visible: int) -> None:
+def test_text_is_cut_only_after_it_was_redacted(name: str) -> None:
     secret = (SECRETS | PEOPLE)[name]
-    before = "x" * (999 - min(visible, len(secret) - 1)) + " "
-    redacted = redact(before + secret + " y" * 5000)
-
-    assert len(redacted) <= 1001
-    assert redacted.startswith(before)
-    assert MARK.startswith(redacted[len(before) :][: len(MARK)].rstrip("…"))
+    for visible in (1, 10, 19):
+        before = "x" * (999 - min(visible, len(secret) - 1)) + " "
+        redacted = redact(before + secret + " y" * 5000)
+        assert len(redacted) <= 1001, visible
+        assert redacted.startswith(before), visible
+        assert MARK.startswith(redacted[len(before) :][: len(MARK)].rstrip("…")), visible
 
 
 # Time
@@ -292,13 +290,15 @@ PIECES += ["4f1c2a90-", "0(-", "password'", '"', "\n", "é", "\ud800", "cw_", "2
 
 
 def seconds(text: str, redact: Callable[[str], str] = lambda text: redaction._redact(text, "")) -> float:
-    """Tell what the redaction of a text costs, beside whatever else the machine does: the best of three."""
-    best = 1e9
-    for _ in range(3):
-        begin = time.thread_time()
-        redact(text)
-        best = min(best, time.thread_time() - begin)
-    return best
+    """Tell what the redaction of a text costs this thread."""
+    begin = time.thread_time()
+    redact(text)
+    return time.thread_time() - begin
+
+
+def holds_once(measured: Callable[[], bool]) -> bool:
+    """Tell whether one of three measurements holds, beside whatever else the machine does."""
+    return any(measured() for _ in range(3))
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -306,15 +306,14 @@ def test_redaction_of_hostile_text_is_linear(piece: str) -> None:
     """FR-007 of an attacker's choice: four times the text may not take sixteen times as long."""
     text = (piece * 40_000)[:40_000]
 
-    assert seconds(text) < 9 * seconds(text[:10_000]) + 0.002
+    assert holds_once(lambda: seconds(text) < 9 * seconds(text[:10_000]) + 0.002)
 
 
-@pytest.mark.parametrize("piece", PIECES)
-def test_redaction_of_a_megabyte_takes_less_than_50_ms(piece: str) -> None:
-    text = (piece * 1_000_000)[:1_000_000]
-
-    assert seconds(text, redact) < 0.050
-    assert len(redact(text)) <= 1001
+def test_redaction_of_a_megabyte_takes_less_than_50_ms() -> None:
+    for piece in PIECES:
+        text = (piece * 1_000_000)[:1_000_000]
+        assert holds_once(lambda text=text: seconds(text, redact) < 0.050), piece
+        assert len(redact(text)) <= 1001, piece
 
 
 @given(st.text(st.characters(), max_size=400), st.sampled_from(sorted(SECRETS)))

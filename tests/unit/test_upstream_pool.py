@@ -378,7 +378,7 @@ def test_what_tls_sends_for_itself_costs_the_connection_and_no_trust(
 
 @pytest.fixture
 def resting() -> Iterator[Transport]:
-    made = Transport()
+    made = Transport(secure=False)
     yield made
     made.close()
 
@@ -479,7 +479,7 @@ def test_users_beside_an_answer_with_another_behind_it_get_their_own(
 
     monkeypatch.setattr(pools, "REST_SECONDS", 30.0)  # longer than all of this, however busy the machine
     server = serve(answer)
-    transport = Transport()
+    transport = Transport(secure=False)
     with contextlib.closing(transport), ThreadPoolExecutor(8) as threads:
         answers = threads.map(lambda number: ask(transport, server.url, content=b"%d" % number), range(60))
 

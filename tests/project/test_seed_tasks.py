@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from app.settings import table
+from tests.requirements import require_or_skip
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,18 +38,37 @@ def test_variable_of_the_specification_is_a_setting_and_in_the_example(variable:
 
 
 @pytest.mark.requirement("tasks T004")
-@pytest.mark.parametrize("name", ["venv/", ".env", "__pycache__/", "app.pyc", ".pytest_cache/", "htmlcov/"])
-def test_file_that_is_nobodys_work_is_ignored(name: str) -> None:
-    patterns = (ROOT / ".gitignore").read_text(encoding="utf-8").split("\n")
-    assert [pattern for pattern in patterns if pattern and fnmatch.fnmatch(name, pattern)]
-    assert not [pattern for pattern in patterns if pattern.startswith("!")]  # it would take one back
+def test_git_given_what_is_nobodys_work_ignores_that_and_nothing_else(tmp_path: Path) -> None:
+    """Git itself is asked, in a repository that has nothing but our list."""
+    git = shutil.which("git")
+    require_or_skip("git (apt-get install git)", git is not None)
+    left = ["venv/bin/python", ".venv/bin/python", ".env", "app/__pycache__/x", "app/settings.pyc", ".pytest_cache/x"]
+    left += ["htmlcov/index.html", "load/report/x"]
+    kept = [".env.example", ".gitignore", ".ci/run", "app/settings.py", "app/static/index.html", "load/thresholds.toml"]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
+    subprocess.run([str(git), "init", "--quiet"], cwd=tmp_path, env=environ, check=True)
+    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
+    asked = "".join(f"{name}\n" for name in [*kept, *left])
+    command = [str(git), "check-ignore", "--stdin"]
+    told = subprocess.run(command, cwd=tmp_path, env=environ, input=asked, capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines() == left
 
 
 @pytest.mark.requirement("plan language", "tasks T001")
-def test_python_of_the_specification_is_the_one_that_is_checked_for() -> None:
-    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'target-version = "py311"' in settings
-    assert 'python_version = "3.11"' in settings
+def test_python_of_the_specification_reads_every_file_and_none_before_it_is_taken() -> None:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert (tools["ruff"]["target-version"], tools["mypy"]["python_version"]) == ("py311", "3.11")
+    for path in [*(ROOT / "app").rglob("*.py"), ROOT / "gunicorn.conf.py", ROOT / "wsgi.py"]:
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 11))
+
+    (check,) = re.findall(r"-c '(import sys; .*?)'", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    taken = {}
+    for version in ((3, 10, 14), (3, 11, 0), (3, 14, 1)):
+        with pytest.raises(SystemExit) as left, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "version_info", version)
+            exec(check, {})
+        taken[version] = not left.value.code
+    assert taken == {(3, 10, 14): False, (3, 11, 0): True, (3, 14, 1): True}
 
 
 @pytest.mark.requirement("tasks T007", "tasks T008", "tasks T009", "plan design 1")

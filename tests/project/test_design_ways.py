@@ -18,9 +18,9 @@ from app.settings import Settings
 from app.upstream.client import OpenAIUpstream
 from app.upstream.connection import Connection
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token
+from tests.project.test_design import APP, way
 from tests.unit.generations import BOUNDS, QUESTION
 from tests.unit.readings import new_log
-from tests.unit.test_design import APP, way
 from tests.unit.test_loop_direct import Served, wait_until
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from app.routes.pages import STATIC
-from tests.unit.page_rules import (
+from tests.project.page_rules import (
     BOOT,
     MOST_BYTES,
     MOST_LINES,
