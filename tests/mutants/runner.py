@@ -31,6 +31,9 @@ __all__ = ["ITSELF", "Outcome", "Runner"]
 ITSELF = "tests/unit/test_mutants.py"
 """The tests of the faults themselves: each fault fails them."""
 
+LEAST_SECONDS = 90
+"""How long the tests of a line may take, beside four times what they took when they were measured."""
+
 MOST_UNSOUND = 5
 """How many tests that fail on the unbroken tree one tier passes over."""
 
@@ -104,7 +107,7 @@ class Runner:
         covering = self._covered.tests_of(fault.path, fault.lines((self._root / fault.path).read_text("utf-8")))
         if covering:
             known = sum(self._covered.seconds.get(test, 0.0) for test in covering)
-            yield _Tier(covering, 0, 90 + 4 * known)
+            yield _Tier(covering, 0, LEAST_SECONDS + 4 * known)
         own, rest = fault.tests[: fault.first], fault.tests[fault.first :]
         for files in (own, rest):
             if files:
@@ -122,7 +125,8 @@ class Runner:
             if output is None or not (failed := _FAILED.search(output)):
                 how = "a hang" if output is None else "a start that fails"
                 return how if self._is_sound(" ".join(tier.tests), tier) else None
-            if self._is_sound(failed[1], tier):
+            # A file that cannot be read names no test of its own.
+            if self._is_sound(failed[1] if "::" in failed[1] else f"--collect-only {failed[1]}", tier):
                 return failed[1]
             self.unsound.add(failed[1])
             if len(self.unsound) > MOST_UNSOUND * self._jobs:
