@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-long check coverage bench compare golden image pictures clean
+.PHONY: help run test test-long mutants check coverage bench compare golden image pictures clean
 
 # The first Python that is new enough; `make PYTHON=/path/to/python3 run` names another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -43,6 +43,10 @@ test: $(DEV) ## Run the tests, except the long ones (TESTS="tests/unit": only th
 test-long: $(DEV) ## Run the long tests
 	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "Without the embedded model: its tests are skipped." >&2
 	$(PYTEST) -m long -n 6 --dist worksteal tests
+
+mutants: $(DEV) ## Break app/ on purpose, and name the faults that the tests do not notice (MUTANTS="--room web")
+	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "Without the embedded model: its tests are skipped." >&2
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.mutants $(MUTANTS)
 
 check: $(DEV) ## Check format, lint, types and layers, and test what stands around app/
 	$(BIN)/ruff format --check .
