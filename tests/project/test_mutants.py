@@ -165,7 +165,7 @@ def test_runner_given_a_fault_that_hangs_believes_it_because_the_same_tests_end_
 ) -> None:
     test = "tests/test_adding.py::test_add_two_numbers_gives_their_sum"
     runner = Runner(tiny(tmp_path), CoverageMap({"app/adding.py": {"2": [test]}}, {}), jobs=1, whole=False)
-    monkeypatch.setattr("tests.mutants.runner.LEAST_SECONDS", 20)
+    monkeypatch.setattr("tests.mutants.runner.LEAST_SECONDS", 10)
     (outcome,) = runner.run([planted("hangs", "    return left + right", "    while True:\n        pass")], print)
     assert outcome.killed_by == "a hang"
 
