@@ -1,0 +1,1 @@
+"""What stands around `app/`: `make check` runs these tests."""

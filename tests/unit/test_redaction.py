@@ -306,7 +306,8 @@ def test_redaction_of_hostile_text_is_linear(piece: str) -> None:
     """FR-007 of an attacker's choice: four times the text may not take sixteen times as long."""
     text = (piece * 40_000)[:40_000]
 
-    assert holds_once(lambda: seconds(text) < 9 * seconds(text[:10_000]) + 0.002)
+    quarter = min(seconds(text[:10_000]) for _ in range(3))
+    assert holds_once(lambda: seconds(text) < 9 * quarter + 0.002)
 
 
 def test_redaction_of_a_megabyte_takes_less_than_50_ms() -> None:
