@@ -312,7 +312,9 @@ def _read_env_file(path: Path) -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise BadSettings(f"{path}: cannot be read ({type(error).__name__}). It must contain NAME=value lines.") from error
+        raise BadSettings(
+            f"{path}: cannot be read ({type(error).__name__}). It must contain NAME=value lines."
+        ) from error
     values = {}
     for number, line in enumerate(lines, 1):
         line = line.strip()
