@@ -10,7 +10,7 @@ from tests.harness.answer import Answer
 from tests.harness.reader import Dropped, get, open_stream
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
-from tests.live.steps import settings
+from tests.live.steps import poll, settings
 
 LOST_SECONDS = 5.0
 """Within this, whoever reads what a dead worker generated is told its end."""
@@ -18,9 +18,14 @@ LOST_SECONDS = 5.0
 
 @contextlib.contextmanager
 def services(upstream: ScriptedUpstream, url: str, count: int = 2, **more: Any) -> Iterator[list[ChatWait]]:
-    """Run so many services over the engine of that URL, all with the same settings."""
+    """Run so many services over the engine of that URL, all with the same settings, and wait until all take work.
+
+    A service that has just begun to answer may not have reached its engine yet: its first answers are 503.
+    """
     with contextlib.ExitStack() as running:
-        yield [running.enter_context(ChatWait(**settings(upstream, REDIS_URL=url, **more))) for _ in range(count)]
+        found = [running.enter_context(ChatWait(**settings(upstream, REDIS_URL=url, **more))) for _ in range(count)]
+        poll(lambda: all(map(is_ready, found)), seconds=30, what="all services take work")
+        yield found
 
 
 def is_ready(service: ChatWait) -> bool:
