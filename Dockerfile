@@ -9,7 +9,8 @@ FROM ${PYTHON_IMAGE}
 
 LABEL org.opencontainers.image.title="ChatWait" \
       org.opencontainers.image.description="A chat service in front of any OpenAI-compatible model that never loses a token" \
-      org.opencontainers.image.licenses="MIT"
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="0.2.0"
 
 WORKDIR /srv/chatwait
 

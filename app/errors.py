@@ -296,7 +296,7 @@ class ProducerLost(ServiceError):
     error_code = "producer_lost"
     status = 503
     message = "The answer was interrupted."
-    why = "The server process that received the answer from the model has stopped. Its connection to the model is lost."
+    why = "The server process that received the answer from the model has stopped. No other process can finish it."
     action = "Keep the text that you have received. Ask again for the rest."
     retryable = True
 

@@ -79,7 +79,7 @@ def url(raw: str) -> str:
     if not usable:
         raise ValueError(allowed)
     if parts.username is not None or parts.password is not None:
-        raise ValueError("a URL without a user name or password; the key goes into OPENAI_API_KEY")
+        raise ValueError("a URL without a user name or password. Put the key into OPENAI_API_KEY")
     return value.rstrip("/")
 
 
@@ -103,7 +103,7 @@ def origins(raw: str) -> tuple[str, ...]:
     """Take the origins of web pages."""
     values = names(raw.lower())
     if any(not re.fullmatch(r"https?://(\[[0-9a-f:]+\]|[a-z0-9._\-]+)(:[0-9]{1,5})?", origin) for origin in values):
-        raise ValueError("origins separated by commas, such as https://chat.example.org; never *")
+        raise ValueError("origins separated by commas, such as https://chat.example.org, and never *")
     return values
 
 
@@ -123,7 +123,7 @@ def valkey_url(raw: str) -> str:
     options = _VALKEY_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else {})
     for name, given in parse_qsl(parts.query, keep_blank_values=True):
         if name not in options or not re.fullmatch(options[name], given):
-            raise ValueError(f"{allowed}, with no other options behind ? than {', '.join(options)}")
+            raise ValueError(f"{allowed}, and after ? it may have only these options: {', '.join(options)}")
     return value
 
 

@@ -149,7 +149,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = _setting(
         (),
         parse.hosts,
-        "Host names that requests may carry; required when HOST is 0.0.0.0 or ::. "
+        "The host names that requests may use, separated by commas. Required when HOST is 0.0.0.0 or ::. "
         "When empty: localhost, 127.0.0.1, [::1] and HOST.",
     )
     host: str = _setting("127.0.0.1", parse.host, "The address to listen on.")
@@ -249,7 +249,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         except ValueError as error:
             # A value that may hold a secret is not repeated: the text goes to terminals and logs.
             shown = "the value" if variable in _MAY_HOLD_SECRETS else repr(raw)
-            wrong.append(f"{variable}: {shown} cannot be used; it takes {error}.")
+            wrong.append(f"{variable}: {shown} is not valid. It must be {error}.")
     settings = Settings(**values)
     wrong += _contradictions(settings)
     if wrong:
@@ -263,7 +263,7 @@ _MAY_HOLD_SECRETS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "REDIS_URL")
 def _in_range(value: Any, metadata: Mapping[str, Any]) -> Any:
     low, high = metadata["min"], metadata["max"]
     if low is not None and not low <= value <= high:
-        raise ValueError(f"{low} to {high}")
+        raise ValueError(f"from {low} to {high}")
     return value
 
 
@@ -272,12 +272,12 @@ def _contradictions(settings: Settings) -> list[str]:
     wrong = []
     if settings.workers > 1 and not settings.redis_url:
         wrong.append(
-            f"WORKERS: {settings.workers} cannot be used without REDIS_URL; streams would be kept in each process's "
-            "memory, and a resume would reach the wrong one. Set REDIS_URL, or use WORKERS=1."
+            f"WORKERS: {settings.workers} workers need REDIS_URL. Without it each worker keeps streams in its own "
+            "memory, and a client that comes back may reach another worker. Set REDIS_URL, or use WORKERS=1."
         )
     if settings.host in ("0.0.0.0", "::", "[::]") and not settings.allowed_hosts:
         wrong.append(
-            f"ALLOWED_HOSTS: must be set when HOST is {settings.host}: the host names that clients use, "
+            f"ALLOWED_HOSTS: must be set when HOST is {settings.host}. List the host names that clients use, "
             "such as chat.example.org,localhost."
         )
     return wrong
@@ -313,7 +313,7 @@ def _read_env_file(path: Path) -> dict[str, str]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise BadSettings(
-            f"{path}: cannot be read ({type(error).__name__}). It must contain NAME=value lines."
+            f"{path}: the file cannot be read ({type(error).__name__}). It must contain NAME=value lines."
         ) from error
     values = {}
     for number, line in enumerate(lines, 1):
@@ -322,7 +322,7 @@ def _read_env_file(path: Path) -> dict[str, str]:
             continue
         name, equals, value = line.removeprefix("export ").partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
-            raise BadSettings(f"{path}, line {number}: not a NAME=value line.")
+            raise BadSettings(f"{path}, line {number}: the line is not NAME=value.")
         value = value.strip()
         quoted = re.fullmatch(r"""(['"])(.*?)\1\s*(#.*)?""", value)
         values[name.strip()] = quoted[2] if quoted else re.sub(r"(^|\s)#.*$", "", value).strip()

@@ -42,7 +42,7 @@ def add_user_options(parser: argparse.ArgumentParser) -> None:
         "--ttft-ms",
         type=float,
         default=0.0,
-        help="what the mock upstream takes for the first token (default: 0)",
+        help="how long the mock upstream takes for the first token (default: 0)",
     )
     parser.add_argument(
         "--every",
@@ -54,19 +54,19 @@ def add_user_options(parser: argparse.ArgumentParser) -> None:
         "--spread",
         type=_number(0, or_least=True),
         default=1.0,
-        help="storm: seconds within which all come back (default: 1)",
+        help="storm: within how many seconds all readers come back (default: 1)",
     )
     parser.add_argument(
         "--wait-share",
         type=_number(0, 1, or_least=True),
         default=0.5,
-        help="mixed: share of the users that waits; --users are those who do not (default: 0.5)",
+        help="mixed: share of all users that use wait mode; --users counts only the others (default: 0.5)",
     )
     parser.add_argument(
         "--slow-share",
         type=_number(0, 1, or_least=True),
         default=0.1,
-        help="slow: share of the readers that is slow (default: 0.1)",
+        help="slow: share of the readers that are slow (default: 0.1)",
     )
     parser.add_argument(
         "--slow-rate",
@@ -78,18 +78,18 @@ def add_user_options(parser: argparse.ArgumentParser) -> None:
         "--slow-seconds",
         type=_number(0, or_least=True),
         default=10.0,
-        help="slow: for how long it is slow in each answer, before it catches up (default: 10)",
+        help="slow: how long such a reader is slow in each answer before it catches up (default: 10)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=1,
-        help="of lengths, drops, absences and breaks (default: 1)",
+        help="seed of lengths, drops, absences and breaks (default: 1)",
     )
     parser.add_argument(
         "--stamped",
         action="store_true",
-        help="with --host: its model is load.upstream on this machine",
+        help="with --host: the service's model is load.upstream on this machine",
     )
 
 
@@ -108,32 +108,32 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--users",
         type=int,
-        help="readers; whoever waits comes on top (default: 5 %% more than the streams at once of the table)",
+        help="readers, without users in wait mode (default: 5 %% more than the table's streams at once)",
     )
     parser.add_argument(
         "--seconds",
         type=float,
         default=60.0,
-        help="how long is measured (default: %(default)g)",
+        help="how long to measure (default: %(default)g)",
     )
     parser.add_argument(
         "--gap-ms",
         type=float,
         default=50.0,
-        help="between two tokens of the mock upstream (default: %(default)g)",
+        help="time between two tokens of the mock upstream (default: %(default)g)",
     )
     parser.add_argument(
         "--error-rate",
         type=float,
         default=0.0,
-        help="share of answers that the upstream breaks off (default: 0)",
+        help="share of answers that the upstream does not finish (default: 0)",
     )
-    parser.add_argument("--thresholds", type=Path, default=TABLE, help="another table")
+    parser.add_argument("--thresholds", type=Path, default=TABLE, help="use this table of thresholds")
     parser.add_argument(
         "--report",
         type=Path,
         default=Path(__file__).with_name("report"),
-        help="where the report goes",
+        help="where to write the report",
     )
     options = parser.parse_args(arguments)
     options.every = min(options.every, options.seconds / LEAST_STORMS)

@@ -499,15 +499,21 @@ class Plan:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and give the exit code: 0, or 2 when nothing can be measured."""
     parser = argparse.ArgumentParser(prog="python -m load.scale", description=__doc__)
-    parser.add_argument("--streams", type=int, default=500, help="to begin with")
-    parser.add_argument("--read-share", type=float, default=0.1, help="of the streams that are read at another worker")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each step")
-    parser.add_argument("--steps", type=int, default=MOST_STEPS, help="at most; each has half as many streams more")
-    parser.add_argument("--worker-streams", type=int, default=250, help="of a worker: what one of the service sustains")
-    parser.add_argument("--json", type=Path, help="where the figures are written as JSON, too")
+    parser.add_argument("--streams", type=int, default=500, help="streams of the first step")
+    parser.add_argument(
+        "--read-share", type=float, default=0.1, help="share of the streams that are read at another worker"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each step")
+    parser.add_argument(
+        "--steps", type=int, default=MOST_STEPS, help="most steps; each has 1.5 times the streams of the one before"
+    )
+    parser.add_argument(
+        "--worker-streams", type=int, default=250, help="streams of a worker, as one of the service sustains"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures into this file, as JSON")
     options = parser.parse_args(arguments)
     if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/schedstat").exists():
-        print("No measurement. The engine's time on a core is read from Linux's /proc, which is not here.")
+        print("No measurement. Valkey's time on a core is read from Linux's /proc, and this system has none.")
         return 2
     cores = sorted(os.sched_getaffinity(0))
     steps: list[Figures] = []

@@ -1,57 +1,114 @@
-"""Be the model of a load test: an OpenAI-compatible server that sends tokens on an exact schedule, and says when.
+"""Be the model of every load: an OpenAI-compatible server that sends tokens on an exact schedule.
 
-Every token carries its number, when it was sent and how late that was: `t17/123456789.123/0.042 `. The clock is
-CLOCK_MONOTONIC, which all processes of one machine share, so whoever reads the token knows how long it was under way.
-It never waits for its reader: a slow one must not slow the schedule by which it is judged.
+It has two kinds of tokens. A question that says `tokens=400 gap_ms=20` gets numbered ones (`tk17 `), as the comparison
+needs them: bytes that were made before, of which every subject gets the same, as a whole answer too, or with a gap of 0
+as fast as the connection takes them. Every other question gets stamped ones: each carries its number, when it was sent
+and how late that was (`t17/123456789.123/0.042 `). The clock is CLOCK_MONOTONIC, which all processes of one machine
+share, so whoever reads the token knows how long it was under way.
+
+It never waits for its reader: a slow one must not slow the schedule by which it is judged. `GET /figures` tells how
+late the numbered tokens were, and what CPU it used, since it was last asked.
+
+The tests' scripted upstream is another one: it is no part of this suite, has no stamps, and takes 35 µs of CPU for each
+token. This one takes 22 (stamped) and 15 (numbered), with 100 streams, a token every 20 ms each (medians of runs on two
+shared cores).
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
+import gc
+import heapq
+import itertools
 import json
 import random
 import re
+import selectors
 import signal
 import socket
 import sys
 import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
+MODEL: Final = "mock"
+
 STAMP = re.compile(r"t([0-9]+)/([0-9.]+)/([0-9.]+) ")
-"""What each token's text begins with: its number from 0, when it was sent, and how late. Units: milliseconds."""
+"""What the text of a stamped token begins with: its number from 0, when it was sent, and how late. Units: ms."""
 
 WORDS: Final = ("plain ", "é ", "日本 ", "😀 ", "\r\n", "\u2028", '"quoted" ', "data: x\n\n", "\\ ", "word ")
 """What follows the stamp, in turn: text that a careless splitter or encoder would change."""
 
+MOST_NUMBERED: Final = 10_000
+
 _LONG_WORDS = re.compile(r"words of ([0-9]+) characters")
 """What a message says to get tokens that are longer by so much: more bytes of as many tokens."""
 
+_NUMBERED = re.compile(rb"tokens=([0-9]+) gap_ms=([0-9]+)")
+_STREAM = re.compile(rb'"stream": ?true')
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
-_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
-_CHUNK = (
-    '{"id":"chatcmpl-load","object":"chat.completion.chunk","created":1700000000,"model":"load","choices":'
-    '[{"index":0,"delta":%s,"logprobs":null,"finish_reason":%s}]}'
+_ID = "chatcmpl-0123456789abcdef"
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
 )
-_TOKENS = [
-    ("data: " + _CHUNK % ('{"content":"@"}', "null") + "\n\n").split("@")[0].encode(),
-    *((json.dumps(word, ensure_ascii=False)[1:] + "}").encode() for word in WORDS),
-]
-_TOKEN_END = b',"logprobs":null,"finish_reason":null}]}\n\n'
 
 
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
+def token(number: int) -> str:
+    """Write the text of one numbered token, which tells its number from 1."""
+    return f"tk{number} "
+
+
+def _chunk(event: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(event), event)
 
 
 def _event(data: str) -> bytes:
     return _chunk(f"data: {data}\n\n".encode())
 
 
-def _token(index: int, sent_at: float, late_seconds: float, padding: bytes = b"") -> bytes:
-    stamp = b"t%d/%.3f/%.3f " % (index, sent_at * 1000, max(late_seconds, 0.0) * 1000)
-    return _chunk(_TOKENS[0] + stamp + padding + _TOKENS[1 + index % len(WORDS)] + _TOKEN_END)
+def _completion(delta: dict[str, str], finish_reason: str | None = None, **more: object) -> str:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    begin = {"id": _ID, "object": "chat.completion.chunk", "created": 1, "model": MODEL}
+    return json.dumps({**begin, "system_fingerprint": "fp_0", "choices": [choice], **more}, separators=(",", ":"))
+
+
+_BEGIN = _HEAD + _event(_completion({"role": "assistant", "content": ""}))
+_BEFORE, _BEHIND = f"data: {_completion({'content': '@'})}\n\n".split("@")
+_STAMPED = _BEFORE.encode()
+_ENDINGS = [(json.dumps(word, ensure_ascii=False)[1:-1] + _BEHIND).encode() for word in WORDS]
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": tokens + 9}
+
+
+def _end(tokens: int) -> bytes:
+    whole = json.loads(_completion({}, usage=_usage(tokens))) | {"choices": []}
+    return _event(_completion({}, "stop")) + _event(json.dumps(whole)) + _event("[DONE]") + b"0\r\n\r\n"
+
+
+def _json(content: object) -> bytes:
+    body = json.dumps(content).encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+
+
+def _whole(tokens: int) -> bytes:
+    message = {"role": "assistant", "content": "".join(map(token, range(1, tokens + 1)))}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    begin = {"id": _ID, "object": "chat.completion", "created": 1, "model": MODEL}
+    return _json({**begin, "choices": [choice], "usage": _usage(tokens)})
+
+
+def _stamped(padding: bytes) -> Callable[[int, float, float], bytes]:
+    def write(index: int, sent_at: float, late_seconds: float) -> bytes:
+        stamp = b"t%d/%.3f/%.3f " % (index, sent_at * 1000, late_seconds * 1000)
+        return _chunk(_STAMPED + stamp + padding + _ENDINGS[index % len(WORDS)])
+
+    return write
 
 
 def _padding(request: dict[str, Any]) -> bytes:
@@ -61,113 +118,225 @@ def _padding(request: dict[str, Any]) -> bytes:
     return b"x" * int(asked[1]) if asked else b""
 
 
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How stamped answers look: pace, delay of the first token, and how many of them break off in the middle."""
+
+    tokens: int
+    gap_ms: float
+    ttft_ms: float
+    error_rate: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One answer on the schedule. `write` makes a token of its number from 0, its moment, and how late that is."""
+
+    tokens: int
+    gap_seconds: float
+    write: Callable[[int, float, float], bytes]
+    breaks_at: int = -1
+    is_noted: bool = False  # stamped tokens say themselves how late they are, and a run of them may take hours
+
+
+class _Connection:
+    """One client, which may ask again and again."""
+
+    __slots__ = ("answer", "is_open", "left", "number", "received", "sent", "sock")
+
+    def __init__(self, sock: socket.socket, number: int) -> None:
+        self.sock = sock
+        self.number = number
+        self.is_open = True
+        self.received = b""
+        self.left = bytearray()  # what the kernel had no room for
+        self.answer: _Answer
+        self.sent = 0  # tokens
+
+
 class Upstream:
-    """Hold how answers look: pace, delay of the first token, and how many of them break off in the middle."""
+    """Serve in one thread, with one selector."""
 
-    def __init__(self, *, tokens: int, gap_ms: float, ttft_ms: float, error_rate: float, seed: int) -> None:
-        self.tokens = tokens
-        self.gap_seconds = gap_ms / 1000
-        self.ttft_seconds = ttft_ms / 1000
-        self._error_rate = error_rate
-        self._random = random.Random(seed)
+    def __init__(self, manner: Manner, host: str, port: int) -> None:
+        self._manner = manner
+        self._random = random.Random(manner.seed)
+        self._prepared = [_event(_completion({"content": token(at + 1)})) for at in range(MOST_NUMBERED)]
+        self._selector = selectors.DefaultSelector()
+        self._listener = socket.create_server((host, port), backlog=4096)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._numbers = itertools.count()
+        self._schedule: list[tuple[float, int, _Connection]] = []
+        self._late = array("d")
+        self._cpu = time.process_time()
+        self._since = time.monotonic()
+        self.port: int = self._listener.getsockname()[1]
 
-    def breaks(self) -> bool:
-        """Decide whether the next answer breaks off."""
-        return self._random.random() < self._error_rate
+    def run(self, until: int | None = None) -> None:
+        """Serve until this file descriptor can be read, or has ended; without one, for ever."""
+        if until is not None:
+            self._selector.register(until, selectors.EVENT_READ)
+        while True:
+            seconds = max(0.0, self._schedule[0][0] - time.monotonic()) if self._schedule else None
+            for key, events in self._selector.select(seconds):
+                if key.data is not None:
+                    self._serve(key.data, events)
+                elif key.fd == until:
+                    return
+                else:
+                    self._accept()
+            self._send_due()
 
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock, _ = self._listener.accept()
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._selector.register(sock, selectors.EVENT_READ, _Connection(sock, next(self._numbers)))
 
-class _Connection(asyncio.Protocol):
-    """Serve one connection, one request at a time."""
-
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
-        self._loop = asyncio.get_running_loop()
-        self._read = bytearray()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def data_received(self, data: bytes) -> None:
-        self._read += data
-        head, end, rest = bytes(self._read).partition(b"\r\n\r\n")
-        if not end:
+    def _serve(self, connection: _Connection, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            self._write(connection, b"")
+        if not events & selectors.EVENT_READ or not connection.is_open:
             return
-        length = _LENGTH.search(head)
-        size = int(length[1]) if length else 0
-        if len(rest) >= size:
-            del self._read[:]
-            self._answer(head, rest[:size])
-
-    def _answer(self, head: bytes, body: bytes) -> None:
-        if not head.startswith(b"POST"):
-            models = b'{"object":"list","data":[{"id":"load","object":"model"}]}'
-            header = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(models)
-            self._transport.write(header + models)
+        try:
+            received = connection.sock.recv(262_144)
+        except BlockingIOError:
             return
-        request: dict[str, Any] = json.loads(body)
-        self._tokens = request.get("max_tokens") or request.get("max_completion_tokens") or self._upstream.tokens
-        self._breaks_at = self._tokens // 2 if self._upstream.breaks() else -1
-        self._padding = _padding(request)
-        self._index = 0
-        self._begins_at = self._loop.time() + self._upstream.ttft_seconds
-        self._transport.write(_HEAD + _event(_CHUNK % ('{"role":"assistant","content":""}', "null")))
-        self._timer = self._loop.call_at(self._begins_at, self._send)
-
-    def _send(self) -> None:
-        """Send the token that is due, and come back for the next one at its time, also when this one was late."""
-        due_at = self._begins_at + self._index * self._upstream.gap_seconds
-        if self._index == self._breaks_at:
-            self._transport.abort()
+        except OSError:
+            received = b""
+        if not received:
+            self._close(connection)
             return
-        now = time.monotonic()
-        self._transport.write(_token(self._index, now, now - due_at, self._padding))
-        self._index += 1
-        if self._index < self._tokens:
-            self._timer = self._loop.call_at(due_at + self._upstream.gap_seconds, self._send)
+        connection.received += received
+        head, blank, body = connection.received.partition(b"\r\n\r\n")
+        if not blank:
+            return
+        found = _LENGTH.search(head)
+        length = int(found[1]) if found else 0
+        if len(body) >= length:
+            connection.received = body[length:]
+            self._answer(connection, head, body[:length])
+
+    def _answer(self, connection: _Connection, head: bytes, body: bytes) -> None:
+        if head.startswith(b"GET /figures"):
+            self._write(connection, _json(self._figures()))
+        elif not head.startswith(b"POST"):
+            self._write(connection, _json({"object": "list", "data": [{"id": MODEL, "object": "model"}]}))
+        elif (numbered := _NUMBERED.search(body)) is not None:
+            self._answer_numbered(connection, int(numbered[1]), int(numbered[2]), streams=bool(_STREAM.search(body)))
         else:
-            self._end()
+            self._answer_stamped(connection, json.loads(body))
 
-    def _end(self) -> None:
-        usage = {"prompt_tokens": 10, "completion_tokens": self._tokens, "total_tokens": 10 + self._tokens}
-        last = json.dumps({"id": "chatcmpl-load", "object": "chat.completion.chunk", "choices": [], "usage": usage})
-        self._transport.write(_event(_CHUNK % ("{}", '"stop"')) + _event(last) + _event("[DONE]") + b"0\r\n\r\n")
+    def _answer_numbered(self, connection: _Connection, tokens: int, gap_ms: int, *, streams: bool) -> None:
+        if not streams:
+            self._write(connection, _whole(tokens))
+        elif not gap_ms:
+            self._write(connection, _BEGIN + b"".join(self._prepared[:tokens]) + _end(tokens))
+        else:
+            prepared = self._prepared
+            answer = _Answer(tokens, gap_ms / 1000, lambda index, *_: prepared[index], is_noted=True)
+            self._begin(connection, answer, 0.0)
 
+    def _answer_stamped(self, connection: _Connection, request: dict[str, Any]) -> None:
+        manner = self._manner
+        tokens = request.get("max_tokens") or request.get("max_completion_tokens") or manner.tokens
+        breaks_at = tokens // 2 if self._random.random() < manner.error_rate else -1
+        answer = _Answer(tokens, manner.gap_ms / 1000, _stamped(_padding(request)), breaks_at)
+        self._begin(connection, answer, manner.ttft_ms / 1000)
 
-async def _serve(upstream: Upstream, host: str, port: int, with_parent: bool) -> None:
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
-    if with_parent:  # whoever started it may be killed, and cannot end it then
-        loop.add_reader(sys.stdin.fileno(), ended.set)
-    server = await loop.create_server(lambda: _Connection(upstream), host, port, backlog=2048)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await ended.wait()
-    server.close()
+    def _begin(self, connection: _Connection, answer: _Answer, ttft_seconds: float) -> None:
+        connection.answer, connection.sent = answer, 0
+        due = time.monotonic() + ttft_seconds
+        self._write(connection, _BEGIN)
+        heapq.heappush(self._schedule, (due, connection.number, connection))
+
+    def _send_due(self) -> None:
+        """Send what is due. The next token's time counts from this one's, also when this one was late."""
+        schedule = self._schedule
+        now = time.monotonic()
+        while schedule and schedule[0][0] <= now:
+            due, number, connection = schedule[0]
+            answer = connection.answer
+            if not connection.is_open or connection.sent == answer.breaks_at:
+                heapq.heappop(schedule)
+                self._close(connection)
+                continue
+            data = answer.write(connection.sent, now, now - due)
+            connection.sent += 1
+            if connection.sent == answer.tokens:
+                heapq.heappop(schedule)
+                data += _end(answer.tokens)
+            else:
+                heapq.heapreplace(schedule, (due + answer.gap_seconds, number, connection))
+            self._write(connection, data)
+            now = time.monotonic()
+            if answer.is_noted:
+                self._late.append(now - due)
+
+    def _write(self, connection: _Connection, data: bytes) -> None:
+        left = connection.left
+        waited = bool(left)
+        if waited:
+            left += data
+        try:
+            sent = connection.sock.send(left if waited else data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._close(connection)
+            return
+        if waited:
+            del left[:sent]
+        elif sent < len(data):
+            left += data[sent:]
+        if waited != bool(left):
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if left else 0)
+            self._selector.modify(connection.sock, events, connection)
+
+    def _close(self, connection: _Connection) -> None:
+        if connection.is_open:
+            connection.is_open = False
+            self._selector.unregister(connection.sock)
+            connection.sock.close()
+
+    def _figures(self) -> dict[str, float]:
+        """Units: milliseconds, and a share of one core. Begins anew."""
+        late = sorted(self._late)
+        cpu, now = time.process_time(), time.monotonic()
+        figures = {
+            "tokens": len(late),
+            "late_p50_ms": late[len(late) // 2] * 1000 if late else 0.0,
+            "late_p99_ms": late[len(late) * 99 // 100] * 1000 if late else 0.0,
+            "core_share": (cpu - self._cpu) / max(now - self._since, 1e-9),
+        }
+        self._late = array("d")
+        self._cpu, self._since = cpu, now
+        return figures
 
 
 def main() -> None:
     """Serve until SIGINT or SIGTERM. The first line of output is the port."""
     parser = argparse.ArgumentParser(prog="python -m load.upstream", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--tokens", type=int, default=100, help="of a request without max_tokens")
-    parser.add_argument("--gap-ms", type=float, default=50.0, help="between two tokens of one answer")
-    parser.add_argument("--ttft-ms", type=float, default=0.0, help="from the request to the first token")
-    parser.add_argument("--error-rate", type=float, default=0.0, help="share of the answers that break off half-way")
-    parser.add_argument("--seed", type=int, default=1, help="of the choice which ones break off")
-    parser.add_argument("--with-parent", action="store_true", help="also end when the standard input does")
+    parser.add_argument("--port", type=int, default=0, help="the port to listen on; 0 picks a free one")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens of an answer whose request has no max_tokens")
+    parser.add_argument("--gap-ms", type=float, default=50.0, help="time between two tokens of one answer")
+    parser.add_argument("--ttft-ms", type=float, default=0.0, help="time from the request to the first token")
+    parser.add_argument("--error-rate", type=float, default=0.0, help="share of the answers that stop half-way")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the choice which answers stop")
+    parser.add_argument("--with-parent", action="store_true", help="also end when the standard input ends")
     options = vars(parser.parse_args())
     host, port, with_parent = options.pop("host"), options.pop("port"), options.pop("with_parent")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(Upstream(**options), host, port, with_parent))
+        upstream = Upstream(Manner(**options), host, port)
+        print(upstream.port, flush=True)
+        gc.disable()  # nothing here is cyclic, and a collection would be late tokens
+        upstream.run(sys.stdin.fileno() if with_parent else None)  # whoever started it may be killed, and cannot end it
 
 
 if __name__ == "__main__":

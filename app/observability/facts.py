@@ -40,6 +40,7 @@ __all__ = [
     "TreeDamaged",
     "UpstreamDistrusted",
     "UpstreamRetried",
+    "WorkerStarted",
 ]
 
 
@@ -284,7 +285,14 @@ class TreeDamaged(Fact, frozen=True, kw_only=True):
     tree: str
 
 
-# The drain
+# The beginning and the end of a worker
+
+
+class WorkerStarted(Fact, frozen=True, kw_only=True):
+    """A worker is ready. `version` is the service's."""
+
+    event = "worker_started"
+    version: str
 
 
 class DrainStarted(Fact, frozen=True, kw_only=True):

@@ -46,10 +46,10 @@ def _uncaught(where: str, error: BaseException | None) -> None:
     kind = (type(error), error, error.__traceback__) if error is not None else None
     # At the very end of a process logging may be gone. stderr stays clear even then.
     with contextlib.suppress(Exception):
-        _log.error(f"an exception that nobody caught, in a {where}{_advice(error)}", exc_info=kind)
+        _log.error(f"an uncaught exception in a {where}{_advice(error)}", exc_info=kind)
 
 
 def _advice(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return ": no descriptor is left; allow more (ulimit -n), or lower MAX_READERS and MAX_ACTIVE_STREAMS"
+        return ": no file descriptor is left. Allow more (ulimit -n), or lower MAX_READERS and MAX_ACTIVE_STREAMS"
     return ""

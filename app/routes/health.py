@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from app.platform.utc import utc_now
+from app.version import VERSION
 from app.web.answers import as_json
 from app.web.current import worker
 
@@ -15,8 +16,8 @@ blueprint = Blueprint("health", __name__)
 
 @blueprint.get("/health")
 def show_health() -> Response:
-    """Liveness: touches nothing."""
-    return as_json({"status": "healthy", "timestamp": utc_now()})
+    """Liveness, and which version answers. Touches nothing."""
+    return as_json({"status": "healthy", "timestamp": utc_now(), "version": VERSION})
 
 
 @blueprint.get("/ready")

@@ -71,9 +71,9 @@
     const happened = document.createElement("strong");
     happened.textContent = "A part of this page could not be loaded.";
     const why = document.createElement("p");
-    why.append(happened, " A new version is being put in place, or the connection broke. Your conversations are safe.");
+    why.append(happened, " The server is being updated, or the connection broke. Your conversations are safe.");
     const todo = document.createElement("p");
-    todo.textContent = isReloading ? "The page is loaded again." : "Load the page again in a moment.";
+    todo.textContent = isReloading ? "The page reloads now." : "Reload the page in a moment.";
     const box = document.createElement("div");
     box.id = "broken";
     box.className = "box";

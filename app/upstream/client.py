@@ -74,8 +74,8 @@ class OpenAIUpstream:
         try:
             if _is_packed(response):
                 raise errors.UpstreamError(
-                    "The model's server packed its answer (Content-Encoding), though it was asked not to: "
-                    "compression has to be switched off there, or in the proxy before it."
+                    "The model's server compressed its answer (Content-Encoding), although the request does not allow "
+                    "that. The operator can switch compression off there, or in the proxy in front of it."
                 )
             if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
                 raise errors.UpstreamError("The model's server did not answer with an event stream.")

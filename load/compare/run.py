@@ -132,7 +132,7 @@ class Comparison:
         return found.write(self._directory)
 
     def _start(self, stack: ExitStack) -> None:
-        python = [sys.executable, "-m", "load.compare.upstream"]
+        python = [sys.executable, "-m", "load.upstream"]
         upstream = stack.enter_context(Process("upstream", python, self._directory, self._cores.harness))
         upstream.wait_until(lambda: upstream.log.read_bytes().endswith(b"\n"))
         self._upstream_pid = upstream.pid

@@ -18,7 +18,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Self
 
-from load.compare.upstream import MODEL
+from load.upstream import MODEL
 
 __all__ = ["DIRECT", "OURS", "Meter", "NotStarted", "Process", "Subject", "free_port", "request", "subjects"]
 

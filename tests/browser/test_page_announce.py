@@ -98,7 +98,7 @@ def test_answer_that_was_cut_short_is_not_said_to_be_complete(announcer: Announc
         )
 
     assert announcer.heard("polite") == [
-        "The answer stopped at the length limit: 2 words so far. Continue goes on from here.",
+        "The answer stopped at the length limit: 2 words so far. Continue to go on from here.",
         "The answer stopped at the length limit: 0 words so far. Ask again, or ask for less.",
         "The provider's content filter ended the answer: 1 word so far.",
         "The answer is empty. Ask again for a new one.",

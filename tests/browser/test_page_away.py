@@ -137,7 +137,7 @@ def test_page_reloaded_while_the_server_is_away_is_readable_and_goes_on_by_itsel
     wait_away(chat)
     assert [line for line in notice(chat).split("\n") if line] == [
         "The server cannot be reached.",
-        "What this browser keeps is here to read, to copy and to export.",
+        "You can read, copy and export the conversations in this browser.",
         "The page goes on by itself as soon as the server is back.",
         "Dismiss",
     ]

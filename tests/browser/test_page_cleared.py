@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 TOKENS = ["One ", "two, ", "thr", "ee é🙂 ", "and four."]
 TEXT = "".join(TOKENS)
 LAST = len(TOKENS)
-CLEARED = "What this page had stored was cleared, by this browser or in another tab."
+CLEARED = "The stored conversations were cleared by this browser or in another tab."
 
 
 def by_a_script(chat: ChatPage) -> None:

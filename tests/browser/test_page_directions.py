@@ -188,7 +188,7 @@ def test_characters_that_turn_the_direction_turn_nothing_beside_them(parts: Part
         assert parts.run(TURNED, [*words, "Duration", "Model", "Details"]) == [], hex(ord(turn))
         page.locator(".more").click()
         page.get_by_role("menuitem", name="Delete").click()
-        assert parts.run(TURNED, ["Delete “", "It is removed"]) == []
+        assert parts.run(TURNED, ["Delete “", "This deletes it"]) == []
         quotes = """
         (node) => {
           const range = document.createRange();

@@ -132,4 +132,4 @@ def test_part_of_the_page_that_throws_is_no_lost_connection_and_stops_nothing(
     chat.send("And now?")
     record = upstream.wait_for_requests(2, timeout=10)[1]
     chat.wait(lambda: record.finished_at and chat.has_button("Send"), 10, "the second answer to end")
-    assert chat.text() == "Yes."
+    chat.wait(lambda: chat.text() == "Yes.", 10, "the second answer's text")

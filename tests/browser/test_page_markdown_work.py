@@ -41,9 +41,10 @@ async (load, [short, long, size]) => {
   return [once, eightfold];
 }
 """
-# [tokens, limit] -> milliseconds of the longest append, the mean, the longest layout, and the characters shown. Other
-# processes take their time too, but seldom at the same token: of every token's times, at most three, the least one
-# counts. When all of these are below the limit, another run could only make them less.
+# [tokens, limit] -> milliseconds of the longest append, the means of all, of the first tenth and of the last tenth, the
+# longest layout, and the characters shown. Other processes take their time too, but seldom at the same token: of every
+# token's times, at most three, the least one counts. When all of these are below the limit, another run could only make
+# them less.
 STREAM = """
 async (load, [tokens, limit]) => {
   const { createMarkdown } = await load("markdown");
@@ -67,8 +68,10 @@ async (load, [tokens, limit]) => {
     characters = place.textContent.length;
     place.remove();
   }
-  const mean = appends.reduce((sum, one) => sum + one, 0) / tokens.length;
-  return [Math.max(...appends), mean, Math.max(...layouts), characters];
+  const mean = (times) => times.reduce((sum, one) => sum + one, 0) / times.length;
+  const tenth = tokens.length / 10;
+  const [first, last] = [mean(appends.slice(0, tenth)), mean(appends.slice(-tenth))];
+  return [Math.max(...appends), mean(appends), first, last, Math.max(...layouts), characters];
 }
 """
 # texts -> the depth of the deepest node
@@ -93,14 +96,16 @@ def test_long_answers_are_appended_without_a_pause(
     start, pieces = LONG[name]
     tokens = [start, *(pieces * TOKENS)[:TOKENS]]
 
-    longest, mean, layout, characters = modules.run(STREAM, [tokens, 5 * LIMIT_MS])
+    longest, mean, first, last, layout, characters = modules.run(STREAM, [tokens, 5 * LIMIT_MS])
 
     with capsys.disabled():
         print(
             f"\n{name}: {TOKENS} tokens, longest append {longest:.1f} ms, mean {mean:.3f} ms, "
-            f"longest layout {layout:.1f} ms, {characters} characters"
+            f"of the first tenth {first:.3f} ms, of the last {last:.3f} ms, longest layout {layout:.1f} ms, "
+            f"{characters} characters"
         )
     assert characters >= TOKENS
+    assert last < 10 * max(first, 0.01)  # with the whole block in each token, it would be 19 times
     assert longest < 5 * LIMIT_MS
 
 

@@ -129,6 +129,38 @@ def test_each_token_is_painted_soon_after_the_model_has_sent_it(
     assert first_ms <= factor() * FIRST_MS
 
 
+def test_token_below_many_answers_makes_hardly_more_work_than_alone(
+    chat: ChatPage, upstream: ScriptedUpstream, record_property: Tell
+) -> None:
+    """Two answers of one pace on one machine: what else the machine does slows both down."""
+    texts = words(100)
+    upstream.always(paced(texts, 1 / 50))
+    chat.open()
+    metrics = chat.page.context.new_cdp_session(chat.page)
+    metrics.send("Performance.enable", {"timeDomain": "threadTicks"})  # time on the processor, not on the clock
+
+    def work_ms() -> float:
+        """Ask, and tell how long the page worked for each token."""
+
+        def spent() -> float:
+            told = {one["name"]: one["value"] for one in metrics.send("Performance.getMetrics")["metrics"]}
+            return told["ScriptDuration"] + told["LayoutDuration"] + told["RecalcStyleDuration"]
+
+        there = len(chat.states())
+        chat.send("Tell a story.")
+        chat.wait(lambda: len(chat.states()) > there and chat.sequence() > 10, 20, "an answer")
+        begun, already = spent(), chat.sequence()
+        chat.wait_state("complete", seconds=30)
+        return (spent() - begun) / (len(texts) - already) * 1000
+
+    alone = min(work_ms() for _ in range(2))
+    open_long(chat, MANY)
+    below = min(work_ms() for _ in range(2))
+
+    record_property("figure", f"work for a token: {alone:.2f} ms alone, {below:.2f} ms below {MANY} answers")
+    assert below <= 6 * alone
+
+
 @pytest.mark.requirement("page edge 4", "page FR-002", "page FR-008", "page constraint 1")
 @pytest.mark.long
 @pytest.mark.timeout(300)

@@ -92,3 +92,29 @@ def test_another_programs_answer_is_none_of_the_servers(modules: Modules) -> Non
         told = asks(modules, [answer], ["until", 120_000])
         assert told[:3] == ["asked 0", "asked 1000", "isAway true"]
         assert 20 < len(told) < 35  # every 3 s for a minute, then every 10 s
+
+
+def test_answer_that_comes_when_it_was_asked_again_does_not_count(modules: Modules) -> None:
+    """Two looks: the first one fails after the second one has been answered."""
+    told = modules.run(
+        """async (load, models) => {
+          const { createServer } = await load("server");
+          const asked = [];
+          const told = [];
+          const api = { models: () => new Promise((resolve, reject) => asked.push({ resolve, reject })) };
+          const server = createServer({
+            api, picker: document.createElement("select"), note: {}, storage: localStorage, isSeen: () => false,
+            now: () => 0, onLearned: () => told.push("learned"), onChange: (what) => told.push(what, server[what]),
+          });
+          const settled = () => new Promise((resolve) => setTimeout(resolve, 20));
+          server.look();
+          server.look();
+          asked[1].resolve(new Response(JSON.stringify(models)));
+          await settled();
+          asked[0].reject(new DOMException("late", "TimeoutError"));
+          await settled();
+          return told;
+        }""",
+        MODELS,
+    )
+    assert told == ["learned"]

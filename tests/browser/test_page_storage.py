@@ -174,7 +174,7 @@ def test_conversations_that_cannot_be_read_are_said_and_left_as_they_are(
     chat.wait(lambda: len(notices(chat)) == 4, 10, "four notices")
     firsts = sorted(notice[0] for notice in notices(chat))
     assert firsts == [
-        "A conversation was stored by a newer version of this page.",
+        "A newer version of this page stored one of the conversations.",
         "A stored conversation cannot be read.",
         "A stored conversation cannot be read.",
         "The stored list of conversations cannot be read.",

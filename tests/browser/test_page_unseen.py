@@ -161,12 +161,12 @@ def test_page_without_a_single_script_says_what_to_do_and_says_it_no_more_once_i
     watch(chat).expect_fault(r"net::ERR_FAILED")
     chat.page.route("**/*.js", lambda route: route.abort())
     chat.page.goto(chat.base_url)
-    hint = "The page is loading. If this stays, load it again."
+    hint = "The page is loading. If this text stays, reload the page."
     assert chat.page.locator("#hint").inner_text() == hint
     assert hint in chat.page.get_by_role("form", name="New message").aria_snapshot()
     chat.page.unroute("**/*.js")
     chat.reload()
-    assert chat.page.locator("#hint").inner_text() == "Enter sends, Shift+Enter makes a new line."
+    assert chat.page.locator("#hint").inner_text() == "Enter sends the message. Shift+Enter starts a new line."
     assert announced(chat) == []
 
 

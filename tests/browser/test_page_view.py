@@ -53,10 +53,10 @@ SEEN = """
   };
 }
 """
-LOST = ("The connection was lost, and two minutes of tries did not bring it back.", "Reconnect picks it up")
+LOST = ("The connection was lost and did not come back within two minutes.", "Reconnect to go on")
 GONE = ("The server no longer has this answer.", "Continue from here, or ask again")
 CUT_OFF = ("The server was stopped or restarted during this answer.", "Continue from here, or ask again")
-DAMAGED = ("The text that arrived is not the text that was sent.", "Reconnect reads it once more")
+DAMAGED = ("The text of this answer arrived damaged.", "Reconnect to load it once more")
 SERVICE = (
     "The model's answer could not be used. The model's server broke off.",
     "Continue from here, or ask again for a new one.",
@@ -98,7 +98,7 @@ EXPECTED: dict[str, tuple[str, list[str], tuple[str, str, str] | None]] = {
         None,
     ),
     "complete, filtered": (
-        "Ended by the provider's content filter. Ask in other words for more.",
+        "Ended by the provider's content filter. For more, ask in other words.",
         ["Copy", "Details"],
         None,
     ),

@@ -76,7 +76,7 @@ def test_message_too_long_for_the_model_by_itself_is_said_to_be_and_given_back(
         assert words in chat.shown()
     chat.wait(lambda: chat.box.input_value() == long, 10, "the message to be given back")
     assert chat.page.locator("#hint").inner_text() == (
-        "The message is too long. It is back in the box: shorten it there."
+        "The message is too long. It is back in the box. Shorten it there."
     )
 
     upstream.always(answer(["Three."]))

@@ -84,8 +84,9 @@ _Dumper.add_representer(str, _text)
 
 
 def contract() -> str:
-    """Give openapi.yaml with its examples, which are its end, written anew."""
-    text = CONTRACT.read_text(encoding="utf-8")
+    """Give openapi.yaml with the service's version, and with its examples, which are its end, written anew."""
+    version = json.loads(golden("showHealth/200").body)["version"]
+    text = re.sub(r'(?<=\n  version: ")[^"]*', version, CONTRACT.read_text(encoding="utf-8"), count=1)
     head, mark, _ = text.partition("\n  examples:\n")
     if not mark:
         raise ValueError("openapi.yaml has no examples at its end")

@@ -39,11 +39,11 @@ class Soon(float):
         return "30"
 
 runtime = app.extensions["chatwait"]
-runtime.bodies._seconds = Soon(2)
-runtime.generations._bounds = dataclasses.replace(runtime.generations._bounds, silence_seconds=Soon(3))
+runtime.bodies._seconds = Soon(1)
+runtime.generations._bounds = dataclasses.replace(runtime.generations._bounds, silence_seconds=Soon(1.5))
 app.before_request(lambda: 1 // (request.headers.get("X-Request-ID") != "a-fault-of-ours") and None)
 """
-"""A service whose 30 seconds are two or three, and which meets a fault when a request says so."""
+"""A service whose 30 seconds are one or one and a half, and which meets a fault when a request says so."""
 
 
 def nothing(*_: object) -> None:
@@ -61,12 +61,12 @@ class Scene:
 
 
 FAILURES: dict[str, Script] = {
-    "takes no more requests": error(429, headers={"Retry-After": "60"}),
+    "accepts no more requests": error(429, headers={"Retry-After": "60"}),
     "refuses this server's key": error(401),
     "refuses for its policy": error(400, code="content_policy_violation"),
     "finds the prompt too long": error(400, code="context_length_exceeded"),
     "is down": error(503, headers={"Retry-After": "60"}),
-    "breaks off": Script(steps=[*ROME, Close()]),
+    "stops half-way": Script(steps=[*ROME, Close()]),
     "falls silent": Script(steps=[*ROME, Stall()]),
 }
 # A gate opens when an event of its name has been read: which chunks share a frame must not depend on the machine.
@@ -376,9 +376,9 @@ SITUATIONS: dict[str, Callable[[World], AbstractContextManager[Scene]]] = {
     "a stream that is no longer kept": stream_expired,
     "the key was sent with another message before": key_used,
     "the body does not arrive within 30 seconds": impatient,
-    "a fault of the server's own": impatient,
-    "a server with as many generations as it takes": full_of_generations,
-    "a server with as many readers as it takes": full_of_readers,
+    "an unexpected fault in the server": impatient,
+    "a server with as many generations as it allows": full_of_generations,
+    "a server with as many readers as it allows": full_of_readers,
     "a server that lists https://chat.example in CORS_ORIGINS": foreign_pages,
     "a server that is stopping": stopping,
     "a server that is stopped while one waits": cut_off,

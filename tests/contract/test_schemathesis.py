@@ -101,7 +101,7 @@ def test_only_what_gunicorn_refuses_for_its_length_is_excused(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("with_cursors", [False, True], ids=["bodies", "cursors"])
+@pytest.mark.parametrize("with_cursors", [False, pytest.param(True, marks=pytest.mark.long)], ids=["bodies", "cursors"])
 def test_contract_holds_for_requests_valid_and_not(
     fuzz: Any, chatwait: ChatWait, streams: list[str], with_cursors: bool
 ) -> None:

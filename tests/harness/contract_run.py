@@ -171,8 +171,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         shown = ", ".join(f"{name} {status}" for name, status in missing)
         whole = terminalreporter._session is not None and _is_whole(terminalreporter._session)
         if whole:
-            terminalreporter.line(f"contract: never seen, and promised: {shown}", red=True, bold=True)
+            terminalreporter.line(f"contract: promised, but never seen: {shown}", red=True, bold=True)
         elif total.seen:
             terminalreporter.line(f"contract: {len(missing)} operations × statuses were not seen in this selection")
     for problem in total.problems:
-        terminalreporter.line(f"contract: broken after the last test: {problem}", red=True, bold=True)
+        terminalreporter.line(f"contract: this was wrong after the last test: {problem}", red=True, bold=True)

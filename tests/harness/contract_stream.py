@@ -30,7 +30,6 @@ KEYS = {
     "failed": [*TOTALS.split(), "error"],
 }
 """The order of the keys, as contracts/events.md has it."""
-TERMINALS = ("done", "cancelled", "failed")
 RESUMABILITY = ("unresumable", "resumable")
 """They come in turns, this one first."""
 LONGEST_DATA = 8192

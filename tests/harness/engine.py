@@ -61,7 +61,7 @@ class Engine:
 
     def start(self) -> Self:
         """Start, and wait until it answers. Raises: AssertionError, TimeoutError."""
-        assert self._program is not None, "there is no such server here"
+        assert self._program is not None, "neither valkey-server nor redis-server is installed"
         options = ["--port", str(self.port), "--bind", HOST, "--dir", self._directory.name, "--save", ""]
         options += ["--appendonly", "yes" if self._keeps else "no", "--appendfsync", "always"]
         options += ["--databases", str(DATABASES), "--maxclients", "2000", "--loglevel", "warning"]
@@ -76,9 +76,9 @@ class Engine:
             with contextlib.suppress(redis.ConnectionError, redis.BusyLoadingError):
                 if self.client().ping():
                     return self
-            assert self._process.poll() is None, f"the engine ended with {self._process.returncode}"
+            assert self._process.poll() is None, f"the Valkey server ended with {self._process.returncode}"
             if time.monotonic() > until:
-                raise TimeoutError("the engine did not answer")
+                raise TimeoutError("the Valkey server did not answer")
             time.sleep(0.02)
 
     def kill(self) -> None:

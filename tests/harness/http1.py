@@ -237,12 +237,12 @@ class Wire:
         """Receive some more, and tell whether there was more."""
         left = self._ends_at - time.monotonic()
         if left <= 0:
-            raise TimeoutError("the connection has outlived its deadline")
+            raise TimeoutError("the connection was still open at its deadline")
         self.socket.settimeout(min(self._timeout, left))
         try:
             received = self.socket.recv(RECV_BYTES)
         except TimeoutError:
-            raise TimeoutError(f"not a byte for {min(self._timeout, left):g} s") from None
+            raise TimeoutError(f"no byte arrived for {min(self._timeout, left):g} s") from None
         except ConnectionError as reset:
             raise Dropped("reset by the peer", by_reset=True) from reset
         self._buffer += received

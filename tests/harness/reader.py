@@ -185,7 +185,7 @@ def read_resuming(
             if answer.is_complete:
                 return answer  # the rest was only the end of the body
     raise AssertionError(
-        f"not at the end after {max_attempts} attempts with {answer.tokens} tokens; drops: {answer.drops[-5:]}"
+        f"the stream did not end in {max_attempts} attempts with {answer.tokens} tokens; drops: {answer.drops[-5:]}"
     )
 
 

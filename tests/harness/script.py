@@ -149,7 +149,7 @@ class Script:
     def __post_init__(self) -> None:
         for step in (*self.before, *self.after):
             if not isinstance(step, BARE_STEPS):
-                raise TypeError(f"{step!r} cannot come before the head of the answer, or behind its end")
+                raise TypeError(f"{step!r} cannot come before the head of the answer or after its end")
         if self.body is not None and self.steps:
             raise TypeError("a script has either a body or steps")
 

@@ -24,6 +24,7 @@ from typing import IO, Any, Self
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from tests.harness import leaks as leaking
+from tests.harness import pace as pacing
 from tests.harness import probe as probing
 from tests.harness import tap
 from tests.harness.http1 import get
@@ -150,12 +151,21 @@ class ChatWait:
     if a line of stdout was not one JSON object of at most 16 KiB, or stderr not empty, unless `check_output` is False;
     and, whatever it is, if one of them holds what no log may (`leaks`).
     It can be started again after it ended, on the same port and with its log growing on.
-    With `probe` its worker also tells what only it can see (`inside`).
+    With `probe` its worker also tells what only it can see (`inside`). With `pace` built-in waits of it are shorter.
     """
 
-    def __init__(self, *, check_output: bool = True, root: Path = ROOT, probe: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        check_output: bool = True,
+        root: Path = ROOT,
+        probe: bool = False,
+        pace: pacing.Pace | None = None,
+        **settings: Any,
+    ) -> None:
         self.check_output = check_output
         self.has_probe = probe
+        self.pace = pace
         self.settings = settings
         self._root = root
         self._watch = Watch()
@@ -178,7 +188,7 @@ class ChatWait:
         if self.is_running:
             raise RuntimeError("the service is running already")
         process = subprocess.Popen(
-            [*COMMAND[:-1], probing.TARGET] if self.has_probe else COMMAND,
+            self._command(),
             cwd=self._root,
             env=self._environment(),
             stdin=subprocess.DEVNULL,
@@ -411,6 +421,11 @@ class ChatWait:
         if self._process is None:
             raise RuntimeError("the service was not started")
         return self._process
+
+    def _command(self) -> list[str]:
+        if self.pace is not None:
+            return [*COMMAND[:-1], pacing.target(self.pace, probe=self.has_probe)]
+        return [*COMMAND[:-1], probing.TARGET] if self.has_probe else COMMAND
 
     def _environment(self) -> dict[str, str]:
         passed_on = (*PASSED_ON, *CLOCK) if CLOCK[0] in os.environ else PASSED_ON

@@ -418,7 +418,7 @@ async def _read_body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -
 def main() -> None:
     """Serve one paced answer until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(description="Serve a paced answer as an OpenAI-compatible model.")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--port", type=int, default=0, help="the port to listen on; 0 picks a free one")
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--gap-ms", type=float, default=20.0)
     options = parser.parse_args()

@@ -35,9 +35,10 @@ def front(kind: str, directory: Path, port: int, *options: str, changes: Mapping
     return proxy.plain() if config == "plain" else proxy.shipped(*options, changes=changes)
 
 
-def front_of_two(name: str, directory: Path, one: int, two: int) -> Proxy:
-    """Put what deploy/ recommends for two instances with one engine in front of these ports."""
-    return front(f"{name} shipped", directory, one, "shared", changes={"127.0.0.1:8001": f"127.0.0.1:{two}"})
+def front_of_two(name: str, directory: Path, one: int, two: int, *, changes: Mapping[str, str] | None = None) -> Proxy:
+    """Put what deploy/ recommends for two instances with one Valkey in front of these ports."""
+    other = {"127.0.0.1:8001": f"127.0.0.1:{two}"}
+    return front(f"{name} shipped", directory, one, "shared", changes={**other, **(changes or {})})
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.harness.answer import Answer
+from tests.harness.pace import Pace
 from tests.harness.reader import Dropped, get, open_stream
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
@@ -15,17 +17,27 @@ from tests.live.steps import poll, settings
 LOST_SECONDS = 5.0
 """Within this, whoever reads what a dead worker generated is told its end."""
 
+SHORT_LEASE_SECONDS = 1.5
+SHORT_LEASES = {"app.streams.shared.leases.LEASE_SECONDS": SHORT_LEASE_SECONDS}
+"""The pace of services whose tests wait for a lease to lapse. Those of `killed` processes keep the real one."""
+
 
 @contextlib.contextmanager
-def services(upstream: ScriptedUpstream, url: str, count: int = 2, **more: Any) -> Iterator[list[ChatWait]]:
+def services(
+    upstream: ScriptedUpstream, url: str, count: int = 2, *, pace: Pace | None = None, **more: Any
+) -> Iterator[list[ChatWait]]:
     """Run so many services over the engine of that URL, all with the same settings, and wait until all take work.
 
-    A service that has just begun to answer may not have reached its engine yet: its first answers are 503.
+    They start side by side. A service that has just begun to answer may not have reached its engine yet: its first
+    answers are 503.
     """
-    with contextlib.ExitStack() as running:
-        found = [running.enter_context(ChatWait(**settings(upstream, REDIS_URL=url, **more))) for _ in range(count)]
-        poll(lambda: all(map(is_ready, found)), seconds=30, what="all services take work")
-        yield found
+    made = [ChatWait(pace=pace, **settings(upstream, REDIS_URL=url, **more)) for _ in range(count)]
+    with contextlib.ExitStack() as running, ThreadPoolExecutor(count) as pool:
+        for service in made:
+            running.push(service)  # one that did not start is ended too
+        list(pool.map(ChatWait.start, made))
+        poll(lambda: all(map(is_ready, made)), seconds=30, what="all services take work")
+        yield made
 
 
 def is_ready(service: ChatWait) -> bool:
@@ -52,4 +64,4 @@ def read_at(base_urls: list[str], stream_id: str, *, timeout: float = 10.0) -> A
             answer.drops.append(str(drop))
         if answer.is_complete:
             return answer.verify()
-    raise AssertionError(f"not at the end: {answer.drops[-5:]}")
+    raise AssertionError(f"the answer did not end: {answer.drops[-5:]}")

@@ -77,7 +77,11 @@ def test_connection_that_asks_nothing_makes_room_for_who_comes(small: ChatWait, 
     with many(small.port, SMALL_MOST + 150, data) as socks:
         for _ in range(3):
             assert get(f"{small.base_url}/health").status == 200
-        poll(lambda: small.sockets() <= SMALL_MOST + 1, seconds=10, what="the oldest to be shut")
+        poll(
+            lambda: small.sockets() <= SMALL_MOST + 1,
+            seconds=10,
+            what=lambda: f"the oldest to be shut: {small.sockets()} sockets are open",
+        )
         until = time.monotonic() + 10
         while not has_ended(socks[0]):
             assert time.monotonic() < until, "the oldest is still there"

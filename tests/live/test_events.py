@@ -16,6 +16,7 @@ from tests.live.steps import about, begin, log_name, new_key, poll, read_on, set
 
 GOLDEN = Path(__file__).with_name("events.jsonl")
 MEASURED = ("timestamp", "duration_ms", "first_token_ms", "delay_ms")
+TOLD_ELSEWHERE = ("version",)
 
 
 def test_events_of_a_whole_life_are_those_of_the_golden_list() -> None:
@@ -129,13 +130,13 @@ def with_chunks_joined(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plain(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put a sign for what is measured, and a number for each id, in the order of their appearance."""
+    """Put a sign for what is measured or held elsewhere, and a number for each id, in the order of appearance."""
     names: dict[str, str] = {}
     for line in told:
         for kind in ("correlation_id", "stream"):
             if line.get(kind) is not None:
                 line[kind] = names.setdefault(line[kind], f"{kind} {sum(n.startswith(kind) for n in names.values())}")
-        for name in MEASURED:
+        for name in (*MEASURED, *TOLD_ELSEWHERE):
             if line.get(name) is not None:
                 line[name] = "#"
         if "ms" in line:

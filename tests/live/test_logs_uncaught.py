@@ -88,7 +88,7 @@ def test_exception_that_nobody_catches_is_a_line_with_its_type_and_place(chatwai
     assert get(f"{chatwait.base_url}/health?{way}").status == 200
     where = "greenlet" if way == "loop" else way
 
-    line = chatwait.wait_for_log(lambda record: f"nobody caught, in a {where}" in record.get("message", ""))
+    line = chatwait.wait_for_log(lambda record: f"uncaught exception in a {where}" in record.get("message", ""))
 
     assert line["level"] == "ERROR"
     assert line["exception"]["types"] == ["ValueError"]
@@ -102,7 +102,7 @@ def test_warning_is_a_line(chatwait: ChatWait) -> None:
 
 def test_exceptions_without_end_are_told_some_times_and_counted(chatwait: ChatWait) -> None:
     def told() -> int:
-        return len(chatwait.log_of(lambda record: "nobody caught" in record.get("message", "")))
+        return len(chatwait.log_of(lambda record: "uncaught exception" in record.get("message", "")))
 
     before = told()
     get(f"{chatwait.base_url}/health?many")
@@ -139,7 +139,7 @@ def test_service_without_descriptors_says_so_in_lines_and_goes_on(chatwait: Chat
                 stack.enter_context(socket.create_connection(("127.0.0.1", chatwait.port)))
             line = chatwait.wait_for_log(
                 lambda record: (
-                    "nobody caught" in record.get("message", "") and record["exception"]["types"] == ["OSError"]
+                    "uncaught exception" in record.get("message", "") and record["exception"]["types"] == ["OSError"]
                 )
             )
             assert line["level"] == "ERROR"

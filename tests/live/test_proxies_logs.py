@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.document import routes
 from tests.harness.net import reserve_port
 from tests.harness.proxies import Proxy
 from tests.harness.reader import get, open_stream, post, request
@@ -86,6 +88,23 @@ def test_log_of_a_proxy_tells_routes_and_no_ids(
         said = used.output
         assert [secret for secret in [*planted, stream_id, stream_id[3:15]] if secret.lower() in said.lower()] == []
         assert "127.0.0.1" not in said, "an address of a client"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_log_of_a_proxy_tells_every_route_of_the_contract(name: str, chatwait: ChatWait, tmp_path: Path) -> None:
+    """A route that a proxy does not know is `other` in its log: nobody sees how often it is asked for."""
+    wanted = {route for _, route in routes()}
+    with front(f"{name} shipped", tmp_path, chatwait.port) as proxy:
+        for route in wanted:
+            get(proxy.base_url + route.replace("{stream_id}", "cw_unknown"))
+
+        def unknown() -> set[str]:
+            return wanted - {line.get("route", "") for line in lines_of(proxy, {"method": "GET"})}
+
+        with contextlib.suppress(AssertionError):
+            poll(lambda: not unknown(), seconds=5, what="every line")
+        assert unknown() == set()
+        assert not lines_of(proxy, {"route": "other"})
 
 
 def lines_of(proxy: Proxy, wanted: dict[str, str]) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
 from tests.harness.answer import Answer
@@ -19,7 +20,7 @@ from tests.harness.reader import delete, get, open_stream, post, read_answer, re
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Paced, Script, ScriptedUpstream, Stall, Token
 from tests.live.figures import unheard
-from tests.live.shared import LOST_SECONDS, is_ready, read_at, services
+from tests.live.shared import LOST_SECONDS, SHORT_LEASES, is_ready, read_at, services
 from tests.live.steps import about, asked, begin, log_name, new_key, poll, settings, wait_asked
 
 READERS = 20
@@ -28,7 +29,7 @@ READERS = 20
 @pytest.fixture(scope="module")
 def pair(shared_upstream: ScriptedUpstream, engine: Engine) -> Iterator[list[ChatWait]]:
     """Two for all tests that leave them alive."""
-    with services(shared_upstream, engine.url(engine.new_database())) as pair:
+    with services(shared_upstream, engine.url(engine.new_database()), pace=SHORT_LEASES) as pair:
         yield pair
 
 
@@ -52,11 +53,15 @@ def assert_lost(answer: Answer, texts: list[str]) -> None:
 def test_readers_of_a_process_that_is_killed_get_all_there_is_and_one_end(
     upstream: ScriptedUpstream, engine_database: Database, record_property: pytest.RecordProperty
 ) -> None:
+    """The lease is the real one. An answer that dies with it before its first token leaves its key free."""
     script = Script(steps=[*map(Token, TEXTS), Gate("never"), Finish(), Done()])
     body, key = about(upstream, script), new_key()
+    silent_body, silent_key = about(upstream, Script(steps=[Stall()])), new_key()
     with services(upstream, engine_database.url, 3) as (dying, *others), ThreadPoolExecutor(READERS + 2) as pool:
         stream_id = begin(dying.base_url, body, key)
         upstream.wait_reached("never")
+        silent_id = begin(dying.base_url, silent_body, silent_key)
+        wait_asked(upstream, silent_body)
         urls = [service.base_url for service in others]
 
         def read(number: int) -> tuple[Answer, float]:
@@ -86,22 +91,13 @@ def test_readers_of_a_process_that_is_killed_get_all_there_is_and_one_end(
             assert (stopped.status, stopped.json["status"]) == (200, "failed")
         assert entries(engine_database, stream_id) == [b"t"] * len(TEXTS) + [b"e"]
         assert len(asked(upstream, body)) == 1
-        lost = [line for service in others for line in service.log_of("error_occurred", error_type="producer_lost")]
-        assert len(lost) == 1
-
-
-def test_key_of_an_answer_that_died_before_its_first_token_is_free_again(
-    upstream: ScriptedUpstream, engine_database: Database
-) -> None:
-    body, key = about(upstream, Script(steps=[Stall()])), new_key()
-    with services(upstream, engine_database.url) as (dying, other):
-        stream_id = begin(dying.base_url, body, key)
-        wait_asked(upstream, body)
-        dying.kill()
-        assert_lost(read_at([other.base_url], stream_id), [])
+        assert_lost(read_at(urls, silent_id), [])
+        for lost_id in (stream_id, silent_id):
+            lines = [service.log_of("error_occurred", error_type="producer_lost") for service in others]
+            assert sum(line["stream"] == log_name(lost_id) for said in lines for line in said) == 1
         upstream.reset()
-        about(upstream, Script(steps=[Token("whole"), Finish(), Done()]), body["message"])
-        again = post(f"{other.base_url}/chat/wait", body, headers=key)
+        about(upstream, Script(steps=[Token("whole"), Finish(), Done()]), silent_body["message"])
+        again = post(f"{urls[0]}/chat/wait", silent_body, headers=silent_key)
         assert (again.status, again.json["content"]) == (200, "whole")
 
 
@@ -239,7 +235,7 @@ def test_answer_that_is_read_at_another_service_only_is_not_abandoned(
         stream_id = begin(one.base_url, body)
         with ThreadPoolExecutor(1) as pool:
             reading = pool.submit(read_at, [other.base_url], stream_id)
-            time.sleep(5)
+            time.sleep(4)  # twice as long as nobody reads what is abandoned
             upstream.open("end")
             answer = reading.result()
         assert answer.terminal is not None
@@ -253,22 +249,32 @@ def test_answer_that_is_read_at_another_service_only_is_not_abandoned(
 
 @pytest.fixture
 def three_workers(upstream: ScriptedUpstream, engine_database: Database) -> Iterator[ChatWait]:
-    with ChatWait(**settings(upstream, REDIS_URL=engine_database.url, WORKERS=3)) as chatwait:
+    with ChatWait(pace=SHORT_LEASES, **settings(upstream, REDIS_URL=engine_database.url, WORKERS=3)) as chatwait:
         chatwait.wait_for_workers(3)
         yield chatwait
 
 
-def kill_one(chatwait: ChatWait, choice: random.Random) -> None:
+def kill_one(pids: list[int], choice: random.Random) -> None:
     """Kill one worker; gunicorn puts another in its place."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(choice.choice(chatwait.worker_pids()), signal.SIGKILL)
+        os.kill(choice.choice(pids), signal.SIGKILL)
+
+
+def generating(chatwait: ChatWait, upstream: ScriptedUpstream) -> list[int]:
+    """List the workers that are connected to the model's server."""
+    return [
+        pid
+        for pid in chatwait.worker_pids()
+        for peers in [[it.raddr.port for it in psutil.Process(pid).net_connections("inet") if it.raddr]]
+        if upstream.port in peers
+    ]
 
 
 def kill_workers_during_streams(
-    chatwait: ChatWait, upstream: ScriptedUpstream, *, rounds: int, streams: int, seed: int
+    chatwait: ChatWait, upstream: ScriptedUpstream, *, rounds: int, streams: int, seed: int, kills: int = 2
 ) -> dict[str, int]:
-    """Let readers read while two of three workers die at random moments, now and then one that has just taken over
-    what the first one left: each reader ends with the whole text, or a part and one end."""
+    """Let readers read while workers die at random moments, first one that generates, and now and then one that has
+    just taken over what the first one left: each reader ends with the whole text, or a part and one end."""
     choice = random.Random(seed)
     ended: dict[str, int] = {"done": 0, "failed": 0}
     texts = [f"{number}é " for number in range(24)]
@@ -280,9 +286,11 @@ def kill_workers_during_streams(
                 pool.submit(read_resuming, chatwait.base_url, json=body, timeout=20.0, max_attempts=100)
                 for _ in range(streams)
             ]
-            for _ in range(2):
-                time.sleep(choice.uniform(0.2, 2.0))
-                kill_one(chatwait, choice)
+            wait_asked(upstream, body, streams, timeout=20.0)
+            kill_one(generating(chatwait, upstream), choice)
+            for _ in range(kills - 1):
+                time.sleep(choice.uniform(0.1, 2.0))  # the moment is the case
+                kill_one(chatwait.worker_pids(), choice)
             for future in reading:
                 answer = future.result()
                 assert answer.terminal is not None
@@ -299,19 +307,16 @@ def test_workers_killed_among_streams_leave_nobody_without_an_end(
     three_workers: ChatWait, upstream: ScriptedUpstream
 ) -> None:
     ended = kill_workers_during_streams(three_workers, upstream, rounds=1, streams=30, seed=1)
-    assert sum(ended.values()) == 30
+    assert ended["failed"] > 0, "no worker died while it generated"
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", [2, 3])
 def test_fifty_kills_during_a_hundred_streams_each_leave_nobody_without_an_end(
-    three_workers: ChatWait, upstream: ScriptedUpstream, seed: int, record_property: pytest.RecordProperty
+    three_workers: ChatWait, upstream: ScriptedUpstream, record_property: pytest.RecordProperty
 ) -> None:
-    """26 of them here."""
     with unheard(three_workers):
-        ended = kill_workers_during_streams(three_workers, upstream, rounds=13, streams=100, seed=seed)
-    assert sum(ended.values()) == 1300
+        ended = kill_workers_during_streams(three_workers, upstream, rounds=17, streams=100, seed=2, kills=3)
     assert ended["failed"] > 0, "no worker died while it generated"
     assert ended["done"] > 0
-    record_property("figure", f"26 workers killed, two during each 100 streams: {ended}")
+    record_property("figure", f"51 workers killed, three during each 100 streams: {ended}")

@@ -29,11 +29,11 @@ from tests.harness.engine import Engine, program
 from tests.harness.events import EventParser
 from tests.harness.reader import Reply, get, post, read_answer
 from tests.harness.server import ROOT, ChatWait
-from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Stall, Token, answer, error
+from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token, answer, error
 from tests.live.fronts import NAMES, front_of_two
 from tests.live.many import Asker, run_all
-from tests.live.shared import is_ready
-from tests.live.steps import about, asked, begin, new_key, poll, settings
+from tests.live.shared import SHORT_LEASES, is_ready
+from tests.live.steps import about, asked, begin, log_name, new_key, poll, settings
 from tests.live.versions import another_version, assets_of
 from tests.requirements import require_or_skip
 
@@ -67,6 +67,28 @@ def two_instances(engine: Engine, upstream: ScriptedUpstream, **more: object) ->
         for service in (one, two):
             poll(lambda service=service: is_ready(service), seconds=20, what="it is ready")
         yield one, two
+
+
+@pytest.fixture(scope="module")
+def survivor(engine: Engine, shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
+    """The one that stays, of all tests that end the other one."""
+    url = engine.url(engine.new_database())
+    with ChatWait(pace=SHORT_LEASES, **settings(shared_upstream, REDIS_URL=url, TIMEOUT_SECONDS=30)) as survivor:
+        yield survivor
+
+
+@contextmanager
+def beside(survivor: ChatWait, **more: object) -> Iterator[ChatWait]:
+    """Run another one over the same database, that a test may end."""
+    with ChatWait(pace=SHORT_LEASES, **survivor.settings | more) as other:
+        for service in (survivor, other):
+            poll(lambda service=service: is_ready(service), seconds=20, what="it is ready")
+        yield other
+
+
+def attached(service: ChatWait, stream_id: str) -> int:
+    """Count who has come to read a stream there."""
+    return len(service.log_of("reader_attached", stream=log_name(stream_id)))
 
 
 @dataclass
@@ -242,14 +264,12 @@ def test_drain_sends_readers_of_the_others_answers_away_over_a_while(engine: Eng
 
 
 @pytest.mark.usefixtures("handing_over")
-def test_readers_that_come_while_a_process_ends_are_answered_whole_or_not_at_all(engine: Engine) -> None:
+def test_readers_that_come_while_a_process_ends_are_answered_whole_or_not_at_all(
+    survivor: ChatWait, upstream: ScriptedUpstream
+) -> None:
     """A proxy may ask another instance for what was not begun; an answer that breaks off is broken for everybody."""
-    with (
-        ScriptedUpstream() as upstream,
-        two_instances(engine, upstream, DRAIN_SECONDS=2) as (one, two),
-        ThreadPoolExecutor(1) as pool,
-    ):
-        stream_id = begin(one.base_url, about(upstream, gated("rest")))
+    with beside(survivor, DRAIN_SECONDS=2) as two, ThreadPoolExecutor(1) as pool:
+        stream_id = begin(survivor.base_url, about(upstream, gated("rest")))
         whole, broken = [0], list[str]()
         gone = asyncio.Event()
 
@@ -286,13 +306,12 @@ def gated(gate: str) -> Script:
     return Script(steps=[Token("one "), Token("two "), Gate(gate), Token("three"), Finish(), Done()])
 
 
-def test_generation_longer_than_the_drain_ends_as_cancelled_for_readers_at_both(engine: Engine) -> None:
+def test_generation_longer_than_the_drain_ends_as_cancelled_for_readers_at_both(
+    survivor: ChatWait, upstream: ScriptedUpstream
+) -> None:
     """And says so: with its reason, what there was, and in wait mode as what a client may ask again."""
-    with (
-        ScriptedUpstream() as upstream,
-        two_instances(engine, upstream, DRAIN_SECONDS=2) as (one, two),
-        ThreadPoolExecutor(6) as pool,
-    ):
+    two = survivor
+    with beside(survivor, DRAIN_SECONDS=2) as one, ThreadPoolExecutor(6) as pool:
         body, key = about(upstream, gated("never")), new_key()
         stream_id = begin(one.base_url, body, key)
         reading = [
@@ -301,7 +320,7 @@ def test_generation_longer_than_the_drain_ends_as_cancelled_for_readers_at_both(
         ]
         waiting = [pool.submit(get, f"{service.base_url}/chat/wait/{stream_id}", timeout=30) for service in (one, two)]
         for service, others in ((one, 1), (two, 0)):
-            poll(lambda s=service, n=others: len(s.log_of("reader_attached")) == 2 + n, seconds=10, what="its readers")
+            poll(lambda s=service, n=others: attached(s, stream_id) == 2 + n, seconds=10, what="its readers")
         assert one.stop(30.0) == 0
         for future in reading:
             got = future.result(10)
@@ -317,28 +336,36 @@ def test_generation_longer_than_the_drain_ends_as_cancelled_for_readers_at_both(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_question_whose_instance_dies_is_not_asked_twice(engine: Engine, name: str, tmp_path: Path) -> None:
-    """The proxy sends the POST again, under the key that it gave it: at the other instance it meets the same stream."""
+def test_question_whose_instance_dies_is_not_asked_twice(
+    engine: Engine, survivor: ChatWait, upstream: ScriptedUpstream, name: str, tmp_path: Path
+) -> None:
+    """The proxy sends the POST again, under the key that it gave it: at the other instance it meets the same stream.
+
+    haproxy asks once more after a 503. After that of `producer_lost` it would ask the dead instance, if it still took
+    that one for alive. The lease is shorter here than in the service, and so is the time between haproxy's checks.
+    """
+    checks = {"check inter 1s": "check inter 250ms"} if name == "haproxy" else {}
     with (
-        ScriptedUpstream() as upstream,
-        two_instances(engine, upstream) as (one, two),
-        front_of_two(name, tmp_path, one.port, two.port) as proxy,
-        ThreadPoolExecutor(1) as pool,
+        beside(survivor) as dying,
+        front_of_two(name, tmp_path, dying.port, survivor.port, changes=checks) as proxy,
+        ThreadPoolExecutor(4) as pool,
     ):
-        body = about(upstream, Script(steps=[Token("one "), Gate("here"), Stall()]))
-        waiting = pool.submit(post, f"{proxy.base_url}/chat/wait", body, timeout=40)
-        upstream.wait_reached("here")
-        poll(lambda: bool(owner_of(one, two)), seconds=10, what="a reader")
-        poll(lambda: stored(engine, one) >= 1, seconds=10, what="the token is stored")
-        owner_of(one, two)[0].kill()
+        before = stored(engine, survivor)
+        for number in range(4):  # the proxy chooses whom it asks
+            body = about(upstream, Script(steps=[Token("one "), Gate(f"end {number}"), Finish(), Done()]))
+            waiting = pool.submit(post, f"{proxy.base_url}/chat/wait", body, timeout=40)
+            upstream.wait_reached(f"end {number}")
+            if dying.log_of("stream_started"):
+                break
+        dying.wait_for_log("reader_attached")
+        poll(lambda: stored(engine, survivor) > before + number, seconds=10, what="the tokens are stored")
+        dying.kill()
+        for others in range(number):
+            upstream.open(f"end {others}")
         told = waiting.result(60)
         assert (told.status, told.json["error_code"]) == (503, "producer_lost")
         assert told.json["partial"] == {"content": "one ", "tokens": 1}
         assert len(asked(upstream, body)) == 1
-
-
-def owner_of(*services: ChatWait) -> list[ChatWait]:
-    return [service for service in services if service.log_of("reader_attached")]
 
 
 def stored(engine: Engine, service: ChatWait) -> int:
@@ -370,12 +397,12 @@ def test_failing_model_takes_no_instance_out(engine: Engine, name: str, tmp_path
             assert len(service.log_of("response_complete")) > before
 
 
-def test_compose_files_health_check_tells_whether_work_is_taken(engine: Engine) -> None:
+def test_compose_files_health_check_tells_whether_work_is_taken(survivor: ChatWait, upstream: ScriptedUpstream) -> None:
     """A stopping instance lives, and is not ready."""
     compose = yaml.safe_load((ROOT / "deploy" / "compose-shared.yaml").read_text(encoding="utf-8"))
     python, *script = compose["services"]["one"]["healthcheck"]["test"][1:]
     assert python == "python"
-    with ScriptedUpstream() as upstream, two_instances(engine, upstream) as (one, _):
+    with beside(survivor) as one:
 
         def check() -> tuple[int, str]:
             values = {"PATH": os.environ["PATH"], "OPENAI_API_KEY": "sk-test", "PORT": str(one.port)}

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -14,10 +14,11 @@ import pytest
 from tests.harness.answer import Answer
 from tests.harness.chaos import ChaosProxy, Late, Pass
 from tests.harness.engine import Engine, program
+from tests.harness.pace import Pace
 from tests.harness.reader import delete, get, post, read_answer
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Paced, Script, ScriptedUpstream, Token
-from tests.live.shared import is_ready, read_at, services
+from tests.live.shared import SHORT_LEASE_SECONDS, SHORT_LEASES, is_ready, read_at, services
 from tests.live.steps import about, begin, log_name, poll, settings, wait_asked
 from tests.requirements import require_or_skip
 
@@ -51,18 +52,24 @@ class Cluster:
         wait_ready(self.one, self.other)
 
 
-@pytest.fixture(scope="module")
-def lasting_cluster(shared_upstream: ScriptedUpstream) -> Iterator[Cluster]:
-    """Live through everything that is done to the engine."""
+@contextmanager
+def clustered(upstream: ScriptedUpstream, pace: Pace | None = None) -> Iterator[Cluster]:
     require_or_skip("a Valkey or Redis server", program() is not None)
     with ExitStack() as running:
         engine = running.enter_context(Engine())
         ways = [running.enter_context(ChaosProxy("127.0.0.1", engine.port)) for _ in range(2)]
         one, other = [
-            running.enter_context(ChatWait(**settings(shared_upstream, REDIS_URL=engine.url(port=way.port))))
+            running.enter_context(ChatWait(pace=pace, **settings(upstream, REDIS_URL=engine.url(port=way.port))))
             for way in ways
         ]
         yield Cluster(engine, one, other, ways)
+
+
+@pytest.fixture(scope="module")
+def lasting_cluster(shared_upstream: ScriptedUpstream) -> Iterator[Cluster]:
+    """Live through everything that is done to the engine. Its leases are short: tests wait until they lapse."""
+    with clustered(shared_upstream, SHORT_LEASES) as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -162,10 +169,23 @@ def test_engine_that_wants_a_password_gets_the_urls_and_no_line_shows_one(
 
 
 @pytest.mark.parametrize("how", ["killed and restarted empty", "silent", "cut off"])
-def test_stream_goes_on_while_the_engine_is_away_for_five_seconds(
+def test_stream_goes_on_while_the_engine_is_away_for_longer_than_a_lease(
     upstream: ScriptedUpstream, cluster: Cluster, how: str
 ) -> None:
-    body, texts = paced(upstream, 9)
+    go_on_while_away(upstream, cluster, how, away=SHORT_LEASE_SECONDS + 0.5, all_in_all=6)
+
+
+@pytest.mark.long
+def test_stream_goes_on_while_the_engine_is_away_for_five_seconds(upstream: ScriptedUpstream) -> None:
+    """The leases are the real ones."""
+    with clustered(upstream) as cluster:
+        wait_ready(cluster.one, cluster.other)
+        go_on_while_away(upstream, cluster, "killed and restarted empty", away=5, all_in_all=9)
+
+
+def go_on_while_away(upstream: ScriptedUpstream, cluster: Cluster, how: str, *, away: float, all_in_all: float) -> None:
+    """Take the engine away from an answer that takes so long in all. Units: seconds."""
+    body, texts = paced(upstream, all_in_all)
     one, other = cluster.one, cluster.other
     with ThreadPoolExecutor(4) as pool:
         stream_id = begin(one.base_url, body)
@@ -179,7 +199,8 @@ def test_stream_goes_on_while_the_engine_is_away_for_five_seconds(
                 cluster.engine.freeze()
             case _:
                 cluster.cut_off()
-        time.sleep(5)
+        one.wait_for_log("store_away")
+        time.sleep(away)  # how long it is away is the case
         refused = post(f"{one.base_url}/chat/wait", {"message": "Hi"})
         assert (refused.status, refused.json["error_code"]) == (503, "store_unavailable")
         assert not is_ready(one)
@@ -264,7 +285,7 @@ def test_engine_that_is_slow_by_200_ms_makes_everything_that_late_and_nothing_wr
 def test_engine_that_refuses_writes_lets_readers_go_on_and_is_completed_afterwards(
     upstream: ScriptedUpstream, cluster: Cluster, setting: dict[str, str]
 ) -> None:
-    body, texts = paced(upstream, 6)
+    body, texts = paced(upstream, 4)
     one, other = cluster.one, cluster.other
     with ThreadPoolExecutor(2) as pool:
         stream_id = begin(one.base_url, body)
@@ -275,7 +296,8 @@ def test_engine_that_refuses_writes_lets_readers_go_on_and_is_completed_afterwar
             poll(lambda: not is_ready(one), seconds=5, what="it says so")
             refused = post(f"{one.base_url}/chat/wait", {"message": "Hi"})
             assert (refused.status, refused.json["error_code"]) == (503, "store_unavailable")
-            time.sleep(2)
+            said = len(one.log_of("chunks_sent"))
+            poll(lambda: len(one.log_of("chunks_sent")) > said + 1, seconds=10, what="its readers go on")
         assert_done(reading.result(), texts)
         assert [event for event, _ in reading.result().resumability] == ["unresumable", "resumable"]
         assert_done(elsewhere.result(), texts)
@@ -310,7 +332,7 @@ def test_host_that_is_cut_off_alone_is_taken_for_dead_and_its_own_readers_get_th
     upstream: ScriptedUpstream, cluster: Cluster
 ) -> None:
     """Only one of the two cannot reach the engine, for longer than its lease: it cannot be told from a dead one."""
-    body, texts = paced(upstream, 9)
+    body, texts = paced(upstream, 6)
     alone, other, way = cluster.one, cluster.other, cluster.ways[0]
     with ThreadPoolExecutor(2) as pool:
         stream_id = begin(alone.base_url, body)
@@ -337,7 +359,7 @@ def test_services_that_lost_the_engine_together_do_not_take_each_other_for_dead(
     upstream: ScriptedUpstream, cluster: Cluster
 ) -> None:
     """Every lease has lapsed when it is back; each waits one before it judges the others."""
-    body, texts = paced(upstream, 10)
+    body, texts = paced(upstream, 6)
     with ThreadPoolExecutor(2) as pool:
         stream_id = begin(cluster.one.base_url, body)
         reading = [
@@ -346,7 +368,7 @@ def test_services_that_lost_the_engine_together_do_not_take_each_other_for_dead(
         ]
         wait_asked(upstream, body).wait_tokens(10)
         cluster.engine.freeze()
-        time.sleep(4)
+        time.sleep(SHORT_LEASE_SECONDS + 1)  # every lease lapses
         cluster.engine.thaw()
         for future in reading:
             assert_done(future.result(), texts)

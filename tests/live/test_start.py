@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.version import VERSION
 from tests.harness import server
 from tests.harness.reader import get, read_answer
 from tests.harness.server import ChatWait, failed_start
@@ -33,7 +34,7 @@ BAD = {
         {"GUNICORN_CMD_ARGS": "--worker-connections 3499", "MAX_READERS": 2000},
         ["worker_connections", "3499", "MAX_READERS", "MAX_ACTIVE_STREAMS", "3500"],
     ),
-    "workers": ({"GUNICORN_CMD_ARGS": "--workers 2"}, ["workers", "told 2", "WORKERS"]),
+    "workers": ({"GUNICORN_CMD_ARGS": "--workers 2"}, ["workers", "got 2", "WORKERS"]),
     "worker_class": ({"GUNICORN_CMD_ARGS": "--worker-class gthread"}, ["worker_class", "gthread", "gevent"]),
     "bind": ({"GUNICORN_CMD_ARGS": "--bind 0.0.0.0:8765"}, ["bind", "0.0.0.0:8765", "HOST", "ALLOWED_HOSTS"]),
     "OPENAI_API_KEY": ({"OPENAI_API_KEY": "two secret words"}, ["OPENAI_API_KEY"]),
@@ -71,6 +72,15 @@ def test_start_with_key_and_base_url_has_one_worker_and_no_other_process(chatwai
     master = psutil.Process(chatwait._running.pid)
     assert [child.pid for child in master.children(recursive=True)] == chatwait.wait_for_workers(1)
     assert get(f"{chatwait.base_url}/ready").json["parts"]["upstream"] == "remote"
+
+
+def test_start_tells_the_version_in_the_log_and_at_health(chatwait: ChatWait) -> None:
+    """Each worker tells it once. The contract that is served has the same one."""
+    told = [line["version"] for line in chatwait.log if line["event"] == "worker_started"]
+    assert told == [VERSION]
+    assert get(f"{chatwait.base_url}/health").json["version"] == VERSION
+    contract = get(f"{chatwait.base_url}/openapi.yaml").body.decode()
+    assert f'\n  version: "{VERSION}"\n' in contract
 
 
 def test_start_without_c_finds_its_configuration_and_raises_what_it_may_open(

@@ -24,7 +24,7 @@ from load.compare.engine import CONNECTIONS, ENGINE, LOCAL, REMOTE, WORKERS, Cor
 from load.compare.lanes import Target
 from load.compare.report import Report
 from load.compare.subjects import DIRECT, OURS, Meter, NotStarted, Process, Subject
-from load.compare.upstream import token
+from load.upstream import token
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -92,7 +92,7 @@ def test_answer_that_broke_off_is_not_whole() -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     directory = tmp_path_factory.mktemp("compare")
-    with Process("upstream", [sys.executable, "-m", "load.compare.upstream"], directory, None) as process:
+    with Process("upstream", [sys.executable, "-m", "load.upstream"], directory, None) as process:
         process.wait_until(lambda: process.log.read_bytes().endswith(b"\n"))
         subject = Subject(
             DIRECT,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import socket
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from load.upstream import STAMP, WORDS
+from load.upstream import MODEL, STAMP, WORDS
 from tests.harness.events import EventParser
 from tests.harness.http1 import Dropped, KeptAlive
 from tests.harness.reader import get, post
@@ -57,6 +59,25 @@ def test_answer_without_max_tokens_has_as_many_as_the_command_line_says(upstream
     assert len(contents(post(f"{upstream}/chat/completions", {"max_completion_tokens": 3}).body)) == 3
 
 
+def test_reader_that_does_not_read_for_a_while_gets_every_byte() -> None:
+    with mock_upstream("--gap-ms", "0") as base_url, socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        port = int(base_url.rpartition(":")[2].partition("/")[0])
+        sock.connect(("127.0.0.1", port))
+        sock.settimeout(20)
+        message = {"role": "user", "content": "words of 30000 characters"}  # 12 MB: more than the kernel has room for
+        body = json.dumps({"stream": True, "max_tokens": 400, "messages": [message]}).encode()
+        sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        for _ in range(3):  # it has one thread: when it answers these, it has met a full connection
+            get(f"{base_url}/models")
+        response = http.client.HTTPResponse(sock)
+        response.begin()
+        texts = contents(response.read())
+
+    assert [int(STAMP.match(text)[1]) for text in texts] == list(range(400))
+    assert [STAMP.sub("", text) for text in texts] == ["x" * 30_000 + WORDS[at % len(WORDS)] for at in range(400)]
+
+
 def test_message_that_asks_for_long_words_gets_them_and_its_stamps(upstream: str) -> None:
     messages = [{"role": "user", "content": "Count to 12 with words of 300 characters."}]
     texts = contents(post(f"{upstream}/chat/completions", {"max_tokens": 12, "messages": messages}).body)
@@ -76,7 +97,7 @@ def test_connection_is_kept_for_the_next_request(upstream: str) -> None:
 
 
 def test_models_are_listed(upstream: str) -> None:
-    assert get(f"{upstream}/models").json["data"][0]["id"] == "load"
+    assert get(f"{upstream}/models").json["data"][0]["id"] == MODEL
 
 
 def test_answers_of_an_error_rate_of_one_all_break_off_half_way() -> None:

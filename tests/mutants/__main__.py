@@ -17,10 +17,12 @@ LEAST_SHARE = 0.95
 def main(arguments: list[str]) -> int:
     """Run faults, and say which survived. Returns 1 when fewer than LEAST_SHARE were noticed."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("--room", action="append", help="only this room's faults; may be given again")
-    parser.add_argument("--fault", action="append", help="only this fault; may be given again")
-    parser.add_argument("--jobs", type=int, default=2, help="faults at a time (2)")
-    parser.add_argument("--near", action="store_true", help="do not run the whole quick suite for what survives")
+    parser.add_argument("--room", action="append", help="only this room's faults; can be repeated")
+    parser.add_argument("--fault", action="append", help="only this fault; can be repeated")
+    parser.add_argument("--jobs", type=int, default=2, help="how many faults run at the same time (default: 2)")
+    parser.add_argument(
+        "--near", action="store_true", help="do not run the whole quick suite for the faults that survive"
+    )
     parser.add_argument("--report", type=Path, help="write the table into this file, as Markdown")
     options = parser.parse_args(arguments)
     faults = [

@@ -16,7 +16,13 @@ __all__ = ["FOLDER", "ROOT", "Fault", "load", "room_of"]
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 
-ALONE = {"__init__": "worker", "shutdown": "worker", "settings": "errors", "setting_values": "errors"}
+ALONE = {
+    "__init__": "worker",
+    "shutdown": "worker",
+    "settings": "errors",
+    "setting_values": "errors",
+    "__main__": "errors",
+}
 """Files that are small rooms, and the room whose faults hold theirs."""
 
 PARTS = ("memory", "shared")

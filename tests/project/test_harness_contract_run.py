@@ -73,7 +73,7 @@ def test_whole_run_adds_up_and_fails_for_what_it_has_not_seen(tmp_path: Path) ->
     assert code == pytest.ExitCode.TESTS_FAILED
     assert "2 passed" in output
     assert "contract: 5 answers" in output
-    never = next(line for line in output.splitlines() if "never seen, and promised" in line)
+    never = next(line for line in output.splitlines() if "promised, but never seen" in line)
     assert "POST /chat/wait 504" in never
     assert "GET /health 200" not in never and "GET /models 200" not in never
 

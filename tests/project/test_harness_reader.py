@@ -237,7 +237,7 @@ def test_read_resuming_takes_silence_for_a_drop_and_asks_again_after_a_503(servi
 
 def test_read_resuming_says_how_far_it_got_when_its_attempts_are_used_up(service: Service, proxy: ChaosProxy) -> None:
     proxy.default = CutAfter(100)
-    with pytest.raises(AssertionError, match="not at the end after 3 attempts with 0 tokens"):
+    with pytest.raises(AssertionError, match="the stream did not end in 3 attempts with 0 tokens"):
         read(service, proxy, max_attempts=3)
 
 

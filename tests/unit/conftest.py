@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import socket
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from app.observability import events as lines
 from app.observability import observer
@@ -19,6 +21,9 @@ from app.upstream.pool import Pool
 from app.upstream.transport import Transport
 from app.web.assets import Asset
 from tests.unit.rawserver import Serve, serving
+
+settings.register_profile("a busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("a busy machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,9 +35,9 @@ def page_read_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    """Put back what `libraries.configure` changes for the whole process."""
+@contextlib.contextmanager
+def as_it_was() -> Iterator[None]:
+    """Put back what `libraries.configure` changes in the logging of the whole process."""
     loggers_of = ("", "app", "openai", "httpx", "httpx2", "gunicorn.error", "werkzeug")
     loggers = [logging.getLogger(name) for name in loggers_of]
     before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
@@ -46,6 +51,12 @@ def restored_logging() -> Iterator[None]:
         logger.setLevel(level)
         logger.handlers[:] = handlers
         logger.propagate = propagate
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    with as_it_was():
+        yield
 
 
 class Events:

@@ -68,10 +68,12 @@ def test_thread_that_is_killed_leaves_nobody_watching() -> None:
     with ours, theirs:
         waiting = gevent.spawn(each_arrival, ours, receive)
         theirs.sendall(b"1")
-        gevent.sleep(0.01)
+        with gevent.Timeout(5):
+            while not calls:
+                gevent.sleep(0)
         waiting.kill()
         theirs.sendall(b"2")
-        gevent.sleep(0.01)
+        gevent.sleep(0.01)  # many turns of the loop, in which a watcher that is left would receive it
         assert calls == [b"1"]
 
 
@@ -264,7 +266,8 @@ def test_others_run_between_the_ends_that_an_outage_makes_due_at_once(
     monkeypatch.setattr(observer, "_listeners", (note,))
     other = gevent.spawn(take_turns)
     try:
-        gevent.sleep(0.01)
+        while not turns[0]:
+            gevent.sleep(0)
         if outage == "silence":
             generations.check(time.monotonic() + 31)
             assert len(seen) < count // 2, "the clock's own thread waits for the ends"

@@ -22,9 +22,11 @@ from app import create_app, errors
 from app.platform import clock
 from app.settings import Settings
 from app.streams.interface import new_stream_id
+from app.version import VERSION
 from app.web import reading
 from app.worker import Worker
 from tests.harness.events import Event, EventParser
+from tests.unit.conftest import as_it_was
 from tests.unit.fakes import FakeUpstream, Gate, texts, whole
 from tests.unit.shared import wait_until
 
@@ -83,6 +85,20 @@ def app(make: Make, upstream: FakeUpstream) -> Flask:
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
     return app.test_client()
+
+
+@pytest.fixture(scope="module")
+def asked_often() -> Iterator[FlaskClient]:
+    """Ask one application that serves all tests which leave nothing behind: to make one costs more than its answer."""
+    with as_it_was():
+        app = create_app(SETTINGS, upstream=FakeUpstream(whole("He", "llo")))
+        yield app.test_client()
+        runtime_of(app).close()
+
+
+def questions_of(client: FlaskClient) -> int:
+    """Count what the model of an application was asked so far."""
+    return len(runtime_of(client.application).generations._upstream.questions)
 
 
 @pytest.fixture
@@ -213,8 +229,8 @@ def test_question_asked_of_the_upstream_is_the_request_with_its_defaults(
         ("garbage;;;q=x", False),
     ],
 )
-def test_chat_answers_as_accept_prefers_and_varies(client: FlaskClient, accept: str | None, is_json: bool) -> None:
-    response = client.post("/chat", json=ASKED, headers={} if accept is None else {"Accept": accept})
+def test_chat_answers_as_accept_prefers_and_varies(asked_often: FlaskClient, accept: str | None, is_json: bool) -> None:
+    response = asked_often.post("/chat", json=ASKED, headers={} if accept is None else {"Accept": accept})
 
     assert response.status_code == 200
     assert (response.mimetype == "application/json") is is_json
@@ -327,8 +343,8 @@ def test_answer_that_escapes_make_long_is_written_in_pieces_and_counts_as_a_read
 
 
 @pytest.mark.parametrize("prefer", ["wait=-1", "wait=x", "await=0", "wait", "wait=1.5", "wait=99999999"])
-def test_wait_with_an_unusable_preference_ignores_it(client: FlaskClient, prefer: str) -> None:
-    response = client.post("/chat/wait", json=ASKED, headers={"Prefer": prefer})
+def test_wait_with_an_unusable_preference_ignores_it(asked_often: FlaskClient, prefer: str) -> None:
+    response = asked_often.post("/chat/wait", json=ASKED, headers={"Prefer": prefer})
 
     assert response.status_code == 200
     assert "Preference-Applied" not in response.headers
@@ -340,10 +356,10 @@ def test_wait_with_an_unusable_preference_ignores_it(client: FlaskClient, prefer
 @pytest.mark.parametrize(
     "path", ["/nothing", "/v1/nothing", "/chat/", "/v1/", "/chat/wait/", "/chat/wait/a/b", "/%00", "/health/"]
 )
-def test_path_that_is_not_there_is_not_found(client: FlaskClient, path: str) -> None:
+def test_path_that_is_not_there_is_not_found(asked_often: FlaskClient, path: str) -> None:
     for method in ("GET", "POST", "DELETE", "PUT"):
-        shown(client.open(path, method=method), 404, "not_found")
-    response = client.head(path)
+        shown(asked_often.open(path, method=method), 404, "not_found")
+    response = asked_often.head(path)
     assert (response.status_code, response.data) == (404, b"")
 
 
@@ -361,9 +377,9 @@ def test_path_that_is_not_there_is_not_found(client: FlaskClient, path: str) -> 
     ],
 )
 def test_method_that_is_not_taken_is_refused_with_allow(
-    client: FlaskClient, method: str, path: str, allow: set[str]
+    asked_often: FlaskClient, method: str, path: str, allow: set[str]
 ) -> None:
-    response = client.open(path, method=method)
+    response = asked_often.open(path, method=method)
 
     assert response.status_code == 405
     assert set(response.headers["Allow"].split(", ")) == allow
@@ -372,7 +388,7 @@ def test_method_that_is_not_taken_is_refused_with_allow(
 
 
 @pytest.mark.parametrize("path", ["/chat", "/chat/wait", "/v1/chat/streaming"])
-def test_content_type_that_is_not_json_is_refused(client: FlaskClient, path: str) -> None:
+def test_content_type_that_is_not_json_is_refused(asked_often: FlaskClient, path: str) -> None:
     for content_type in (
         None,
         "text/plain",
@@ -380,13 +396,13 @@ def test_content_type_that_is_not_json_is_refused(client: FlaskClient, path: str
         "application/jsonx",
         "multipart/form-data",
     ):
-        response = client.post(path, data=b'{"message":"a"}', content_type=content_type)
+        response = asked_often.post(path, data=b'{"message":"a"}', content_type=content_type)
         shown(response, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])
-def test_content_type_of_json_is_taken(client: FlaskClient, content_type: str) -> None:
-    assert client.post("/chat/wait", data=b'{"message":"a"}', content_type=content_type).status_code == 200
+def test_content_type_of_json_is_taken(asked_often: FlaskClient, content_type: str) -> None:
+    assert asked_often.post("/chat/wait", data=b'{"message":"a"}', content_type=content_type).status_code == 200
 
 
 def test_body_at_its_limit_is_read_and_one_byte_more_is_too_large(client: FlaskClient) -> None:
@@ -500,8 +516,10 @@ def test_worker_that_stops_takes_nothing_new_and_serves_what_there_is(make: Make
     ],
 )
 @pytest.mark.requirement("core FR-005")
-def test_response_of_any_status_carries_a_fresh_correlation_id(client: FlaskClient, method: str, path: str) -> None:
-    ids = [client.open(path, method=method).headers.getlist("X-Correlation-Id") for _ in range(2)]
+def test_response_of_any_status_carries_a_fresh_correlation_id(
+    asked_often: FlaskClient, method: str, path: str
+) -> None:
+    ids = [asked_often.open(path, method=method).headers.getlist("X-Correlation-Id") for _ in range(2)]
 
     assert [len(found) for found in ids] == [1, 1]
     assert ids[0] != ids[1]
@@ -509,8 +527,8 @@ def test_response_of_any_status_carries_a_fresh_correlation_id(client: FlaskClie
 
 
 @pytest.mark.parametrize("request_id", ["x", "a-b.c:d_9", "x" * 10_000, "a b", "é", "'; drop"])
-def test_request_id_of_the_client_is_not_echoed(client: FlaskClient, request_id: str) -> None:
-    response = client.get("/health", headers={"X-Request-ID": request_id})
+def test_request_id_of_the_client_is_not_echoed(asked_often: FlaskClient, request_id: str) -> None:
+    response = asked_often.get("/health", headers={"X-Request-ID": request_id})
 
     assert response.status_code == 200
     assert request_id not in str(response.headers).replace("X-Request-ID", "").split("\r\n") or len(request_id) == 1
@@ -521,8 +539,8 @@ def test_request_id_of_the_client_is_not_echoed(client: FlaskClient, request_id:
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]", "[::1]:8000", "localhost:"])
-def test_host_that_is_allowed_is_answered(client: FlaskClient, host: str) -> None:
-    assert client.get("/health", headers={"Host": host}).status_code == 200
+def test_host_that_is_allowed_is_answered(asked_often: FlaskClient, host: str) -> None:
+    assert asked_often.get("/health", headers={"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -540,16 +558,17 @@ def test_host_that_is_allowed_is_answered(client: FlaskClient, host: str) -> Non
         "localhost:x",
     ],
 )
-def test_host_that_is_not_allowed_is_refused(client: FlaskClient, upstream: FakeUpstream, host: str) -> None:
+def test_host_that_is_not_allowed_is_refused(asked_often: FlaskClient, host: str) -> None:
+    before = questions_of(asked_often)
     headers = {"Host": host}
     for response in (
-        client.get("/health", headers=headers),
-        client.post("/chat/wait", json=ASKED, headers=headers),
-        client.get("/nothing", headers=headers),
-        client.options("/chat", headers=headers),
+        asked_often.get("/health", headers=headers),
+        asked_often.post("/chat/wait", json=ASKED, headers=headers),
+        asked_often.get("/nothing", headers=headers),
+        asked_often.options("/chat", headers=headers),
     ):
         shown(response, 400, "host_not_allowed")
-    assert upstream.questions == []
+    assert questions_of(asked_often) == before
 
 
 @pytest.mark.parametrize(
@@ -570,17 +589,16 @@ def test_host_that_is_not_allowed_is_refused(client: FlaskClient, upstream: Fake
         {"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"},
     ],
 )
-def test_origin_of_strangers_may_not_start_or_stop_anything(
-    client: FlaskClient, upstream: FakeUpstream, headers: dict[str, str]
-) -> None:
+def test_origin_of_strangers_may_not_start_or_stop_anything(asked_often: FlaskClient, headers: dict[str, str]) -> None:
+    before = questions_of(asked_often)
     for response in (
-        client.post("/chat/wait", json=ASKED, headers=headers),
-        client.post("/v1/chat/streaming", json=ASKED, headers=headers),
-        client.delete("/chat/streaming/x", headers=headers),
+        asked_often.post("/chat/wait", json=ASKED, headers=headers),
+        asked_often.post("/v1/chat/streaming", json=ASKED, headers=headers),
+        asked_often.delete("/chat/streaming/x", headers=headers),
     ):
         shown(response, 403, "origin_not_allowed")
         assert "Access-Control-Allow-Origin" not in response.headers
-    assert upstream.questions == []
+    assert questions_of(asked_often) == before
 
 
 @pytest.mark.parametrize(
@@ -597,8 +615,8 @@ def test_origin_of_strangers_may_not_start_or_stop_anything(
         {"Sec-Fetch-Site": "none"},
     ],
 )
-def test_origin_of_ours_or_listed_may_start(client: FlaskClient, headers: dict[str, str]) -> None:
-    assert client.post("/chat/wait", json=ASKED, headers=headers).status_code == 200
+def test_origin_of_ours_or_listed_may_start(asked_often: FlaskClient, headers: dict[str, str]) -> None:
+    assert asked_often.post("/chat/wait", json=ASKED, headers=headers).status_code == 200
 
 
 # CORS
@@ -614,8 +632,12 @@ def words(value: str) -> set[str]:
     ("method", "path"),
     [("GET", "/health"), ("POST", "/chat/wait"), ("GET", "/nothing"), ("POST", "/chat"), ("GET", "/chat/streaming/x")],
 )
-def test_cors_for_a_listed_origin_shows_the_answer_and_its_headers(client: FlaskClient, method: str, path: str) -> None:
-    response = client.open(path, method=method, json=ASKED if method == "POST" else None, headers={"Origin": LISTED})
+def test_cors_for_a_listed_origin_shows_the_answer_and_its_headers(
+    asked_often: FlaskClient, method: str, path: str
+) -> None:
+    response = asked_often.open(
+        path, method=method, json=ASKED if method == "POST" else None, headers={"Origin": LISTED}
+    )
 
     assert response.headers["Access-Control-Allow-Origin"] == LISTED
     assert words(response.headers["Access-Control-Expose-Headers"]) == EXPOSED
@@ -625,9 +647,9 @@ def test_cors_for_a_listed_origin_shows_the_answer_and_its_headers(client: Flask
 
 @pytest.mark.parametrize("origin", ["https://evil.example", None])
 def test_cors_for_any_other_origin_shows_nothing_and_varies_all_the_same(
-    client: FlaskClient, origin: str | None
+    asked_often: FlaskClient, origin: str | None
 ) -> None:
-    response = client.get("/health", headers={"Origin": origin} if origin else {})
+    response = asked_often.get("/health", headers={"Origin": origin} if origin else {})
 
     assert not [name for name, _ in response.headers if name.startswith("Access-Control")]
     assert "Origin" in response.vary
@@ -640,8 +662,8 @@ def test_cors_without_listed_origins_shows_nothing(make: Make) -> None:
 
 
 @pytest.mark.parametrize("path", ["/chat", "/v1/chat/wait", "/chat/streaming/x", "/models"])
-def test_preflight_of_a_listed_origin_answers_204_with_what_is_allowed(client: FlaskClient, path: str) -> None:
-    response = client.options(path, headers={"Origin": LISTED, "Access-Control-Request-Method": "POST"})
+def test_preflight_of_a_listed_origin_answers_204_with_what_is_allowed(asked_often: FlaskClient, path: str) -> None:
+    response = asked_often.options(path, headers={"Origin": LISTED, "Access-Control-Request-Method": "POST"})
 
     assert (response.status_code, response.data) == (204, b"")
     assert response.headers["Access-Control-Allow-Origin"] == LISTED
@@ -656,8 +678,8 @@ def test_preflight_of_a_listed_origin_answers_204_with_what_is_allowed(client: F
     assert "OPTIONS" in words(response.headers["Allow"])
 
 
-def test_preflight_of_a_stranger_answers_204_and_allows_nothing(client: FlaskClient) -> None:
-    response = client.options("/chat", headers={"Origin": "https://evil.example"})
+def test_preflight_of_a_stranger_answers_204_and_allows_nothing(asked_often: FlaskClient) -> None:
+    response = asked_often.options("/chat", headers={"Origin": "https://evil.example"})
 
     assert response.status_code == 204
     assert not [name for name, _ in response.headers if name.startswith("Access-Control")]
@@ -808,6 +830,16 @@ def test_cursor_of_the_terminal_event_answers_204(client: FlaskClient, upstream:
 
     assert (response.status_code, response.data) == (204, b"")
     assert len(upstream.questions) == 1
+
+
+def test_cursor_in_wait_mode_needs_a_place_as_any_other_reader(make: Make, gate: Gate) -> None:
+    app = make(FakeUpstream([*texts("a"), gate, *whole("b")]))
+    client = app.test_client()
+    back = {"Last-Event-ID": f"{live(client, gate)}.1", "Prefer": "wait=0"}
+    assert client.post("/v1/chat/wait", headers=back).status_code == 202
+
+    runtime_of(app).readers._limit = 0
+    shown(client.post("/v1/chat/wait", headers=back), 503, "overloaded")
 
 
 @pytest.mark.parametrize("how", ["get wait", "post wait"])
@@ -980,11 +1012,11 @@ def test_delete_after_the_end_says_how_it_ended(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 @pytest.mark.requirement("tasks T016", "tasks checklist 5")
-def test_health_is_healthy_and_touches_nothing(client: FlaskClient, prefix: str) -> None:
-    body = client.get(f"{prefix}/health").json
+def test_health_is_healthy_and_touches_nothing(asked_often: FlaskClient, prefix: str) -> None:
+    body = asked_often.get(f"{prefix}/health").json
 
-    assert list(body) == ["status", "timestamp"]
-    assert body["status"] == "healthy"
+    assert list(body) == ["status", "timestamp", "version"]
+    assert (body["status"], body["version"]) == ("healthy", VERSION)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", body["timestamp"])
     assert datetime.fromisoformat(body["timestamp"])
 
@@ -1013,8 +1045,8 @@ def test_ready_is_red_without_the_store_or_the_embedded_model(make: Make, monkey
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
-def test_models_lists_what_may_be_asked_and_the_limits(client: FlaskClient, prefix: str) -> None:
-    body = client.get(f"{prefix}/models").json
+def test_models_lists_what_may_be_asked_and_the_limits(asked_often: FlaskClient, prefix: str) -> None:
+    body = asked_often.get(f"{prefix}/models").json
 
     assert list(body) == ["object", "data", "default", "limits"]
     assert body["object"] == "list"

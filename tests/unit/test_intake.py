@@ -62,3 +62,13 @@ def test_answer_that_is_too_long_keeps_what_fits_and_fails() -> None:
         taking.take(*texts("a", "b", "c"))
 
     assert (taking.log.text(), taking.intake.phase) == ("ab", Phase.GOES_ON)
+
+
+def test_time_of_the_first_token_is_that_of_the_first_text_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    taking = Taking()
+    at = time.monotonic()
+    for seconds, part in ((1, Part()), (2, Part("a")), (3, Part("b"))):
+        monkeypatch.setattr(time, "monotonic", lambda now=at + seconds: now)
+        taking.take(part)
+
+    assert 1900 < (taking.intake.first_token_ms or 0) <= 2000

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -336,7 +337,7 @@ def test_reader_that_takes_nothing_is_dropped_while_its_rest_waits_for_room() ->
             log.append("x" * 700)
         wait_until(lambda: served.reader.sending, "the rest is not being sent")
         served.readers.check(served.reader.frame_at + 29.0)
-        time.sleep(0.01)
+        time.sleep(0.01)  # a drop that came too early would be noticed now
         assert served.failure is None
         served.readers.check(served.reader.frame_at + 31.0)
         served.join()
@@ -367,7 +368,7 @@ def test_heartbeats_count_from_the_last_frame_whoever_wrote_it(monkeypatch: pyte
         def pass_seconds(seconds: float) -> None:
             clock.now += seconds
             served.readers.check(clock.now)
-            time.sleep(0.005)
+            time.sleep(0.005)  # a ping that is not due would be written now
             served.wait_asleep()
 
         pass_seconds(9.0)
@@ -420,3 +421,19 @@ def test_readers_of_one_log_are_each_served_in_their_own_framing(two: tuple[Serv
     for served in two:
         assert_whole(served.read_rest(), log)
         assert len(served.yielded) == 2
+
+
+@pytest.mark.parametrize(("is_unresumable", "delivered"), [(True, False), (False, True)])
+def test_chunk_is_not_written_before_the_reader_is_told_that_its_stream_is_unresumable(
+    is_unresumable: bool, delivered: bool
+) -> None:
+    """The log may have changed a moment ago, and its reader may still sleep."""
+    log = new_log()
+    written: list[bytes] = []
+    writer: Any = SimpleNamespace(write=lambda data: bool(written.append(data)) or True, is_clear=True)
+    sharing: Any = SimpleNamespace(is_unresumable=is_unresumable)
+    with log.reader(0) as reader:
+        dialect = NativeFrames(log.stream_id, log.origin)
+
+        assert loop._deliver(sharing, dialect, reader, writer, Piece(1, 1, "a")) is delivered
+        assert (len(written), reader.after) == ((1, 1) if delivered else (0, 0))

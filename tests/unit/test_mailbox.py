@@ -78,13 +78,13 @@ def test_stop_that_a_worker_of_the_version_before_asks_for_is_heard(database: Da
 
 def test_log_that_is_read_elsewhere_is_not_unread(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with workers(database.url, 2) as (one, two):
-        two.store._note_seconds = 0.2
+        two.store._note_seconds = 0.1
         log = one.begin()
         copy = two.store.find(log.stream_id)
         with copy.reader(0):
             began = log.unread_since
             assert began is not None
-            wait_until(lambda: (log.unread_since or 0.0) > began + 1.0, "it is heard of again and again")
+            wait_until(lambda: (log.unread_since or 0.0) > began + 0.25, "it is heard of again and again")
         left = time.monotonic()
         wait_until(lambda: (log.unread_since or 0.0) >= left, "the last one's leaving is heard of")
 

@@ -97,6 +97,7 @@ LINES: list[tuple[Fact, int, str, dict[str, object]]] = [
     (facts.StreamCutOff(**STREAM), logging.INFO, "stream_cut_off", STREAM),
     (facts.StreamFenced(**STREAM), logging.INFO, "stream_fenced", STREAM),
     (facts.UpstreamDistrusted(seen="idle"), logging.WARNING, "upstream_distrusted", {"seen": "idle"}),
+    (facts.WorkerStarted(version="1.2.3"), logging.INFO, "worker_started", {"version": "1.2.3"}),
     (facts.TreeDamaged(tree="abc"), logging.WARNING, "tree_damaged", {"tree": "abc"}),
     (facts.GenerationEnded(**ENDED), logging.INFO, "response_complete", ENDED),
     (facts.GenerationCutOff(**ENDED), logging.INFO, "response_cut_off", ENDED),

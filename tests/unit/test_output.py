@@ -71,6 +71,23 @@ def test_lines_to_a_full_pipe_wait_for_nobody_and_come_later_whole_and_in_order(
     assert lines.lost == 0
 
 
+def test_line_of_which_a_part_was_taken_goes_on_behind_that_part(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = Lines(pipe[1])
+    taken: list[bytes] = []
+
+    def take_some(data: bytes) -> int:
+        assert len(taken) < 20, "it begins anew again and again"
+        taken.append(data[:100])
+        return len(taken[-1])
+
+    monkeypatch.setattr(lines, "_send", take_some)  # as a terminal does
+    lines.write(line(1))
+    lines.write(line(2))
+
+    assert b"".join(taken) == line(1) + line(2)
+    assert lines.is_clear
+
+
 def test_lines_beyond_the_bound_are_lost_and_counted_and_the_others_are_not(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

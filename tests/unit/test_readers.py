@@ -13,9 +13,13 @@ class FakeReader:
         self.frame_at = frame_at
         self.sending = sending
         self.nudges = 0
+        self.releases = 0
 
     def nudge(self) -> None:
         self.nudges += 1
+
+    def release(self) -> None:
+        self.releases += 1
 
 
 def test_readers_checked_nudge_those_whose_heartbeat_is_due() -> None:
@@ -76,3 +80,15 @@ def test_readers_keep_a_place_for_as_long_as_it_is_held() -> None:
         readers.admit()
     places.pop()
     assert readers.admit() is not None
+
+
+def test_readers_sent_away_leave_and_so_does_one_that_comes_later() -> None:
+    readers = Readers(limit=10, heartbeat_seconds=10.0)
+    early, late = FakeReader(0.0), FakeReader(0.0)
+    readers.add(early)  # type: ignore[arg-type]
+    assert (early.releases, readers.is_leaving) == (0, False)
+
+    readers.release_all()
+    readers.add(late)  # type: ignore[arg-type]
+
+    assert (early.releases, late.releases, readers.is_leaving) == (1, 1, True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.platform.sockets import is_connected, is_dead, is_quiet, progress
+from app.platform.sockets import is_connected, is_dead, is_quiet, progress, shut, shut_reading
 from tests.unit.fakes import PATIENCE_SECONDS
 
 Pair = tuple[socket.socket, socket.socket]
@@ -80,3 +80,17 @@ def test_connection_that_was_reset_is_dead_and_one_that_is_half_closed_is_not() 
             until = time.monotonic() + 10
             while not is_dead(ours):
                 assert time.monotonic() < until, "a reset is the end"
+
+
+def test_connection_whose_reading_half_is_ended_can_still_be_answered(tcp: Pair) -> None:
+    ours, theirs = tcp
+
+    shut_reading(ours)
+    assert ours.recv(1) == b"", "whoever waits for bytes gets the end"
+    ours.sendall(b"too late")
+    assert theirs.recv(8) == b"too late"
+
+    shut(ours)
+    assert theirs.recv(1) == b""
+    shut(ours)  # again is harmless
+    shut_reading(ours)

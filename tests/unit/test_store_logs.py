@@ -588,7 +588,7 @@ def test_log_whose_end_fails_while_another_one_ends_it_is_ended_by_that(
     first = threads.submit(log.finish, fail)
     assert inside.wait(PATIENCE_SECONDS)
     second = threads.submit(log.finish, end_with())
-    time.sleep(0.05)
+    time.sleep(0.05)  # one that does not wait for the first would be done now
     assert not second.done()
     go.set()
 

@@ -145,16 +145,12 @@ def test_call_cancelled_while_interim_answers_never_end_ends(
     call = Call()
     with ThreadPoolExecutor(1) as threads:
         asking = threads.submit(ask, transport, server.url, call=call)
-        ticks = 0
-        until = time.monotonic() + 0.3
-        while time.monotonic() < until:
-            time.sleep(0.005)
-            ticks += 1
+        for _ in range(6):
+            time.sleep(0.005)  # others run meanwhile, or this one never comes back
+        assert not asking.done()
         call.cancel()
         with pytest.raises(httpx2.TransportError):
             asking.result(PATIENCE_SECONDS)
-
-    assert ticks > 5, "others ran meanwhile"
 
 
 # Answers whose end is unclear

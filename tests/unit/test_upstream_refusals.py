@@ -171,8 +171,8 @@ def test_success_that_is_packed_is_refused_at_its_head_and_says_why(
     with pytest.raises(errors.UpstreamError) as raised:
         upstream.ask(QUESTION, Call())
 
-    assert "packed" in raised.value.detail
-    assert "switched off" in raised.value.detail
+    assert "compressed" in raised.value.detail
+    assert "switch compression off" in raised.value.detail
     assert coding not in raised.value.detail
     assert closed.wait(PATIENCE_SECONDS), "before its body"
 

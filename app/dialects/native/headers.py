@@ -64,9 +64,11 @@ def read_key(raw: str | None) -> str | None:
         )
     if len(set(raw)) < FEWEST_SIGNS:
         raise errors.InvalidRequest(
-            f"The idempotency key has fewer than {FEWEST_SIGNS} different characters: anybody may have the same, and "
-            "whoever has it reads this answer.",
-            fields={"Idempotency-Key": [f"Must be random, with {FEWEST_SIGNS} different characters or more: a UUID4."]},
+            f"The idempotency key has fewer than {FEWEST_SIGNS} different characters. Another client may choose the "
+            "same key, and then it can read this answer.",
+            fields={
+                "Idempotency-Key": [f"Must be random, with at least {FEWEST_SIGNS} different characters: a UUID4."]
+            },
         )
     return hashlib.sha256(raw.encode()).hexdigest()
 

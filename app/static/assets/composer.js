@@ -5,7 +5,7 @@ import { BUSY } from "./words.js";
 
 const GUARD_MS = 400; // how long the button ignores presses after its meaning changed
 const DRAFT_MS = 400;
-const KEYS = "Enter sends, Shift+Enter makes a new line.";
+const KEYS = "Enter sends the message. Shift+Enter starts a new line.";
 
 // Safari ends a composition before it tells the Enter that ended it: not composing any more, but of the code 229.
 const isComposed = (event) => event.isComposing || event.keyCode === 229;

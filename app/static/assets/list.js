@@ -43,7 +43,7 @@ export function createList({ nav, onOpen, onNew, onRename, onDelete, onExport, o
     "dialog",
     { className: "ask" },
     question,
-    make("p", { textContent: "It is removed from this browser for good. Export it first to keep a copy." }),
+    make("p", { textContent: "This deletes it from this browser for good. Export it first to keep a copy." }),
     make("div", { className: "actions" }, keep, sure),
   );
   let open = null; // the row whose menu is open

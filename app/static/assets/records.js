@@ -259,18 +259,18 @@ const withoutRefused = (messages, theirs, ours) => {
 
 const REFUSALS = {
   unreadable: [
-    "This file holds no conversations that this page can read.",
-    "Nothing was added, and nothing of yours was changed.",
+    "This page finds no conversations in this file.",
+    "Nothing was added or changed.",
     "Choose a .json file that was exported here, or a list of messages with role and content.",
   ],
   large: [
     "This file is too large.",
-    "Nothing was added. A browser keeps far less than this file holds.",
+    "Nothing was added. The file holds far more than a browser can store.",
     "Choose a file of at most 32 million characters and 5,000 conversations.",
   ],
   newer: [
-    "This file was made by a newer version of this page.",
-    "Nothing was added, and nothing of yours was changed.",
+    "A newer version of this page made this file.",
+    "Nothing was added or changed.",
     "Reload the page to get the newer version, then import the file again.",
   ],
 };
@@ -305,43 +305,43 @@ export const PROBLEMS = Object.fromEntries([
   trouble(
     "storage_full",
     "This browser's storage for the page is full.",
-    "What is new is kept while this page stays open; everything that was stored before is safe.",
+    "New messages are kept only while this page is open. Everything stored before is safe.",
     "Export your conversations, then delete some of them to make room.",
   ),
   trouble(
     "storage_blocked",
     "This browser does not let the page store anything.",
-    "Your conversations are kept while this page stays open.",
+    "Your conversations are kept only while this page is open.",
     "Allow this site to store data, or export your conversations before you close the page.",
   ),
   trouble(
     "storage_cleared",
-    "What this page had stored was cleared, by this browser or in another tab.",
-    "What is open in this page is kept; what was not open may be gone.",
+    "The stored conversations were cleared by this browser or in another tab.",
+    "Conversations that are open in this page are kept. Others may be gone.",
     "Export what you want to keep, or delete it from the list.",
   ),
   trouble(
     "conversation_damaged",
     "A stored conversation cannot be read.",
-    "It was left as it is, and all others are safe.",
+    "It is unchanged, and all others are safe.",
     "Export to keep a copy of its text, then delete it from the list.",
   ),
   trouble(
     "conversation_newer",
-    "A conversation was stored by a newer version of this page.",
-    "It was left as it is, and all others are safe.",
+    "A newer version of this page stored one of the conversations.",
+    "It is unchanged, and all others are safe.",
     "Reload the page to get the newer version.",
   ),
   trouble(
     "conversation_lost",
     "A stored conversation cannot be opened.",
-    "This browser does not give out its text; all others are safe.",
-    "Load the page again; if that does not help, delete it from the list.",
+    "This browser cannot read its text. All others are safe.",
+    "Reload the page. If that does not help, delete it from the list.",
   ),
   trouble(
     "index_damaged",
     "The stored list of conversations cannot be read.",
-    "The conversations are safe: the list is made from them.",
-    "Go on as before; the next message stores the list anew.",
+    "The conversations are safe. The page makes the list from them.",
+    "Go on as before. The next message stores the list again.",
   ),
 ]);

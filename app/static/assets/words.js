@@ -10,17 +10,17 @@ const NUMBER = new Intl.NumberFormat("en");
 /** `tone`: of the box. `retry`: what goes first. Page's own codes; the service tells its own in three parts. */
 const OWN = {
   connection_lost: {
-    happened: "The connection was lost, and two minutes of tries did not bring it back.",
-    why: "The answer may still be being written on the server.",
-    todo: "Reconnect picks it up where it broke off.",
+    happened: "The connection was lost and did not come back within two minutes.",
+    why: "The server may still be writing the answer.",
+    todo: "Reconnect to go on where the answer stopped.",
   },
   overloaded_long: {
     happened: "The server has been busy for two minutes.",
     todo: "Reconnect in a while, or ask again later.",
   },
   imported: {
-    happened: "This answer was still on its way when it was exported.",
-    todo: "Reconnect picks it up where it broke off.",
+    happened: "This answer was not complete when it was exported.",
+    todo: "Reconnect to go on where the answer stopped.",
   },
   answer_gone: {
     happened: "The server no longer has this answer.",
@@ -34,31 +34,31 @@ const OWN = {
   },
   too_long_alone: {
     happened: "The message is too long.",
-    why: "Even alone, it is more than the model can read.",
+    why: "Even without earlier messages, it is more than the model can read.",
     todo: SHORTEN,
   },
   page_fault: {
-    happened: "This page met a fault of its own.",
-    todo: "Reconnect picks it up where it broke off.",
+    happened: "Something went wrong in this page.",
+    todo: "Reconnect to go on where the answer stopped.",
   },
   text_damaged: {
-    happened: "The text that arrived is not the text that was sent.",
-    why: "It was read twice.",
-    todo: "Reconnect reads it once more; ask again for a new answer.",
+    happened: "The text of this answer arrived damaged.",
+    why: "The page loaded it twice.",
+    todo: "Reconnect to load it once more, or ask again for a new answer.",
   },
   refused: {
-    happened: "The message was not taken.",
-    why: "What answered was not this service; a proxy on the way, perhaps.",
+    happened: "The message was not accepted.",
+    why: "The reply did not come from ChatWait, but perhaps from a proxy.",
   },
   unread: {
-    happened: "The rest of the answer could not be fetched.",
-    why: "What answered was not this service; a proxy on the way, perhaps.",
+    happened: "The rest of the answer could not be loaded.",
+    why: "The reply did not come from ChatWait, but perhaps from a proxy.",
     todo: "Reconnect in a while, or ask again for a new one.",
   },
 };
 const REASONS = {
   shutdown: "The server was stopped or restarted during this answer.",
-  abandoned: "The server ended this answer, because no page was reading it any more.",
+  abandoned: "The server ended this answer because no page was reading it.",
 };
 /** What to do after the service's errors, whose `action` speaks to programs. It names the buttons beside it, or none. */
 const RELOAD = "Reload the page, then send the message again.";
@@ -75,7 +75,7 @@ const RESEND = {
 };
 const LATER = { upstream_rate_limited: "in a moment", upstream_unavailable: "in a minute" };
 const INSTEAD = {
-  upstream_auth_failed: "Tell the operator: the server's key, its base URL or the model must be corrected.",
+  upstream_auth_failed: "Ask the operator to correct the server's key, its base URL or the model.",
   content_filtered: "Ask in other words.",
   context_too_long: RESEND.context_too_long,
 };
@@ -86,31 +86,31 @@ const CUT_SHORT = new Map([
     said: (answer, words) => `The answer stopped at the length limit: ${words} so far. ${furtherOf(answer)}`,
   }],
   ["content_filter", {
-    status: () => "Ended by the provider's content filter. Ask in other words for more.",
+    status: () => "Ended by the provider's content filter. For more, ask in other words.",
     said: (_, words) => `The provider's content filter ended the answer: ${words} so far.`,
   }],
 ]);
 const EMPTY_ANSWER = { status: () => "The answer is empty.", said: () => "The answer is empty. Ask again for a new one." };
 const hasText = ({ content }) => /\S/.test(content);
-const furtherOf = (answer) => (hasText(answer) ? "Continue goes on from here." : "Ask again, or ask for less.");
+const furtherOf = (answer) => (hasText(answer) ? "Continue to go on from here." : "Ask again, or ask for less.");
 const RECONNECTING = new Set(["connection_lost", "imported", "overloaded_long", "page_fault", "text_damaged", "unread"]);
 
 export const COPIED = "Copied.";
 export const NOT_COPIED = "This browser does not let the page copy. Select the text and copy it by hand.";
-export const BUSY = "An answer is on its way. Your text stays here; send it when the answer is complete.";
+export const BUSY = "An answer is on its way. Your text stays here. Send it when the answer is complete.";
 export const CONTINUE = "Continue exactly where you stopped.";
 export const LOST = "This conversation is not in this browser. Here is a new one.";
 export const NOT_LOADED = "This part of the page could not be loaded. Try again when the server can be reached.";
-export const OPENING = "The conversation is being opened. Your text stays here; send it then.";
-export const NOT_OPENED = "The conversation cannot be opened now. It is kept: open it again in a moment, or load the page again.";
+export const OPENING = "The conversation is being opened. Your text stays here. Send it in a moment.";
+export const NOT_OPENED = "The conversation cannot be opened now. It is safe. Open it again in a moment, or reload the page.";
 export const GIVEN_BACK = "The message was not sent. It is back in the box.";
-export const TOO_LONG = "The message is too long. It is back in the box: shorten it there.";
+export const TOO_LONG = "The message is too long. It is back in the box. Shorten it there.";
 /** As of store.problems(), with a way to the page. */
 export const SIGNED_OUT = {
   code: "signed_out",
   message: "Sign in again.",
-  detail: "What stands in front of the server asks who you are. What is in this browser is safe.",
-  action: "Sign in in a new tab, then come back: this page goes on by itself.",
+  detail: "The server asks for a sign-in. Your conversations in this browser are safe.",
+  action: "Use a new tab to sign in, then come back. This page goes on by itself.",
   link: "Sign in",
 };
 export const TRYING = "Trying to reconnect.";
@@ -119,13 +119,13 @@ export const DELETED = "The conversation is deleted.";
 export const AWAY = {
   code: "server_away",
   message: "The server cannot be reached.",
-  detail: "What this browser keeps is here to read, to copy and to export.",
+  detail: "You can read, copy and export the conversations in this browser.",
   action: "The page goes on by itself as soon as the server is back.",
 };
 export const RETURNED = "The server is back.";
 export const EMPTY = {
   title: "What would you like to ask?",
-  text: "Answers appear while they are written. If the connection breaks, they come back where they stopped.",
+  text: "Answers appear while they are written. If the connection breaks, they go on where they stopped.",
 };
 
 /** Words of a text, counted as people do. */
@@ -342,8 +342,8 @@ export const isSmallModel = (name) => name.startsWith("smollm2-135m");
 
 /** What an import did: of transfer.js. */
 export const importedOf = ({ added, skipped }) =>
-  `${many(added, "conversation")} added${skipped ? `, ${number(skipped)} that could not be read left out` : ""}.`;
+  `${many(added, "conversation")} added.${skipped ? ` ${number(skipped)} could not be read.` : ""}`;
 
 /** What an export left out: conversations whose text could not be had. */
 export const missingOf = (count) =>
-  `${many(count, "conversation")} could not be opened now, and ${count === 1 ? "is" : "are"} not in this file. Export again later.`;
+  `${many(count, "conversation")} could not be opened and ${count === 1 ? "is" : "are"} not in this file. Export again later.`;

@@ -206,7 +206,7 @@ class Committer:
                 self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
             except Exception:
                 logging.getLogger(__name__).exception("a batch could not be written")
-                self._failed(began, "a fault of our own", changed, calls)
+                self._failed(began, "an internal error", changed, calls)
                 time.sleep(LONGEST_PAUSE_SECONDS)
             else:
                 left = began + SPACING_SECONDS - time.monotonic()
@@ -365,6 +365,6 @@ def _tell(hear: Callable[[T], None], read: Callable[[Answer], T], answer: Answer
     try:
         hear(read(answer))
     except Exception:
-        logging.getLogger(__name__).exception("an answer of the engine's could not be taken")
+        logging.getLogger(__name__).exception("an answer from Valkey could not be processed")
         return False
     return True

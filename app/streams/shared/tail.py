@@ -112,7 +112,7 @@ class Tail:
                 self._last = b"0-0"  # another Valkey's clock may be behind, and hearing a message twice is harmless
                 rest, pause = pause, min(2 * pause, LONGEST_PAUSE_SECONDS)
             except Exception:
-                logging.getLogger(__name__).exception("what others wrote could not be read")
+                logging.getLogger(__name__).exception("messages of other workers could not be read")
                 rest = LONGEST_PAUSE_SECONDS
             if rest > (spent := time.monotonic() - began):
                 time.sleep(rest - spent)
@@ -167,7 +167,7 @@ class Tail:
             except (errors.Overloaded, Damaged) as error:
                 self._broken(log, error)
             except Exception as error:
-                logging.getLogger(__name__).exception("what another wrote could not be taken")
+                logging.getLogger(__name__).exception("a message of another worker could not be processed")
                 self._broken(log, error)
 
     def _hear(self, entries: list[Any]) -> None:
