@@ -133,11 +133,16 @@ class Proxy:
             raise TimeoutError(f"{self.name} still runs:\n{self.output}") from None
 
     def kill(self) -> None:
-        """Kill it and its workers, whatever they are doing."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(EXIT_SECONDS)
+        """Kill it and its workers, whatever they are doing, and wait until none of them holds the port."""
+        if self._process is None:
+            return
+        workers = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers = psutil.Process(self._process.pid).children()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(EXIT_SECONDS)
+        psutil.wait_procs(workers, timeout=EXIT_SECONDS)
 
     def reload(self) -> None:
         """Make it read its configuration again; old connections stay with the old workers."""
