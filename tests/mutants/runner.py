@@ -1,8 +1,8 @@
 """Breaks a copy of the tree with one fault after the other, and runs the tests that should notice.
 
 The tests that run the fault's line come first, then the fault's own files, the room's, and at last the whole quick
-suite. The first failure ends it. A test counts only if it passes on the unbroken tree too, and a hang only if the same
-tests end there.
+suite. The first failure ends it. A test counts only if it fails again when it runs alone, and passes on the unbroken
+tree. A hang counts only if the same tests end there.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Runner:
         self._whole_lock = threading.Lock()  # the whole suite has six processes of its own
         self._sound: dict[str, bool] = {}
         self.unsound: set[str] = set()
-        """Tests that failed on the unbroken tree, and so were not believed."""
+        """Tests that failed on the unbroken tree, or not a second time on the broken one, and so were not believed."""
 
     def run(self, faults: Sequence[Fault], told: Callable[[Outcome], None]) -> list[Outcome]:
         """Run the faults and return their outcomes in the same order. `told` hears each as soon as it is known."""
@@ -126,7 +126,8 @@ class Runner:
                 how = "a hang" if output is None else "a start that fails"
                 return how if self._is_sound(" ".join(tier.tests), tier) else None
             # A file that cannot be read names no test of its own.
-            if self._is_sound(failed[1] if "::" in failed[1] else f"--collect-only {failed[1]}", tier):
+            alone = failed[1] if "::" in failed[1] else f"--collect-only {failed[1]}"
+            if self._is_sound(alone, tier) and _pytest(tree, alone.split(), tier) != "":
                 return failed[1]
             self.unsound.add(failed[1])
             if len(self.unsound) > MOST_UNSOUND * self._jobs:

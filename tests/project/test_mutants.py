@@ -119,13 +119,18 @@ from app.adding import add
 def test_add_two_numbers_gives_their_sum():
     assert add(2, 3) == 5
 
+def test_that_fails_once_by_chance():
+    if "return 2" in Path("app/adding.py").read_text() and not Path("tried").exists():
+        Path("tried").touch()
+        raise AssertionError
+
 def test_that_fails_without_a_fault_too():
     assert not Path("app/adding.py").exists()
 """
 
 
 def tiny(root: Path) -> Path:
-    """Make a repository of one module with its tests, one of which fails."""
+    """Make a repository of one module with its tests. One of them fails, and one fails only once."""
     files = {"app/__init__.py": "", "app/adding.py": ADDING, "tests/test_adding.py": TESTS, "conftest.py": ""}
     for name, text in (files | {"pytest.ini": "[pytest]\n"}).items():
         (root / name).parent.mkdir(exist_ok=True)
@@ -155,7 +160,10 @@ def test_runner_given_a_fault_names_its_test_and_given_a_harmless_one_says_that_
     outcomes = runner.run(faults, told.append)
     assert [outcome.killed_by for outcome in outcomes] == [test, None, "tests/test_adding.py"]
     assert {outcome.fault.name for outcome in told} == {"subtracts", "harmless", "unreadable"}
-    assert runner.unsound == {"tests/test_adding.py::test_that_fails_without_a_fault_too"}
+    assert runner.unsound == {
+        "tests/test_adding.py::test_that_fails_without_a_fault_too",
+        "tests/test_adding.py::test_that_fails_once_by_chance",
+    }
     assert (root / "app/adding.py").read_text(encoding="utf-8") == ADDING + "\n"  # only copies are broken
 
 
