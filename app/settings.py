@@ -144,7 +144,9 @@ class Settings:
         25.0, parse.seconds, "How long running answers may go on after a stop begins.", at_least=1, at_most=3600
     )
     cors_origins: tuple[str, ...] = _setting(
-        (), parse.origins, "The origins of other web pages that may use this server, separated by commas. * is not allowed."
+        (),
+        parse.origins,
+        "The origins of other web pages that may use this server, separated by commas. * is not allowed.",
     )
     allowed_hosts: tuple[str, ...] = _setting(
         (),
