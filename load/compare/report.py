@@ -212,8 +212,8 @@ class Report:
         not_included = (
             "Not included: TLS on either side, real networks and models, proxies in front, several workers (but see "
             "the figures with Valkey). A token's CPU holds the whole request's, spread over its tokens, and for ours "
-            "the log lines, the hash and the kept answer. The gaps are those between arrivals that brought tokens, so a "
-            "subject that falls behind and sends several at once is judged by its pauses. Memory is the worker's: "
+            "the log lines, the hash and the kept answer. The gaps are those between arrivals that brought tokens, so "
+            "a subject that falls behind and sends several at once is judged by its pauses. Memory is the worker's: "
             "after its start, while it holds the streams (one token every half a second), and after the whole run, "
             "all its kept answers included."
         )
