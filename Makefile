@@ -1,4 +1,4 @@
-# `make` lists what can be made. Everything is installed into .venv, once for each set of requirement files.
+# `make` lists its commands. Everything is installed into .venv, once for each set of requirement files.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -61,10 +61,10 @@ coverage: $(DEV) $(LOCAL) ## Run all tests, and list the lines and branches of a
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-bench: $(DEV) ## Measure under load: 100 streams for a minute, judged by load/thresholds.toml (BENCH="--users 200")
+bench: $(DEV) ## Measure under load: 100 streams for a minute, compared with load/thresholds.toml (BENCH="--users 200")
 	@$(BIN)/python -m load $(BENCH)
 
-compare: $(BASE) $(REFERENCES) ## Measure beside FastAPI, Flask, LiteLLM and nginx in 17 minutes (QUICK=1: 4 minutes; Linux)
+compare: $(BASE) $(REFERENCES) ## Measure the service beside FastAPI, Flask, LiteLLM and nginx in 17 minutes (QUICK=1: 4 minutes; Linux)
 	@$(MAKE) --silent --no-print-directory $(LITELLM) || echo "LiteLLM could not be installed. The comparison leaves it out." >&2
 	@$(COMPARE)/references/bin/python -m load.compare $(if $(QUICK),--quick)
 
@@ -74,7 +74,7 @@ golden: $(DEV) ## Write contracts/examples, and the texts that quote them, again
 pictures: $(DEV) ## Make docs/pictures again from the page in a real browser
 	$(BIN)/python -m tests.browser.pictures
 
-image: ## Build the image with Docker, and try it (DOCKER=podman works too)
+image: ## Build the image with Docker, and test it (DOCKER=podman works too)
 	@deploy/try-image
 
 clean: ## Remove .venv and all files that the tools made

@@ -9,7 +9,7 @@ from app.version import VERSION
 __all__ = ["main"]
 
 NOT_HERE = """\
-ChatWait was not started: gunicorn runs it, and not this command.
+ChatWait was not started, because this command cannot run it: gunicorn does.
 The settings come from the environment or from the file .env; docs/settings.md lists them.
 Run `make run` in the project's directory, or `gunicorn wsgi:app` where the requirements are installed.
 `python -m app --version` tells the version."""

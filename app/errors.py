@@ -169,7 +169,7 @@ class OriginNotAllowed(ClientError):
     status = 403
     message = "Pages from that origin may not use this server."
     why = "The request comes from a web page whose origin is not in CORS_ORIGINS."
-    action = "Open the page of this server, or ask the operator to add the other origin to CORS_ORIGINS."
+    action = "Use this server's own page, or ask the operator to add the origin to CORS_ORIGINS."
 
 
 class CursorMalformed(ClientError):
@@ -200,7 +200,7 @@ class StreamUnknown(ClientError):
     error_code = "stream_unknown"
     status = 404
     message = "There is no such stream."
-    why = "The server knows no stream with this id. It may have been restarted since the stream began."
+    why = "The server has no stream with this id. The server may have restarted since the stream began."
     action = "Keep the text that you have received. Send the message again if you need the rest."
 
 
@@ -240,7 +240,7 @@ class RequestTimeout(ClientError):
     error_code = "request_timeout"
     status = 408
     message = "The request took too long to arrive."
-    why = "The body did not arrive completely in time."
+    why = "The body was not complete in time."
     action = "Send the request again over a faster connection."
     retryable = True
 
@@ -327,7 +327,7 @@ class UpstreamRateLimited(UpstreamError):
     error_code = "upstream_rate_limited"
     status = 429
     message = "The model accepts no more requests right now."
-    why = "The rate limit of the model's server has been reached."
+    why = "The rate limit of the model's server is reached."
     action = "Wait a moment, then ask again."
 
 

@@ -123,7 +123,7 @@ def valkey_url(raw: str) -> str:
     options = _VALKEY_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else {})
     for name, given in parse_qsl(parts.query, keep_blank_values=True):
         if name not in options or not re.fullmatch(options[name], given):
-            raise ValueError(f"{allowed}, and after ? it may have only these options: {', '.join(options)}")
+            raise ValueError(f"{allowed}. After ? only these options are allowed: {', '.join(options)}")
     return value
 
 

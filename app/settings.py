@@ -49,7 +49,7 @@ class Settings:
     openai_api_key: str = _setting(
         "",
         parse.key,
-        "The API key for the model's server. Without it and OPENAI_BASE_URL the embedded model answers.",
+        "The API key for the model's server. If this and OPENAI_BASE_URL are empty, the embedded model answers.",
         shown=False,
     )
     openai_base_url: str = _setting(
@@ -57,10 +57,10 @@ class Settings:
     )
     openai_model: str = _setting("gpt-4o-mini", parse.text, "The model for requests that name none.")
     allowed_models: tuple[str, ...] = _setting(
-        (), parse.names, "The models that a request may name, separated by commas. When empty: OPENAI_MODEL."
+        (), parse.names, "The models that a request may name, separated by commas. When empty, only OPENAI_MODEL."
     )
     system_prompt: str = _setting(
-        "", parse.text, "The system message that begins every conversation. When empty: none."
+        "", parse.text, "The system message that begins every conversation. When empty, there is none."
     )
     max_tokens: int = _setting(
         16384, parse.whole, "The largest max_tokens that a request may ask for.", at_least=1, at_most=1_000_000
@@ -68,7 +68,7 @@ class Settings:
     default_max_tokens: int = _setting(
         4096,
         parse.whole,
-        "The max_tokens of a request that names none. MAX_TOKENS limits it too.",
+        "The max_tokens of a request that gives none. MAX_TOKENS limits this value too.",
         at_least=1,
         at_most=1_000_000,
     )
@@ -94,7 +94,7 @@ class Settings:
     timeout_seconds: float = _setting(
         30.0,
         parse.seconds,
-        "How long the model's server may send nothing, before its answer begins and later.",
+        "How long the model's server may send nothing, before and during its answer.",
         at_least=1,
         at_most=3600,
     )
@@ -114,8 +114,8 @@ class Settings:
     stream_memory_mb: int = _setting(
         256,
         parse.whole,
-        "The memory of one worker for answers and for waiting questions, in MiB. When it is full, "
-        "the oldest finished answers are dropped.",
+        "The memory of one worker for answers and for waiting questions, in MiB. When this memory is full, "
+        "the finished answers that were unused for longest are dropped.",
         at_least=1,
         at_most=1_048_576,
     )
@@ -129,28 +129,30 @@ class Settings:
     abandoned_seconds: float = _setting(
         300.0,
         parse.seconds,
-        "How long an answer may run without any reader. Then it is cancelled.",
+        "How long an answer may run without any reader before the server cancels it.",
         at_least=1,
         at_most=86_400,
     )
     heartbeat_seconds: float = _setting(
         10.0,
         parse.seconds,
-        "How long a stream may be silent. Then it sends a ping.",
+        "How long a stream may be silent before the server sends a ping.",
         at_least=1,
         at_most=300,
     )
     drain_seconds: float = _setting(
-        25.0, parse.seconds, "How long running answers may go on when the server stops.", at_least=1, at_most=3600
+        25.0, parse.seconds, "How long running answers may go on after a stop begins.", at_least=1, at_most=3600
     )
     cors_origins: tuple[str, ...] = _setting(
-        (), parse.origins, "The origins of other web pages that may use this server, separated by commas. Never *."
+        (),
+        parse.origins,
+        "The origins of other web pages that may use this server, separated by commas. * is not allowed.",
     )
     allowed_hosts: tuple[str, ...] = _setting(
         (),
         parse.hosts,
         "The host names that requests may use, separated by commas. Required when HOST is 0.0.0.0 or ::. "
-        "When empty: localhost, 127.0.0.1, [::1] and HOST.",
+        "Otherwise, when empty: localhost, 127.0.0.1, [::1] and HOST.",
     )
     host: str = _setting("127.0.0.1", parse.host, "The address to listen on.")
     port: int = _setting(8000, parse.whole, "The port to listen on.", at_least=1, at_most=65_535)
@@ -160,7 +162,7 @@ class Settings:
     redis_url: str = _setting(
         "",
         parse.valkey_url,
-        "The Valkey server, or Redis from 6.2, that several workers and machines share. When empty, "
+        "The URL of the Valkey server (or Redis 6.2 or later) that several workers and machines share. When empty, "
         "streams are kept in memory.",
         shown=False,
     )
@@ -249,7 +251,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         except ValueError as error:
             # A value that may hold a secret is not repeated: the text goes to terminals and logs.
             shown = "the value" if variable in _MAY_HOLD_SECRETS else repr(raw)
-            wrong.append(f"{variable}: {shown} is not valid. It must be {error}.")
+            wrong.append(f"{variable}: {shown} is not valid. The value must be {error}.")
     settings = Settings(**values)
     wrong += _contradictions(settings)
     if wrong:
@@ -313,7 +315,7 @@ def _read_env_file(path: Path) -> dict[str, str]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise BadSettings(
-            f"{path}: the file cannot be read ({type(error).__name__}). It must contain NAME=value lines."
+            f"{path}: the file cannot be read ({type(error).__name__}). The file must contain NAME=value lines."
         ) from error
     values = {}
     for number, line in enumerate(lines, 1):

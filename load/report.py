@@ -80,8 +80,9 @@ def _known(result: Result) -> list[str]:
         return "-" if value is None else f"{value:.{digits}f}"
 
     scenarios = {
-        "storm": f"{of('storms', 0)} storms; first frame of who came back p50 {of('storm_first_frame_p50_ms')} ms, "
-        f"p95 {of('storm_first_frame_p95_ms')} ms, p99 {of('storm_first_frame_p99_ms')} ms, max "
+        "storm": f"{of('storms', 0)} storms; first frame of readers that came back p50 "
+        f"{of('storm_first_frame_p50_ms')} ms, p95 {of('storm_first_frame_p95_ms')} ms, "
+        f"p99 {of('storm_first_frame_p99_ms')} ms, max "
         f"{of('storm_first_frame_max_ms')} ms; the service in the second after a cut: at most "
         f"{of('storm_cpu_percent', 0)} % of a core",
         "mixed": f"wait mode, all but the model's own time: p50 {of('wait_overhead_p50_ms')} ms, "

@@ -47,10 +47,12 @@ def _slow(readers: int, options: argparse.Namespace) -> Counts:
 
 
 SCENARIOS: dict[str, Scenario] = {
-    "steady": Scenario("nine in ten read along, one in ten loses the connection; a tenth as many more wait", _steady),
+    "steady": Scenario(
+        "nine in ten read along, one in ten loses the connection; one more for every ten waits", _steady
+    ),
     "storm": Scenario("all readers are cut at one moment, again and again, and come back within a second", _storm),
     "mixed": Scenario("as many wait for the whole answer as read along (--wait-share)", _mixed),
-    "slow": Scenario("a tenth of the readers takes less than its models write (--slow-share)", _slow),
+    "slow": Scenario("a tenth of the readers take less than their models write (--slow-share)", _slow),
 }
 
 

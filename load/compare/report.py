@@ -139,7 +139,7 @@ class Report:
         """Tell what the lanes of the engine found; empty where there is none."""
         of = self.results.median
         lines = [
-            "| engine: streams | | CPU a token | the engine's own | first token p50, p95, p99 "
+            "| with Valkey: streams | | CPU a token | Valkey's own | first token p50, p95, p99 "
             "| gap p50, p95, p99, max | tokens missing |",
             "|---|---|---|---|---|---|---|",
         ]
@@ -161,7 +161,7 @@ class Report:
             f"{_number(of(CONNECTIONS, level, REMOTE, 'connections'))} with {level}"
             for level in sorted({level for lane, level, _ in self.results.rounds if lane == CONNECTIONS})
         ]
-        lines += ["", f"Connections of a worker to the engine, by remote readers: {', '.join(said)}."]
+        lines += ["", f"Connections of a worker to Valkey, by remote readers: {', '.join(said)}."]
         if self.results.count(WORKERS, 1, ENGINE):
             one, two = (_number(of(WORKERS, number, ENGINE, "sustained")) for number in (1, 2))
             lines[-1] += f" Streams sustained at 5× {GAP_MS} ms (p99): {one} by one worker, {two} by two."
@@ -211,9 +211,9 @@ class Report:
         about = [f"{each.name}: {each.what}." for each in self.subjects]
         not_included = (
             "Not included: TLS on either side, real networks and models, proxies in front, several workers (but see "
-            "the engine's lanes). A token's CPU holds the whole request's, spread over its tokens, and for ours the "
-            "log lines, the hash and the kept answer. The gaps are those between arrivals that brought tokens, so a "
-            "subject that falls behind and sends several at once is judged by its pauses. Memory is the worker's: "
+            "the figures with Valkey). A token's CPU holds the whole request's, spread over its tokens, and for ours "
+            "the log lines, the hash and the kept answer. The gaps are those between arrivals that brought tokens, so "
+            "a subject that falls behind and sends several at once is judged by its pauses. Memory is the worker's: "
             "after its start, while it holds the streams (one token every half a second), and after the whole run, "
             "all its kept answers included."
         )

@@ -163,7 +163,7 @@ class Comparison:
         for name in ("LiteLLM", "nginx"):
             if name not in self._targets and not any(name in note for note in self._notes):
                 self._notes.append(f"Left out: {name} is not installed here.")
-        self._say("starting the engine and two services on it")
+        self._say("starting Valkey and two services on it")
         ours = self._targets[OURS].subject
         try:
             self._pair = Pair.start(stack, ours, self._directory, self._cores, self._upstream_port)
@@ -226,7 +226,7 @@ class Comparison:
         if cores < CORES_FOR_WORKERS:
             self._notes.append(
                 f"Two workers beside one: not measured, because {cores} cores do not allow it. Client and model, the "
-                f"engine and each worker want a core of their own ({CORES_FOR_WORKERS}); with fewer, the second worker "
+                f"Valkey and each worker need a core of their own ({CORES_FOR_WORKERS}); with fewer, the second worker "
                 "would take from the others what it needs."
             )
             return

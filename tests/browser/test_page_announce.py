@@ -98,7 +98,7 @@ def test_answer_that_was_cut_short_is_not_said_to_be_complete(announcer: Announc
         )
 
     assert announcer.heard("polite") == [
-        "The answer stopped at the length limit: 2 words so far. Continue to go on from here.",
+        "The answer stopped at the length limit: 2 words so far. Choose Continue to go on from here.",
         "The answer stopped at the length limit: 0 words so far. Ask again, or ask for less.",
         "The provider's content filter ended the answer: 1 word so far.",
         "The answer is empty. Ask again for a new one.",
@@ -161,8 +161,8 @@ def test_answer_that_was_stopped_is_said_calmly(announcer: Announcer) -> None:
         [["c", "one"], ["d", ""]],
     )
     assert announcer.heard("polite")[2:] == [
-        "Stopped by you: 1 word kept. The server did not confirm it.",
-        "Stopped by you. The server did not confirm it.",
+        "Stopped by you: 1 word kept. The server did not confirm the stop.",
+        "Stopped by you. The server did not confirm the stop.",
     ]
     assert announcer.heard("alert") == []
 
@@ -354,5 +354,5 @@ def test_what_waits_to_be_said_of_an_answer_goes_with_its_end_and_its_place_when
     ]
     announcer.call("announcer.look(answer('d', 'sending', { queued: true }));")  # shown again
     assert announcer.heard("polite")[4:] == [
-        "Waiting: this browser already receives four answers. It starts when its turn comes."
+        "Waiting: this browser already receives four answers. This one starts when its turn comes."
     ]

@@ -258,7 +258,7 @@ def test_page_shows_that_a_conversation_is_being_opened_and_sends_nothing_elsewh
     assert chat.box.input_value() == "A draft"
     assert chat.states() == []
     chat.send("For t0")
-    assert "is being opened" in chat.page.locator("#hint").inner_text()
+    assert "is opening" in chat.page.locator("#hint").inner_text()
     assert (chat.box.input_value(), upstream.completions) == ("For t0", [])
     chat.page.evaluate("answerAll()")
     chat.wait(lambda: chat.states() == ["complete"], 15, "its text")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 TOKENS = ["One ", "two, ", "thr", "ee é🙂 ", "and four."]
 TEXT = "".join(TOKENS)
 LAST = len(TOKENS)
-CLEARED = "The stored conversations were cleared by this browser or in another tab."
+CLEARED = "This browser or another tab cleared the stored conversations."
 
 
 def by_a_script(chat: ChatPage) -> None:

@@ -76,7 +76,7 @@ def show(chat: ChatPage, conversation: str) -> None:
 def place(number: int) -> str:
     """Tell what stands at an answer that waits, `number` of them before it."""
     others = "1 other is" if number == 1 else f"{number} others are"
-    return rf"{others} before this one\." if number else r"This one is next\."
+    return rf"{others} ahead of this one\." if number else r"This one is next\."
 
 
 def assert_all_whole(chat: ChatPage, conversations: list[str]) -> None:
@@ -234,7 +234,7 @@ def test_answer_of_an_earlier_page_that_waits_for_its_turn_is_stopped_and_a_doub
     proxy.default = Answer(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
     proxied.stop()
     proxied.wait_state("stopped")
-    assert "Stopped by you. The server did not confirm it." in proxied.shown()
+    assert "Stopped by you. The server did not confirm the stop." in proxied.shown()
     assert len(running(upstream)) == MOST + 1
     proxied.page.close()
 

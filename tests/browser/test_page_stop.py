@@ -131,7 +131,7 @@ def test_stop_that_the_server_never_hears_of_is_said_to_be_unconfirmed(
     proxied.wait_state("reconnecting")
     proxied.stop()
     proxied.wait_state("stopped", seconds=30)
-    assert "Stopped by you. The server did not confirm it." in proxied.shown()
+    assert "Stopped by you. The server did not confirm the stop." in proxied.shown()
     assert proxied.text() == "".join(TOKENS[:2])
     assert proxied.has_button("Send")
 

@@ -72,9 +72,9 @@ MINE = "Your message is kept."
 EXPECTED: dict[str, tuple[str, list[str], tuple[str, str, str] | None]] = {
     "sending": ("Sending… 4 s", [], None),
     "queued": (f"{QUEUED} This one is next.", [], None),
-    "queued, second": (f"{QUEUED} 1 other is before this one.", [], None),
-    "queued, later": (f"{QUEUED} 2 others are before this one.", [], None),
-    "queued, somewhere": (f"{QUEUED} It starts when its turn comes.", [], None),
+    "queued, second": (f"{QUEUED} 1 other is ahead of this one.", [], None),
+    "queued, later": (f"{QUEUED} 2 others are ahead of this one.", [], None),
+    "queued, somewhere": (f"{QUEUED} This one starts when its turn comes.", [], None),
     "waiting": ("Thinking… 4 s", [], None),
     "streaming": ("Answering…", ["Copy"], None),
     "stopping": ("Stopping…", ["Copy"], None),

@@ -87,7 +87,7 @@ def test_storm_cuts_all_readers_twice_and_they_come_back_to_every_token(tmp_path
     assert value(ended, "storm_cpu_percent") > 0
     figures = ended.result["figures"]  # tokens that were sent to nobody do not count as late
     assert 0 < figures["delay_p99_ms"]["samples"] < figures["upstream_lag_p99_ms"]["samples"]
-    assert "2 storms; first frame of who came back p50 " in ended.output
+    assert "2 storms; first frame of readers that came back p50 " in ended.output
 
 
 def test_mixed_run_measures_both_modes(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_figures_that_documents_tell_in_words_are_the_codes() -> None:
     settings, embedded = Settings(), read_settings({"ENV_FILE": os.devnull})
 
     assert (settings.abandoned_seconds, settings.retention_seconds) == (300, 3600)
-    assert "for five minutes without any reader" in (readme := flowing("README.md"))
+    assert "after five minutes without any reader" in (readme := flowing("README.md"))
     assert "keeps the answer for an hour" in readme
     assert f"{settings.max_active_streams:,} live answers (`MAX_ACTIVE_STREAMS`)" in flowing("docs/operating.md")
     assert f"spread over up to {RAMP_SECONDS:g} s" in flowing("docs/operating.md")
@@ -162,8 +162,8 @@ def test_sentence_about_speed_says_what_was_measured() -> None:
     measured = dict(
         re.findall(r"^\| CPU per token, 50 streams: of (\w+)'s \| ([\d.]+) × ", read("docs/speed.md"), re.MULTILINE)
     )
-    assert "At 50 streams, one worker spends a quarter of the CPU per token" in flowing("README.md")
-    assert "an eighth of LiteLLM's, and three times nginx's" in flowing("README.md")
+    assert "At 50 streams, one worker uses a quarter of the CPU per token" in flowing("README.md")
+    assert "an eighth of LiteLLM's, and three times that of nginx" in flowing("README.md")
 
     assert {name: float(value) for name, value in measured.items()} == {
         "FastAPI": pytest.approx(1 / 4, rel=0.1),

@@ -48,7 +48,7 @@ def test_listener_that_fails_is_logged_and_harms_neither_the_others_nor_the_one_
 
     assert heard == STORY
     messages = [(record.message, record.exc_info is not None) for record in caplog.records]
-    assert messages == [(f"a listener failed at the fact {fact.event}", True) for fact in STORY]
+    assert messages == [(f"a listener failed on the fact {fact.event}", True) for fact in STORY]
 
 
 def test_listener_beyond_the_bound_is_refused() -> None:

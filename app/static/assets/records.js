@@ -259,7 +259,7 @@ const withoutRefused = (messages, theirs, ours) => {
 
 const REFUSALS = {
   unreadable: [
-    "This page finds no conversations in this file.",
+    "The page found no conversations in this file.",
     "Nothing was added or changed.",
     "Choose a .json file that was exported here, or a list of messages with role and content.",
   ],
@@ -316,7 +316,7 @@ export const PROBLEMS = Object.fromEntries([
   ),
   trouble(
     "storage_cleared",
-    "The stored conversations were cleared by this browser or in another tab.",
+    "This browser or another tab cleared the stored conversations.",
     "Conversations that are open in this page are kept. Others may be gone.",
     "Export what you want to keep, or delete it from the list.",
   ),
@@ -341,7 +341,7 @@ export const PROBLEMS = Object.fromEntries([
   trouble(
     "index_damaged",
     "The stored list of conversations cannot be read.",
-    "The conversations are safe. The page makes the list from them.",
+    "The conversations are safe. The page makes a new list from them.",
     "Go on as before. The next message stores the list again.",
   ),
 ]);

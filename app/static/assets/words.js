@@ -34,7 +34,7 @@ const OWN = {
   },
   too_long_alone: {
     happened: "The message is too long.",
-    why: "Even without earlier messages, it is more than the model can read.",
+    why: "Even without earlier messages, this message is more than the model can read.",
     todo: SHORTEN,
   },
   page_fault: {
@@ -43,17 +43,17 @@ const OWN = {
   },
   text_damaged: {
     happened: "The text of this answer arrived damaged.",
-    why: "The page loaded it twice.",
+    why: "The page loaded the text twice.",
     todo: "Reconnect to load it once more, or ask again for a new answer.",
   },
   refused: {
     happened: "The message was not accepted.",
-    why: "The reply did not come from ChatWait, but perhaps from a proxy.",
+    why: "Something other than ChatWait replied, perhaps a proxy.",
   },
   unread: {
     happened: "The rest of the answer could not be loaded.",
-    why: "The reply did not come from ChatWait, but perhaps from a proxy.",
-    todo: "Reconnect in a while, or ask again for a new one.",
+    why: "Something other than ChatWait replied, perhaps a proxy.",
+    todo: "Reconnect in a while, or ask again for a new answer.",
   },
 };
 const REASONS = {
@@ -92,7 +92,7 @@ const CUT_SHORT = new Map([
 ]);
 const EMPTY_ANSWER = { status: () => "The answer is empty.", said: () => "The answer is empty. Ask again for a new one." };
 const hasText = ({ content }) => /\S/.test(content);
-const furtherOf = (answer) => (hasText(answer) ? "Continue to go on from here." : "Ask again, or ask for less.");
+const furtherOf = (answer) => (hasText(answer) ? "Choose Continue to go on from here." : "Ask again, or ask for less.");
 const RECONNECTING = new Set(["connection_lost", "imported", "overloaded_long", "page_fault", "text_damaged", "unread"]);
 
 export const COPIED = "Copied.";
@@ -101,8 +101,8 @@ export const BUSY = "An answer is on its way. Your text stays here. Send it when
 export const CONTINUE = "Continue exactly where you stopped.";
 export const LOST = "This conversation is not in this browser. Here is a new one.";
 export const NOT_LOADED = "This part of the page could not be loaded. Try again when the server can be reached.";
-export const OPENING = "The conversation is being opened. Your text stays here. Send it in a moment.";
-export const NOT_OPENED = "The conversation cannot be opened now. It is safe. Open it again in a moment, or reload the page.";
+export const OPENING = "The conversation is opening. Your text stays here. Send it in a moment.";
+export const NOT_OPENED = "The conversation cannot be opened right now, but it is safe. Open it again in a moment, or reload the page.";
 export const GIVEN_BACK = "The message was not sent. It is back in the box.";
 export const TOO_LONG = "The message is too long. It is back in the box. Shorten it there.";
 /** As of store.problems(), with a way to the page. */
@@ -167,7 +167,7 @@ export function statusOf(answer, now) {
     case "complete":
       return cutOff(answer) ? cutOff(answer).status(answer) : "Complete.";
     case "stopped":
-      return answer.note === "stop_unconfirmed" ? "Stopped by you. The server did not confirm it." : "Stopped by you.";
+      return answer.note === "stop_unconfirmed" ? "Stopped by you. The server did not confirm the stop." : "Stopped by you.";
     case "interrupted":
       return "Interrupted.";
     default:
@@ -177,8 +177,8 @@ export function statusOf(answer, now) {
 }
 
 function placeOf({ place }) {
-  if (!place) return "It starts when its turn comes.";
-  return place === 1 ? "This one is next." : `${many(place - 1, "other")} ${place === 2 ? "is" : "are"} before this one.`;
+  if (!place) return "This one starts when its turn comes.";
+  return place === 1 ? "This one is next." : `${many(place - 1, "other")} ${place === 2 ? "is" : "are"} ahead of this one.`;
 }
 
 function reconnecting(answer, now) {
