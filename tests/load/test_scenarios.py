@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.chaos import ChaosProxy, OneQueue
 from tests.harness.server import ChatWait
 from tests.live.steps import KEY, copy_of_service
 from tests.load.liar import lying
-from tests.load.naive import naive_proxy
 from tests.load.suite import ROW, Run, mock_upstream, run, run_locust
 
 pytestmark = pytest.mark.long
@@ -139,7 +139,7 @@ def test_service_whose_slow_readers_make_the_others_late_fails_in_the_slow_run(t
     with (
         mock_upstream("--gap-ms", "10") as base_url,
         ChatWait(OPENAI_BASE_URL=base_url, OPENAI_API_KEY=KEY) as chatwait,
-        naive_proxy(chatwait.port) as proxy,
+        ChaosProxy("127.0.0.1", chatwait.port, default=OneQueue()) as proxy,
     ):
         ended = run(tmp_path, *SLOW, "--host", proxy.base_url, "--stamped", rows=ROWS["slow"])
     assert ended.exit_code == 1, ended.output
