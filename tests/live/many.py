@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from load.events import EventParser
 from tests.harness.answer import Answer
-from tests.harness.events import EventParser
 from tests.harness.http1 import Headers, Target
 from tests.harness.net import narrow
 

@@ -30,7 +30,7 @@ def append(self, *chunks):
 MemoryLog.append = append
 """
 PATCHES = {
-    "loses": '_append(self, *(chunk for chunk in chunks if "t7/" not in chunk))',
+    "loses": '(kept := [chunk for chunk in chunks if "t7/" not in chunk]) == [] or _append(self, *kept)',
     "repeats": '_append(self, *(chunk for one in chunks for chunk in ([one, one] if "t7/" in one else [one])))',
     "keeps": "_append(self, *chunks)",
 }

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from load.events import EventParser
 from load.upstream import MODEL, STAMP, WORDS
-from tests.harness.events import EventParser
 from tests.harness.http1 import Dropped, KeptAlive
 from tests.harness.reader import get, post
 from tests.load.suite import mock_upstream
