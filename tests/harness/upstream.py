@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.harness.exchange import Exchange, Gates
+from tests.harness.http1 import parse_head
 from tests.harness.ledger import RequestRecord
 from tests.harness.net import HOST, Listener, LoopThread, Watch, now, reset_transport
 from tests.harness.script import (
@@ -401,10 +402,9 @@ async def _read_request(reader: asyncio.StreamReader) -> _Request | None:
         if end.partial:
             raise
         return None
-    first, *lines = head.decode("latin-1")[:-4].split("\r\n")
+    first, found = parse_head(head[:-4])
     method, path, _ = first.split(" ", 2)
-    pairs = (line.partition(":") for line in lines)
-    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    headers = {name.lower(): value for name, value in found.pairs}
     return _Request(method, path, headers, await _read_body(reader, headers))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from load import events
 from load.answer import Answer, Incomplete, Text
 from tests.load.streams import FAULTS, ID, Frame, encode, frames, ping, texts
 
@@ -60,6 +62,27 @@ def test_stream_with_a_fault_is_incomplete_and_says_why(fault: str) -> None:
     assert read(frames(texts(10))).is_complete  # premise: only the fault makes the difference
     with pytest.raises(Incomplete, match=said):
         read(spoil(frames(texts(10))), stamped=False, wanted=None)
+
+
+def test_half_an_event_after_the_end_is_something_that_follows() -> None:
+    answer = Answer(wanted=None, stamped=False)
+    answer.begin_connection({"X-Stream-Id": ID})
+    with pytest.raises(Incomplete, match="something follows"):
+        answer.feed(b"".join(encode(frames(texts(3)))) + b"event: tok", 2.0)
+
+
+def test_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_LINE_BYTES", 100)
+    with pytest.raises(Incomplete, match="a line is too long"):
+        Answer().feed(b"x" * 101, 2.0)
+
+
+def test_resume_that_begins_anew_is_refused() -> None:
+    answer = Answer()
+    for _ in range(2):
+        answer.begin_connection({"X-Stream-Id": ID})
+        with pytest.raises(Incomplete, match="a sequence number") if answer.tokens else nullcontext():
+            answer.feed(b"".join(encode(frames(texts(3)))[:3]), 2.0)
 
 
 def test_loss_that_the_service_hides_consistently_is_seen_by_the_stamps() -> None:

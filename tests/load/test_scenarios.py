@@ -61,7 +61,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatWait]:
     """Run a service that waits before each whole answer, and of three resumes ignores, refuses and delays one each."""
     root = copy_of_service(tmp_path_factory.mktemp("service"), PATCH)
     with (
-        mock_upstream("--gap-ms", "50") as base_url,
+        mock_upstream(gap_ms=50) as base_url,
         ChatWait(root=root, OPENAI_BASE_URL=base_url, OPENAI_API_KEY=KEY) as chatwait,
     ):
         yield chatwait
@@ -137,7 +137,7 @@ def test_service_that_adds_half_a_second_to_whole_answers_fails_in_the_mixed_run
 
 def test_service_whose_slow_readers_make_the_others_late_fails_in_the_slow_run(tmp_path: Path) -> None:
     with (
-        mock_upstream("--gap-ms", "10") as base_url,
+        mock_upstream(gap_ms=10) as base_url,
         ChatWait(OPENAI_BASE_URL=base_url, OPENAI_API_KEY=KEY) as chatwait,
         ChaosProxy("127.0.0.1", chatwait.port, default=OneQueue()) as proxy,
     ):

@@ -42,7 +42,7 @@ def patched_service(directory: Path, body: str) -> Iterator[ChatWait]:
     directory.mkdir()
     root = copy_of_service(directory, PATCH.format(body=body))
     with (
-        mock_upstream("--gap-ms", "20") as base_url,
+        mock_upstream(gap_ms=20) as base_url,
         ChatWait(root=root, OPENAI_BASE_URL=base_url, OPENAI_API_KEY=KEY) as chatwait,
     ):
         yield chatwait

@@ -155,6 +155,11 @@ BROKEN: dict[str, tuple[list[Event], str]] = {
     "wrong tokens": ([start(), token(1, "a"), terminal("a", 1, tokens=2)], "tokens is wrong"),
     "a lost last token": ([start(), token(1, "a"), terminal("ab", 2)], "tokens is wrong: got 2, wanted 1"),
     "a wrong terminal sequence": ([start(), terminal("", 0, sequence=2)], "sequence of the terminal"),
+    "a terminal that is not final": ([start(), terminal("", 0, is_final=False)], "is not final"),
+    "a terminal of another id": (
+        [start(), Event("done", terminal("", 0).data, f"{SID}.2")],
+        "the id of a frame is not",
+    ),
     "a wrong status": ([start(), terminal("", 0, status="failed")], "status"),
     "a true for a one": ([start(), token(1, "a"), terminal("a", 1, tokens=True)], "tokens is wrong"),
     "two terminals": ([start(), terminal("", 0), terminal("", 0)], "something follows the terminal"),
