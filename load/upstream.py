@@ -2,9 +2,9 @@
 
 It has two kinds of tokens. A question that says `tokens=400 gap_ms=20` gets numbered ones (`tk17 `), as the comparison
 needs them: bytes that were made before, of which every subject gets the same, as a whole answer too, or with a gap of 0
-as fast as the connection takes them. Every other question gets stamped ones: each carries its number, when it was sent
-and how late that was (`t17/123456789.123/0.042 `). The clock is CLOCK_MONOTONIC, which all processes of one machine
-share, so whoever reads the token knows how long it was under way.
+as fast as the connection takes them. With `--numbered` every question does. Every other question gets stamped ones:
+each carries its number, when it was sent and how late that was (`t17/123456789.123/0.042 `). The clock is
+CLOCK_MONOTONIC, which all processes of one machine share, so whoever reads the token knows how long it was under way.
 
 It never waits for its reader: a slow one must not slow the schedule by which it is judged. `GET /figures` tells how
 late the numbered tokens were, and what CPU it used, since it was last asked.
@@ -42,7 +42,7 @@ STAMP = re.compile(r"t([0-9]+)/([0-9.]+)/([0-9.]+) ")
 WORDS: Final = ("plain ", "é ", "日本 ", "😀 ", "\r\n", "\u2028", '"quoted" ', "data: x\n\n", "\\ ", "word ")
 """What follows the stamp, in turn: text that a careless splitter or encoder would change."""
 
-MOST_NUMBERED: Final = 10_000
+MOST_NUMBERED: Final = 12_000
 
 _LONG_WORDS = re.compile(r"words of ([0-9]+) characters")
 """What a message says to get tokens that are longer by so much: more bytes of as many tokens."""
@@ -120,13 +120,16 @@ def _padding(request: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How stamped answers look: pace, delay of the first token, and how many of them break off in the middle."""
+    """How answers look whose questions do not say it: pace, delay of the first token, how many of them break off in
+    the middle; or that they are numbered.
+    """
 
     tokens: int
     gap_ms: float
     ttft_ms: float
     error_rate: float
     seed: int
+    numbered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +230,13 @@ class Upstream:
             self._write(connection, _json({"object": "list", "data": [{"id": MODEL, "object": "model"}]}))
         elif (numbered := _NUMBERED.search(body)) is not None:
             self._answer_numbered(connection, int(numbered[1]), int(numbered[2]), streams=bool(_STREAM.search(body)))
+        elif self._manner.numbered:
+            streams = bool(_STREAM.search(body))
+            self._answer_numbered(connection, self._manner.tokens, self._manner.gap_ms, streams=streams)
         else:
             self._answer_stamped(connection, json.loads(body))
 
-    def _answer_numbered(self, connection: _Connection, tokens: int, gap_ms: int, *, streams: bool) -> None:
+    def _answer_numbered(self, connection: _Connection, tokens: int, gap_ms: float, *, streams: bool) -> None:
         if not streams:
             self._write(connection, _whole(tokens))
         elif not gap_ms:
@@ -327,6 +333,7 @@ def main() -> None:
     parser.add_argument("--ttft-ms", type=float, default=0.0, help="time from the request to the first token")
     parser.add_argument("--error-rate", type=float, default=0.0, help="share of the answers that stop half-way")
     parser.add_argument("--seed", type=int, default=1, help="seed of the choice which answers stop")
+    parser.add_argument("--numbered", action="store_true", help="always send numbered tokens, --tokens of them")
     parser.add_argument("--with-parent", action="store_true", help="also end when the standard input ends")
     options = vars(parser.parse_args())
     host, port, with_parent = options.pop("host"), options.pop("port"), options.pop("with_parent")

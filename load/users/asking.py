@@ -127,8 +127,10 @@ class Streaming(Asking):
 
     def pieces(self, answer: Answer, response: HTTPResponse) -> Iterator[tuple[bytes, float]]:
         """Give what comes over one connection and when; count the tokens that it brought. Raises: Incomplete."""
-        answer.begin_connection(response.getheader("X-Stream-Id", ""))
-        text, of = answer.text, self.measurements
+        if "X-Stream-Id" not in response.headers:
+            raise Incomplete("the answer has no X-Stream-Id")
+        answer.begin_connection(response.headers)
+        text, of = answer.taken, self.measurements
         of.streams += not self.is_open
         self.is_open = True
         while data := self.read(response):

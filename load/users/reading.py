@@ -26,11 +26,11 @@ class ChatUser(Streaming):
             begun_at = time.monotonic()
             with self.asked("POST", "/chat/streaming", body, JSON) as response:
                 for data, received_at in self.pieces(answer, response):
-                    is_first = answer.text.tokens == 0
+                    is_first = answer.tokens == 0
                     answer.feed(data, received_at)
-                    if is_first and answer.text.tokens:
+                    if is_first and answer.tokens:
                         self.note_first((received_at - begun_at) * 1000)
-                    self.note_tokens(answer.text, received_at)
+                    self.note_tokens(answer.taken, received_at)
             self.measurements.gathered[self.kind] += self.is_measured and answer.most_at_once > 1
 
 
@@ -49,9 +49,9 @@ class ResumingUser(Streaming):
             drops = sorted(self.random.choices(range(self.options.tokens), k=self.random.randint(1, MOST_DROPS)))
             with self.asked("POST", "/chat/streaming", body, JSON) as response:
                 self.read_to_drop(answer, response, drops)
-            while not answer.ended:
+            while not answer.is_complete:
                 time.sleep(self.random.uniform(0, LONGEST_ABSENCE_SECONDS))
-                headers = {"Last-Event-ID": answer.cursor} if answer.cursor else {}
+                headers = {"Last-Event-ID": answer.last_event_id} if answer.last_event_id else {}
                 came_back_at = time.monotonic()
                 with self.asked("GET", f"/chat/streaming/{answer.stream_id}", headers=headers) as response:
                     self.read_to_drop(answer, response, drops, came_back_at)
@@ -61,7 +61,7 @@ class ResumingUser(Streaming):
     ) -> None:
         """Read one connection, to the end of the stream or to the next drop; of a resume note how soon it answers."""
         for data, received_at in self.pieces(answer, response):
-            is_dropped = bool(drops) and answer.text.tokens >= drops[0]
+            is_dropped = bool(drops) and answer.tokens >= drops[0]
             answer.feed(data[: self.random.randint(0, len(data))] if is_dropped else data, received_at)
             if came_back_at is not None and self.is_measured:
                 self.measurements.resume_ms.append((received_at - came_back_at) * 1000)

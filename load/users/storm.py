@@ -85,12 +85,12 @@ class StormUser(Streaming):
         self.strike = came_back_from = None
         with self.answered() as (body, answer):
             key = {"Idempotency-Key": f"{self.random.getrandbits(128):032x}"}
-            while not answer.ended:
+            while not answer.is_complete:
                 with contextlib.suppress(_Cut):
                     self.read_until_cut(answer, body, key, came_back_from)
                 if (came_back_from := self.strike) is None:
                     continue
-                if answer.ended:  # all had been received: nothing to come back for
+                if answer.is_complete:  # all had been received: nothing to come back for
                     came_back_from.cut -= 1
                     continue
                 back_at = came_back_from.at + self.random.uniform(0, self.options.spread)
@@ -105,18 +105,18 @@ class StormUser(Streaming):
             method, path, content, headers = "POST", "/chat/streaming", body, JSON | key
             if answer.stream_id:
                 method, path, content = "GET", f"/chat/streaming/{answer.stream_id}", None
-                headers = {"Last-Event-ID": answer.cursor} if answer.cursor else {}
+                headers = {"Last-Event-ID": answer.last_event_id} if answer.last_event_id else {}
             with self.asked(method, path, content, headers) as response:
                 for data, received_at in self.pieces(answer, response):
-                    is_first = answer.text.tokens == 0
+                    is_first = answer.tokens == 0
                     answer.feed(data, received_at)
                     if came_back is not None and answer.frames:
                         came_back.note_back(begun_at, received_at)
                         self.fire("resume", (received_at - begun_at) * 1000)
                         came_back = None
-                    if is_first and answer.text.tokens and of is None:
+                    if is_first and answer.tokens and of is None:
                         self.note_first((received_at - begun_at) * 1000)
-                    self.note_tokens(answer.text, received_at, sent_after=begun_at)
+                    self.note_tokens(answer.taken, received_at, sent_after=begun_at)
         except Broken:
             if self.strike is not None:
                 raise _Cut from None

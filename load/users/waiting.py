@@ -35,7 +35,8 @@ class WaitUser(Asking):
                 raise Incomplete(f"its status is {whole.get('status')}")
             text = Text(stamped=self.options.stamped)
             text.add(content, tokens, received_at)
-            text.prove(whole, wanted)
+            text.prove(whole)
+            text.prove_count(wanted)
             self.measurements.tokens += tokens * self.measurements.is_measuring
             if self.is_measured and text.last_sent_ms:
                 self.measurements.note_waited(

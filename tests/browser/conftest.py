@@ -7,9 +7,7 @@ import json
 import shutil
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +19,7 @@ from tests.browser.modules import modules as modules
 from tests.browser.modules import shared_modules as shared_modules
 from tests.harness.chaos import ChaosProxy
 from tests.harness.server import ChatWait
-from tests.harness.upstream import ScriptedUpstream
+from tests.harness.upstream import Script, ScriptedUpstream
 from tests.live.steps import poll, settings
 from tests.requirements import require_or_skip
 
@@ -44,30 +42,12 @@ ARGUMENTS = [
 ]
 
 
-class _EmptyPage(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = b"<!doctype html><title>A page of another origin</title>"
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture(scope="package")
 def origin() -> Iterator[str]:
     """Serve an empty page without any policy; give its origin."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _EmptyPage) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    page = b"<!doctype html><title>A page of another origin</title>"
+    with ScriptedUpstream().by(lambda _: Script(headers={"content-type": "text/html; charset=utf-8"}, body=page)) as it:
+        yield it.origin
 
 
 @pytest.fixture(scope="package")

@@ -5,13 +5,14 @@ Must never run the service: what a module needs of it, a test gives.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.harness.ledger import RequestRecord
+from tests.harness.upstream import Script, ScriptedUpstream
 
 ASSETS = Path(__file__).parents[2] / "app" / "static" / "assets"
 POLICY = (
@@ -82,59 +83,44 @@ class Modules:
         return faults
 
 
-class _Origin(ThreadingHTTPServer):
-    """Serve the assets and the pages that tests put, each under the strict policy."""
-
-    daemon_threads = True
+class _Origin:
+    """Say what is served: the assets and the pages that tests put, each under the strict policy."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.base_url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.pages: list[bytes] = []
+        self.base_url = ""
+        self._pages: list[str] = []
 
     def put(self, html: str) -> str:
-        self.pages.append(html.encode())
-        return f"{self.base_url}/{len(self.pages) - 1}"
+        self._pages.append(html)
+        return f"{self.base_url}/{len(self._pages) - 1}"
 
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Origin
-
-    def do_GET(self) -> None:
-        folder, _, name = self.path[1:].rpartition("/")
+    def answer(self, record: RequestRecord) -> Script:
+        folder, _, name = record.path[1:].rpartition("/")
         known = {path.name: path for path in ASSETS.iterdir()} if folder == "assets" else {}
         if folder == "" and name.isdigit():
-            self._send(200, "text/html; charset=utf-8", self.server.pages[int(name)])
-        elif name in known:
-            self._send(200, CONTENT_TYPES[known[name].suffix], known[name].read_bytes())
-        else:
-            self._send(204 if name == "favicon.ico" else 404, "text/plain", b"")
+            return _file(200, "text/html; charset=utf-8", self._pages[int(name)].encode())
+        if name in known:
+            return _file(200, CONTENT_TYPES[known[name].suffix], known[name].read_bytes())
+        return _file(204 if name == "favicon.ico" else 404, "text/plain", b"")
 
-    def _send(self, status: int, content_type: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", POLICY)
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(body)
 
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+def _file(status: int, content_type: str, body: bytes) -> Script:
+    headers = {
+        "Content-Type": content_type,
+        "Content-Security-Policy": POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
+    return Script(status, headers, body=body)
 
 
 @pytest.fixture(scope="package")
 def module_origin() -> Iterator[_Origin]:
     """Serve the assets for tests of modules."""
-    with _Origin() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    origin = _Origin()
+    with ScriptedUpstream(ledger=False).by(origin.answer) as server:
+        origin.base_url = server.origin
+        yield origin
 
 
 @pytest.fixture(scope="package")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ from tests.browser.page_steps import LOST, assert_whole, open_gates, status
 from tests.browser.test_page_access import check as check
 from tests.browser.test_page_presence import notice, said
 from tests.harness.chaos import Answer, BlackholeAfter, ChaosProxy, Pass, Slow
-from tests.harness.reader import Reply, get
+from tests.harness.reader import get
 from tests.harness.server import ChatWait
-from tests.harness.upstream import ScriptedUpstream, answer
+from tests.harness.upstream import Script, ScriptedUpstream, answer
 from tests.live.versions import another_version
 
 pytestmark = pytest.mark.browser
@@ -306,6 +304,7 @@ def test_another_programs_page_at_the_address_gets_rid_of_the_worker_and_nothing
     chat.wait(lambda: list(chat.page.evaluate(KEPT)) == ["of another program"], 10, "and what it kept")
     assert chat.page.evaluate("localStorage.length") > 0
     door.lead_to(service.port)
+    door.cut_all()
     kept.open()
 
 
@@ -442,39 +441,18 @@ def test_answer_of_a_file_or_of_long_ago_is_not_asked_for_when_the_server_is_bac
     assert upstream.completions == []
 
 
-class _NothingBut(BaseHTTPRequestHandler):
-    """Answer the page of another version, and nothing that it loads: as where a server dies just behind it."""
-
-    page: Reply
-
-    def do_GET(self) -> None:
-        is_page = self.path == "/"
-        body = re.sub(rb"/assets/[0-9a-f]{16}/", b"/assets/0123456789abcdef/", self.page.body) if is_page else b"Gone"
-        self.send_response(200 if is_page else 502)
-        for name in ("X-ChatWait", "Content-Security-Policy", "Content-Type") if is_page else ():
-            self.send_header(name, self.page.headers[name])
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
 def test_page_of_which_nothing_else_comes_says_so(kept: Kept, door: ChaosProxy, service: ChatWait) -> None:
+    """It is the page of another version, and nothing that it loads: as where a server dies just behind it."""
+    page = get(f"{service.base_url}/")
+    headers = {name: page.headers[name] for name in ("X-ChatWait", "Content-Security-Policy", "Content-Type")}
+    body = re.sub(rb"/assets/[0-9a-f]{16}/", b"/assets/0123456789abcdef/", page.body)
     chat = kept.open()
     chat.page.goto("about:blank")
     chat.expect_fault(status(502))
-    handler = type("Handler", (_NothingBut,), {"page": get(f"{service.base_url}/")})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            door.lead_to(server.server_address[1])
-            door.cut_all()
-            chat.page.goto(chat.base_url)
-            chat.page.get_by_text("A part of this page could not be loaded.").wait_for(timeout=10_000)
-            chat.page.goto("about:blank")
-        finally:
-            server.shutdown()
-            thread.join()
+    with ScriptedUpstream() as server:
+        server.by(lambda record: Script(502, body=b"Gone") if record.path != "/" else Script(200, headers, body=body))
+        door.lead_to(server.port)
+        door.cut_all()
+        chat.page.goto(chat.base_url)
+        chat.page.get_by_text("A part of this page could not be loaded.").wait_for(timeout=10_000)
+        chat.page.goto("about:blank")

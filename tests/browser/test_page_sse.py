@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from load.events import EventParser
 from tests.browser.modules import Modules
-from tests.harness.events import EventParser
 
 pytestmark = pytest.mark.browser
 

@@ -14,8 +14,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from load.events import EventParser
 from tests.contract.situations import Scene, World
-from tests.harness.events import EventParser
 from tests.harness.http1 import Headers, Wire
 
 ROOT = Path(__file__).parents[2]

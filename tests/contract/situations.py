@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from load.events import Event
 from tests.harness.engine import Engine
-from tests.harness.events import Event
 from tests.harness.reader import Connection, delete, get, open_stream, post
 from tests.harness.script import Close, Delta, Done, Finish, Gate, Script, Stall, Step, Token, Usage, error
 from tests.harness.server import ChatWait

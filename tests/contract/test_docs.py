@@ -14,10 +14,10 @@ import pytest
 
 from app import errors
 from app.settings import Settings, plain
+from load.events import EventParser
 from tests.contract.document import CONTRACT, PAGE, operations, statuses
 from tests.contract.documents import golden
 from tests.contract.golden import Golden, goldens
-from tests.harness.events import EventParser
 
 
 class Cells(HTMLParser):

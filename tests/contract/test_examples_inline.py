@@ -11,6 +11,7 @@ from jsonschema import ValidationError
 
 from app import errors
 from app.dialects.native.answer import error_body
+from load.events import EventParser
 from tests.contract import documents
 from tests.contract.document import (
     CONTRACT,
@@ -23,7 +24,6 @@ from tests.contract.document import (
 )
 from tests.harness.contract import Contract
 from tests.harness.contract_stream import FrameCheck
-from tests.harness.events import EventParser
 
 EXAMPLES: dict[str, Any] = CONTRACT["components"]["examples"]
 

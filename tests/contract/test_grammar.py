@@ -6,11 +6,11 @@ import re
 
 import pytest
 
+from load.events import EventParser
 from tests.contract import abnf
 from tests.contract.document import CONTRACT, GRAMMAR, ROOT, named, statuses, validator
 from tests.contract.golden import goldens
 from tests.harness.answer import Answer
-from tests.harness.events import EventParser
 from tests.harness.http1 import Headers
 
 

@@ -11,9 +11,9 @@ import yaml
 from flask.testing import FlaskClient
 
 from app import errors
+from load.events import EventParser
 from tests.contract.conftest import ASKED, TEXTS
 from tests.contract.document import CONTRACT, operations
-from tests.harness.events import EventParser
 from tests.unit.fakes import FakeUpstream, Gate, texts
 
 pytestmark = pytest.mark.usefixtures("no_network")

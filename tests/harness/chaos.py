@@ -13,7 +13,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -70,13 +70,20 @@ class Late:
 
 
 @dataclass(frozen=True)
+class OneQueue:
+    """Pass the answers of all who have this policy on in one queue: whoever reads slowly makes the others late."""
+
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(frozen=True)
 class Answer:
     """Answer the first request with these bytes and close, without a connection to the target."""
 
     data: bytes
 
 
-Policy: TypeAlias = Pass | CutAfter | CleanCloseAfter | BlackholeAfter | Slow | Late | Answer
+Policy: TypeAlias = Pass | CutAfter | CleanCloseAfter | BlackholeAfter | Slow | Late | OneQueue | Answer
 
 
 class _End(enum.Enum):
@@ -344,6 +351,11 @@ class _Link:
             while piece := await reader.read(piece_bytes):
                 if isinstance(self._policy, Late):
                     clock.call_later(self._policy.seconds, writer.write, piece)
+                    continue
+                if isinstance(self._policy, OneQueue):
+                    async with self._policy.turn:
+                        writer.write(piece)
+                        await flush(writer)
                     continue
                 passed = piece[: self._left]
                 if self._left is not None:

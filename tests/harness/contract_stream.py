@@ -1,4 +1,4 @@
-"""Hold an event stream to its grammar and its arithmetic, frame by frame, from the bytes alone."""
+"""Hold an event stream to its grammar, frame by frame, from the bytes alone; load.answer judges its arithmetic."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from load.answer import TERMINALS, Answer, Incomplete
+from load.events import Event
 from tests.harness.contract import Validator
 
 FRAME = re.compile(
     rb"(?P<retry>retry: 1000\n)?event: (?P<event>[a-z]+)\ndata: (?P<data>[\x20-\x7e]*)\n"
-    rb"(?:id: (?P<stream>[A-Za-z0-9_-]+)\.(?P<number>0|[1-9][0-9]*)\n)?"
+    rb"(?:id: (?P<cursor>[A-Za-z0-9_-]+\.(?:0|[1-9][0-9]*))\n)?"
 )
 TOTALS = (
     "sequence is_final status finish_reason model tokens usage first_token_ms duration_ms characters sha256 "
@@ -30,8 +32,6 @@ KEYS = {
     "failed": [*TOTALS.split(), "error"],
 }
 """The order of the keys, as contracts/events.md has it."""
-RESUMABILITY = ("unresumable", "resumable")
-"""They come in turns, this one first."""
 LONGEST_DATA = 8192
 LONGEST_CURSOR = 128
 
@@ -52,16 +52,12 @@ class FrameCheck:
         self.seen: Counter[str] = Counter()
         self._validators = events
         self._fixed = fixed  # what every reader of a stream gets alike, over all answers
-        self._stream_id = stream_id
         number = cursor.rpartition(".")[2]
-        self._begun_at = self._sequence = int(number) if number.isascii() and number.isdigit() else 0
-        self._text: list[str] = []
+        self._begun_at = int(number) if number.isascii() and number.isdigit() else 0
+        self._answer = Answer(stream_id=stream_id, after=self._begun_at)
         self._buffer = bytearray()
         self._scanned = 0
-        self._terminal = ""
         self._correlation_id = ""
-        self._is_unresumable = False
-        self._stored = 0  # the most that the stream has said to be stored
 
     def feed(self, piece: bytes) -> None:
         """Take the next bytes, and judge the frames that they complete."""
@@ -78,7 +74,7 @@ class FrameCheck:
         `handed_over` to others it is a frame's."""
         if whole and self._buffer:
             _fail(f"ends in the middle of a frame: {bytes(self._buffer[-200:])!r}")
-        if whole and not self._terminal and not (handed_over and self.seen):
+        if whole and not self._answer.is_complete and not (handed_over and self.seen):
             _fail(f"ends cleanly without a terminal event after {dict(self.seen)}")
 
     def _take(self, frame: bytes) -> None:
@@ -86,8 +82,6 @@ class FrameCheck:
         if found is None:
             _fail(f"not a frame: {frame[:500]!r}")
         event = found["event"].decode()
-        if self._terminal:
-            _fail(f"{event} comes after {self._terminal}")
         if event not in KEYS:
             _fail(f"the contract has no event {event!r}")
         try:
@@ -102,95 +96,50 @@ class FrameCheck:
             _fail(f"the keys of {event} are in another order: {list(data)}")
         if (found["retry"] is not None) != (event == "start"):
             _fail(f"retry belongs to start, and to no other event; here {event}")
-        first = not self.seen
-        self.seen[event] += 1
-        self._take_id(event, data, first, found)
         opening = "ping" if self._begun_at else "start"
-        if first and event != opening:
+        if not self.seen and event != opening:
             _fail(f"begins with {event}, not {opening}, after the cursor .{self._begun_at}")
-        if event == "start":
-            self._take_start(data, first, found["data"])
-        elif event == "token":
-            self._take_token(data, len(found["data"]))
-        elif event == "ping":
-            self._take_ping(data)
-        elif event in RESUMABILITY:
-            self._take_resumability(event, data["tokens"])
-        else:
-            self._take_terminal(event, data, found["data"])
-
-    def _take_id(self, event: str, data: dict[str, Any], first: bool, found: re.Match[bytes]) -> None:
-        if event in RESUMABILITY or (event == "ping" and not first):
-            if found["stream"] is not None:
-                _fail("a heartbeat's ping has an id" if event == "ping" else f"{event} has an id")
-            return
-        if found["stream"] is None:
-            _fail(f"{event} has no id")
-        if found["stream"].decode() != self._stream_id:
-            _fail(f"the id of {event} is of another stream than X-Stream-Id")
-        if len(found["stream"]) + 1 + len(found["number"]) > LONGEST_CURSOR:
+        self.seen[event] += 1
+        cursor = found["cursor"] and found["cursor"].decode()
+        if cursor and len(cursor) > LONGEST_CURSOR:
             _fail(f"the id of {event} is longer than {LONGEST_CURSOR} bytes")
-        # The ping that opens a resume gives the reader's own cursor back.
-        wanted = {"start": 0, "ping": self._begun_at}.get(event, data.get("sequence"))
-        if int(found["number"]) != wanted:
-            _fail(f"the id of {event} ends in .{found['number'].decode()}, not .{wanted}")
+        try:
+            self._answer.take(Event(event, "", cursor), data)
+        except Incomplete as wrong:
+            _fail(f"{event}: {wrong}: {wrong.detail}")
+        if event == "start":
+            self._correlation_id = data["correlation_id"]
+            self._same_for_all("start", found["data"])
+        elif event == "token":
+            self._judge_token(data, len(found["data"]))
+        elif event == "ping":
+            if (data["phase"] == "generating") != (data["tokens"] > 0):
+                _fail(f"a ping says {data['phase']} with {data['tokens']} tokens")
+        elif event in TERMINALS:
+            self._judge_terminal(event, data, found["data"])
 
-    def _take_start(self, start: dict[str, Any], first: bool, raw: bytes) -> None:
-        if not first:
-            _fail("start is not the first event")
-        if start["stream_id"] != self._stream_id:
-            _fail("stream_id in start is not X-Stream-Id")
-        self._correlation_id = start["correlation_id"]
-        self._same_for_all("start", raw)
-
-    def _take_token(self, token: dict[str, Any], size: int) -> None:
-        if token["sequence"] != self._sequence + token["count"]:
-            _fail(f"after .{self._sequence} comes .{token['sequence']} with a count of {token['count']}")
+    def _judge_token(self, token: dict[str, Any], size: int) -> None:
         if size > LONGEST_DATA and token["count"] > 1:
             _fail(f"a frame of {token['count']} chunks has {size} bytes of data")
         try:
             token["content"].encode()
         except UnicodeEncodeError:
             _fail(f"half a surrogate pair in token .{token['sequence']}")
-        self._sequence = token["sequence"]
-        self._text.append(token["content"])
 
-    def _take_ping(self, ping: dict[str, Any]) -> None:
-        if ping["tokens"] < self._sequence:
-            _fail(f"a ping says {ping['tokens']} tokens, after .{self._sequence}")
-        if (ping["phase"] == "generating") != (ping["tokens"] > 0):
-            _fail(f"a ping says {ping['phase']} with {ping['tokens']} tokens")
-
-    def _take_resumability(self, event: str, stored: int) -> None:
-        if (event == "unresumable") == self._is_unresumable:
-            _fail(f"{event} comes twice" if self.seen[event] > 1 else f"{event} comes without unresumable before it")
-        if event == "resumable" and stored < self._sequence:
-            _fail(f"resumable says that {stored} tokens are stored, after .{self._sequence}")
-        self._is_unresumable = event == "unresumable"
-        self._stored = max(self._stored, stored)
-
-    def _take_terminal(self, event: str, end: dict[str, Any], raw: bytes) -> None:
-        self._terminal = event
-        if end["tokens"] != self._sequence or end["sequence"] != self._sequence + 1:
-            _fail(f"{event} has tokens {end['tokens']} and sequence {end['sequence']}, after .{self._sequence}")
-        if end["tokens"] < self._stored:
-            _fail(f"{event} has tokens {end['tokens']}, and {self._stored} were said to be stored")
+    def _judge_terminal(self, event: str, end: dict[str, Any], raw: bytes) -> None:
+        stored = max((number for _, number in self._answer.resumability), default=0)
+        if end["tokens"] < stored:
+            _fail(f"{event} has tokens {end['tokens']}, and {stored} were said to be stored")
         if self._correlation_id and end["correlation_id"] != self._correlation_id:
             _fail(f"correlation_id in {event} is not that of start")
         if "error" in end and end["error"]["correlation_id"] != end["correlation_id"]:
             _fail("correlation_id in the error is another one")
-        if self._begun_at == 0:
-            text = "".join(self._text)
-            if end["characters"] != len(text):
-                _fail(f"characters is {end['characters']}, and {len(text)} have come")
-            if end["sha256"] != hashlib.sha256(text.encode()).hexdigest():
-                _fail("sha256 is not that of the text")
-        if not self._is_unresumable:  # else it is this connection's own
+        if self._answer.unresumable_after is None:  # else it is this connection's own
             self._same_for_all("its terminal event", raw)
 
     def _same_for_all(self, what: str, raw: bytes) -> None:
         digest = hashlib.sha256(raw).hexdigest()
-        if self._fixed.setdefault((self._stream_id, what), digest) != digest:
+        if self._fixed.setdefault((self._answer.stream_id, what), digest) != digest:
             _fail(f"another reader of this stream got another {what}")
 
 

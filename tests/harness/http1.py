@@ -61,6 +61,22 @@ class Headers(Mapping[str, str]):
         return f"Headers({self.pairs!r})"
 
 
+def write_request(method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+    """Write one request; a body gets its length."""
+    fields = dict(headers)
+    if body is not None:
+        fields["Content-Length"] = str(len(body))
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
+
+
+def parse_head(head: bytes) -> tuple[str, Headers]:
+    """Take a head apart, which ends before its empty line: the first line, and the headers."""
+    first, *lines = head.decode("latin-1").split("\r\n")
+    pairs = (line.partition(":") for line in lines)
+    return first, Headers([(name.strip(), value.strip()) for name, _, value in pairs])
+
+
 @dataclass(frozen=True)
 class Reply:
     """Hold a complete answer."""
@@ -134,23 +150,18 @@ class Wire:
 
     def send_request(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> None:
         """Send one request, in one piece."""
-        fields = dict(headers)
-        if body is not None:
-            fields["Content-Length"] = str(len(body))
-        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
-        self.send("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b""))
+        self.send(write_request(method, path, headers, body))
 
     def read_head(self) -> tuple[int, Headers]:
         """Read status and headers, past any 1xx. Raises: Dropped, TimeoutError."""
         while True:
-            first, *lines = self._read_until(b"\r\n\r\n").decode("latin-1").split("\r\n")
+            first, headers = parse_head(self._read_until(b"\r\n\r\n"))
             parts = first.split(" ", 2)
             if len(parts) < 2 or not parts[0].startswith("HTTP/1.") or not parts[1].isdigit():
                 raise AssertionError(f"not an HTTP answer: {first[:200]!r}")
             status = int(parts[1])
             if status >= 200:
-                pairs = (line.partition(":") for line in lines)
-                return status, Headers([(name, value.strip()) for name, _, value in pairs])
+                return status, headers
 
     def read_body(self, method: str, status: int, headers: Headers) -> Iterator[bytes]:
         """Give the body's bytes as they come. Raises: Dropped, TimeoutError."""

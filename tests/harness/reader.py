@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from load.events import Event, EventParser
 from tests.harness.answer import Answer
-from tests.harness.events import Event, EventParser
 from tests.harness.http1 import (
     Dropped,
     Headers,

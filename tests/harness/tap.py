@@ -13,7 +13,7 @@ from typing import Any
 from tests.harness import leaks
 from tests.harness.contract import Contract
 from tests.harness.contract_check import Asked, Check, Run
-from tests.harness.http1 import Headers
+from tests.harness.http1 import Headers, parse_head
 
 LARGEST_HEAD = 1 << 20
 LARGEST_HEARD = 1 << 16
@@ -81,9 +81,8 @@ class _Side:
             if len(self._buffer) > LARGEST_HEAD:
                 self._state = "lost"
             return False
-        first, *lines = self._take(at + 4)[:-4].split(b"\r\n")
-        pairs = [line.decode("latin-1").partition(":") for line in lines]
-        self._begin(first, Headers([(name.strip(), value.strip()) for name, _, value in pairs]))
+        first, headers = parse_head(self._take(at + 4)[:-4])
+        self._begin(first.encode("latin-1"), headers)
         return True
 
     def _framed(self, headers: Headers, otherwise: str) -> None:

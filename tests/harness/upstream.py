@@ -1,19 +1,15 @@
-"""Play an OpenAI-compatible server that does exactly what a test's script says, over real sockets.
+"""Play a server that does exactly what a test's script says, over real sockets: an OpenAI-compatible one, or any other.
 
-Must never know the service under test. Run alone, `python -m tests.harness.upstream --tokens 100 --gap-ms 20` serves a
-paced answer to everybody and prints its port first.
+Must never know the service under test. What runs alone, in a process of its own, is `python -m load.upstream`.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import itertools
 import json
-import signal
 import ssl
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.harness.exchange import Exchange, Gates
+from tests.harness.http1 import parse_head
 from tests.harness.ledger import RequestRecord
 from tests.harness.net import HOST, Listener, LoopThread, Watch, now, reset_transport
 from tests.harness.script import (
@@ -78,6 +75,7 @@ MAX_BODY_BYTES = 64 << 20
 class ScriptedUpstream:
     """Serve `POST /v1/chat/completions` as scripted and `GET /v1/models`, on a free port of 127.0.0.1.
 
+    It plays any other server where `by` says what to answer.
     Its own mistakes (a predicate that raises, a step that cannot be encoded) are kept in `failures`, and raised when
     the context is left.
     """
@@ -106,6 +104,7 @@ class ScriptedUpstream:
         self._queue: deque[Script] = deque()
         self._rules: list[tuple[Callable[[Any], bool], Script]] = []
         self._default = answer(["Hello", ",", " world", "."])
+        self._by: Callable[[RequestRecord], Script | None] = lambda _: None
         self._gates = Gates()
         self.connections_opened = 0
 
@@ -140,9 +139,14 @@ class ScriptedUpstream:
         return self._listener.port
 
     @property
+    def origin(self) -> str:
+        """Tell the address, without a path."""
+        return f"{self._scheme}://{HOST}:{self.port}"
+
+    @property
     def base_url(self) -> str:
         """Tell what a client calls its base URL."""
-        return f"{self._scheme}://{HOST}:{self.port}/v1"
+        return f"{self.origin}/v1"
 
     def refuse(self) -> None:
         """Refuse new connections; those that are open stay so."""
@@ -165,6 +169,11 @@ class ScriptedUpstream:
         self._loop.run(forget())
 
     # What it answers
+
+    def by(self, function: Callable[[RequestRecord], Script | None]) -> Self:
+        """Answer what the function says, whatever is asked; where it says None, as a model would."""
+        self._by = function
+        return self
 
     def always(self, script: Script) -> None:
         """Answer so whenever nothing more particular is said."""
@@ -267,6 +276,8 @@ class ScriptedUpstream:
         return record
 
     def _script_for(self, record: RequestRecord) -> Script:
+        if (script := self._by(record)) is not None:
+            return script
         path = record.path.partition("?")[0]
         if record.method == "GET" and path.endswith("/models"):
             listed = [{"id": name, "object": "model", "created": CREATED, "owned_by": "tests"} for name in self.models]
@@ -391,10 +402,9 @@ async def _read_request(reader: asyncio.StreamReader) -> _Request | None:
         if end.partial:
             raise
         return None
-    first, *lines = head.decode("latin-1")[:-4].split("\r\n")
+    first, found = parse_head(head[:-4])
     method, path, _ = first.split(" ", 2)
-    pairs = (line.partition(":") for line in lines)
-    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    headers = {name.lower(): value for name, value in found.pairs}
     return _Request(method, path, headers, await _read_body(reader, headers))
 
 
@@ -413,25 +423,3 @@ async def _read_body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -
     while (await reader.readline()).strip():
         pass
     return bytes(body)
-
-
-def main() -> None:
-    """Serve one paced answer until SIGINT or SIGTERM."""
-    parser = argparse.ArgumentParser(description="Serve a paced answer as an OpenAI-compatible model.")
-    parser.add_argument("--port", type=int, default=0, help="the port to listen on; 0 picks a free one")
-    parser.add_argument("--tokens", type=int, default=100)
-    parser.add_argument("--gap-ms", type=float, default=20.0)
-    options = parser.parse_args()
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    texts = [f"token{index} " for index in range(options.tokens)]
-    usage = {"prompt_tokens": 10, "completion_tokens": options.tokens, "total_tokens": 10 + options.tokens}
-    with ScriptedUpstream(port=options.port, ledger=False) as upstream:
-        upstream.always(answer(texts, gap=options.gap_ms / 1000, usage=usage))
-        print(upstream.port, flush=True)
-        ended.wait()
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from tests.harness.events import Event, EventParser
+from load.events import Event, EventParser
 from tests.harness.proxies import HAProxy, Nginx, Proxy, installed
 from tests.harness.reader import Answer, Connection, open_stream
 from tests.requirements import require_or_skip

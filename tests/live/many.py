@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json as jsons
 import socket
 import struct
 import time
@@ -16,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from load.events import EventParser
 from tests.harness.answer import Answer
-from tests.harness.events import EventParser
-from tests.harness.http1 import Headers, Target
+from tests.harness.http1 import Headers, Target, encode_body, parse_head, write_request
 from tests.harness.net import narrow
 
 T = TypeVar("T")
@@ -78,17 +77,10 @@ class Asker:
         return asker
 
     async def _send(self, target: Target, json: Any, headers: Mapping[str, str]) -> None:
-        body = b"" if json is None else jsons.dumps(json).encode()
-        fields = {"Host": f"{target.host}:{target.port}", **headers}
-        if json is not None:
-            fields |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        lines = [f"{'GET' if json is None else 'POST'} {target.path} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in fields.items()]
-        self.writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
-        first, *rest = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        body, fields = encode_body(json, None, {"Host": f"{target.host}:{target.port}", **headers})
+        self.writer.write(write_request("GET" if json is None else "POST", target.path, fields, body))
+        first, self.headers = parse_head((await self.reader.readuntil(b"\r\n\r\n"))[:-4])
         self.status = int(first.split()[1])
-        pairs = (line.partition(":") for line in rest if line)
-        self.headers = Headers([(name, value.strip()) for name, _, value in pairs])
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Give the body as it comes. Raises: asyncio.IncompleteReadError when it breaks off."""

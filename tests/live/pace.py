@@ -5,27 +5,11 @@ Must never import the service's code.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from statistics import quantiles
 
-from tests.harness.server import ROOT
 from tests.live.many import Asker
-
-
-@contextmanager
-def paced_upstream(tokens: int, gap_ms: float = 0.0) -> Iterator[str]:
-    """Run the scripted upstream as a process of its own, so that it shares no lock with the readers; give its URL."""
-    command = [sys.executable, "-m", "tests.harness.upstream", "--tokens", str(tokens), "--gap-ms", str(gap_ms)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
-        finally:
-            process.terminate()
 
 
 async def read_paced(asker: Asker, gaps: list[tuple[float, float]]) -> bytes:

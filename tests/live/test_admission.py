@@ -19,8 +19,9 @@ from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token
 from tests.live.figures import unheard
 from tests.live.many import Asker, Got, read_one, run
-from tests.live.pace import in_ms, paced_upstream, percentile, read_paced
+from tests.live.pace import in_ms, percentile, read_paced
 from tests.live.steps import KEY, about, asked, begin, log_name, new_key, poll, settings
+from tests.load.suite import mock_upstream
 
 
 def request_of(port: int, path: str, body: dict[str, str]) -> bytes:
@@ -206,7 +207,7 @@ def test_hundreds_that_are_refused_change_nobodys_pace(full: str) -> None:
     """Some 500 beside 50 streams of 20 tokens a second, in rounds with and without them, A B B A."""
     limits = {"MAX_ACTIVE_STREAMS": STREAMS, "MAX_READERS": STREAMS if full == "readers" else 2 * STREAMS}
     with (
-        paced_upstream(TOKENS, GAP_SECONDS * 1000) as base_url,
+        mock_upstream("--numbered", tokens=TOKENS, gap_ms=GAP_SECONDS * 1000) as base_url,
         ChatWait(OPENAI_BASE_URL=base_url, OPENAI_API_KEY=KEY, probe=True, **limits) as chatwait,
         unheard(chatwait),
     ):

@@ -16,8 +16,8 @@ import pytest
 import requests_sse
 from httpx_sse import ServerSentEvent, connect_sse
 
+from load.events import EventParser
 from tests.harness.chaos import ChaosProxy, CleanCloseAfter, CutAfter
-from tests.harness.events import EventParser
 from tests.harness.script import Paced
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Script, ScriptedUpstream, Usage

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.events import EventParser
+from load.events import EventParser
 from tests.harness.reader import Answer, open_stream, read_answer
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Paced, Raw, Script, ScriptedUpstream, Token, encode_json

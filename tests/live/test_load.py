@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from load.upstream import token
 from tests.harness.chaos import BlackholeAfter, ChaosProxy
 from tests.harness.http1 import Target
 from tests.harness.net import reset_transport
@@ -19,13 +20,13 @@ from tests.harness.reader import get, post, read_answer
 from tests.harness.server import ChatWait
 from tests.live.figures import Figures
 from tests.live.many import Asker, Got, read, read_many, run_all
-from tests.live.pace import paced_upstream
 from tests.live.steps import KEY, poll
+from tests.load.suite import mock_upstream
 
 
 def text_of(tokens: int) -> str:
     """Give the text that the upstream process answers."""
-    return "".join(f"token{index} " for index in range(tokens))
+    return "".join(map(token, range(1, tokens + 1)))
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def warmed(title: str, chatwait: ChatWait, count: int = 20) -> Figures:
 @pytest.mark.requirement("core SC-003", "chatwait constraint 3")
 def test_hundred_requests_one_after_another_cost_no_error_and_no_growth() -> None:
     """SC-003: both modes in turn."""
-    with paced_upstream(20) as base_url, service(base_url) as chatwait:
+    with mock_upstream("--numbered", tokens=20, gap_ms=0) as base_url, service(base_url) as chatwait:
         figures = warmed("100 requests one after another", chatwait)
         text = text_of(20)
         for number in range(100):
@@ -72,7 +73,7 @@ def test_hundred_requests_one_after_another_cost_no_error_and_no_growth() -> Non
 @pytest.mark.requirement("core edge 4", "chatwait edge 4", "page SC-004")
 def test_hundred_streams_at_once_get_every_token_and_all_is_back_afterwards() -> None:
     """SC-004: 50 tokens a second each."""
-    with paced_upstream(100, 20) as base_url, service(base_url) as chatwait:
+    with mock_upstream("--numbered", tokens=100, gap_ms=20) as base_url, service(base_url) as chatwait:
         figures = warmed("100 streams at once, 50 tokens a second each", chatwait)
         got = read_many(f"{chatwait.base_url}/chat/streaming", 100)
         assert_whole(got, 100)
@@ -84,7 +85,10 @@ def test_hundred_streams_at_once_get_every_token_and_all_is_back_afterwards() ->
 @pytest.mark.requirement("page SC-004")
 def test_hundred_streams_at_once_again_and_again_do_not_grow() -> None:
     """Ten rounds; the memory of the last five is that of the first five."""
-    with paced_upstream(200, 5) as base_url, service(base_url, STREAM_MEMORY_MB=1) as chatwait:
+    with (
+        mock_upstream("--numbered", tokens=200, gap_ms=5) as base_url,
+        service(base_url, STREAM_MEMORY_MB=1) as chatwait,
+    ):
         url = f"{chatwait.base_url}/chat/streaming"
         figures = warmed("rounds of 100 streams at once", chatwait)
         for number in range(10):
@@ -96,7 +100,7 @@ def test_hundred_streams_at_once_again_and_again_do_not_grow() -> None:
 @pytest.mark.requirement("core SC-007", "chatwait edge 2", "page edge 4")
 def test_answer_of_twelve_thousand_tokens_comes_whole() -> None:
     """SC-007, as fast as it goes: live, replayed and waited for."""
-    with paced_upstream(12_000) as base_url, service(base_url) as chatwait:
+    with mock_upstream("--numbered", tokens=12_000, gap_ms=0) as base_url, service(base_url) as chatwait:
         whole = read_answer(f"{chatwait.base_url}/chat/streaming", {"message": "Hi"}, timeout=30)
         text = text_of(12_000)
         assert (whole.tokens, whole.text) == (12_000, text)
@@ -111,7 +115,7 @@ def test_answer_of_twelve_thousand_tokens_comes_whole() -> None:
 @pytest.mark.requirement("core SC-007", "plan goal 2", "chatwait edge 2")
 def test_answer_of_two_thousand_tokens_over_forty_seconds_comes_whole_and_on_time() -> None:
     """SC-007: at 50 tokens a second."""
-    with paced_upstream(2000, 20) as base_url, service(base_url) as chatwait:
+    with mock_upstream("--numbered", tokens=2000, gap_ms=20) as base_url, service(base_url) as chatwait:
         begun = time.monotonic()
         whole = read_answer(f"{chatwait.base_url}/chat/streaming", {"message": "Hi"}, timeout=30)
         assert (whole.tokens, whole.text) == (2000, text_of(2000))
@@ -217,7 +221,7 @@ WAYS: list[Way] = [
 def test_thousand_clients_that_come_and_go_leave_nothing_behind() -> None:
     """In each way that a client can leave; afterwards the service is back at the start."""
     with (
-        paced_upstream(40, 20) as base_url,
+        mock_upstream("--numbered", tokens=40, gap_ms=20) as base_url,
         service(base_url, HEARTBEAT_SECONDS=1, STREAM_MEMORY_MB=4) as chatwait,
         ChaosProxy("127.0.0.1", chatwait.port, default=BlackholeAfter(600), server_rcvbuf=4096) as hole,
     ):

@@ -17,9 +17,9 @@ from functools import partial
 
 import pytest
 
+from load.events import EventParser
 from tests.harness.answer import Answer
 from tests.harness.engine import Engine
-from tests.harness.events import EventParser
 from tests.harness.script import Step, encode_json
 from tests.harness.server import ChatWait
 from tests.harness.upstream import (

@@ -5,15 +5,13 @@ from __future__ import annotations
 import base64
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.harness.ledger import RequestRecord
 from tests.harness.proxies import Proxy
 from tests.harness.reader import get, open_stream, post, read_answer, request
 from tests.harness.server import ChatWait
@@ -81,34 +79,12 @@ def test_password_in_front_is_asked_of_all_but_preflights(
         assert "alice" not in "".join(proxy.log_lines())
 
 
-class TokenService(BaseHTTPRequestHandler):
-    """Let in who has the token, in the header or in a cookie, and remember what it was told."""
-
-    told: list[dict[str, Any]]
-
-    def do_GET(self) -> None:
-        self.told.append({"path": self.path, **self.headers})
-        good = TOKEN["Authorization"] in self.headers.get("Authorization", "") or "seat=12" in self.headers.get(
-            "Cookie", ""
-        )
-        self.send_response(204 if good else 401)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def token_service() -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    TokenService.told = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), TokenService) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield server.server_address[1], TokenService.told
-        finally:
-            server.shutdown()
-            thread.join()
+def let_in(record: RequestRecord) -> Script:
+    """Let in who has the token, in the header or in a cookie."""
+    good = TOKEN["Authorization"] in record.headers.get("authorization", "") or "seat=12" in record.headers.get(
+        "cookie", ""
+    )
+    return Script(status=204 if good else 401, body=b"")
 
 
 def test_token_service_behind_nginx_decides_and_learns_no_ids(
@@ -116,21 +92,21 @@ def test_token_service_behind_nginx_decides_and_learns_no_ids(
 ) -> None:
     """A cookie is what a browser's EventSource can send; a page of another origin may send the header."""
     upstream.always(answer(["a", "b"]))
-    with token_service() as (port, told):
-        changes = {"127.0.0.1:9000": f"127.0.0.1:{port}"}
+    with ScriptedUpstream().by(let_in) as tokens:
+        changes = {"127.0.0.1:9000": f"127.0.0.1:{tokens.port}"}
         with front("nginx shipped", tmp_path, chatwait.port, "token", changes=changes) as proxy:
             assert_guards(proxy, TOKEN, {"Authorization": "Bearer wrong"}, chatwait)
-            asked = len(told)
+            asked = len(tokens.requests)
             assert asked
             preflight = request("OPTIONS", f"{proxy.base_url}/chat/wait", headers=PREFLIGHT)
-            assert len(told) == asked
+            assert len(tokens.requests) == asked
             assert "Authorization" in preflight.headers["access-control-allow-headers"].split(", ")
             assert "Last-Event-ID" in preflight.headers["access-control-allow-headers"].split(", ")
             cookie = {"Cookie": "seat=12", "Idempotency-Key": "canary-canary-canary", "Last-Event-ID": "cw_canary.1"}
             assert get(f"{proxy.base_url}/chat/streaming/cw_canary?last_event_id=cw_canary.1", cookie).status == 404
-            assert told[-1]["Cookie"] == "seat=12"
-            assert not any("canary" in str(request) or "cw_" in str(request) for request in told)
-    assert {request["path"] for request in told} == {"/check"}
+            assert tokens.requests[-1].headers["cookie"] == "seat=12"
+            assert not any("canary" in str(request) or "cw_" in str(request) for request in tokens.requests)
+    assert {request.path for request in tokens.requests} == {"/check"}
 
 
 @pytest.mark.parametrize("name", NAMES)

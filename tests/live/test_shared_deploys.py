@@ -23,10 +23,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from load.events import EventParser
 from tests.harness import tap
 from tests.harness.answer import Answer
 from tests.harness.engine import Engine, program
-from tests.harness.events import EventParser
 from tests.harness.reader import Reply, get, post, read_answer
 from tests.harness.server import ROOT, ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token, answer, error

@@ -5,93 +5,55 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.load.streams import FAULTS, ID, encode, frames, texts
+from tests.harness.ledger import RequestRecord
+from tests.harness.upstream import Script, ScriptedUpstream, Stall
+from tests.load.streams import FAULTS, ID, encode, frames, ping, texts
 
 
-class Liar(ThreadingHTTPServer):
+class Liar:
     """Count what it was asked, and spoil the streams with these faults, one after the other."""
 
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, faults: list[str], *, silent: bool = False) -> None:
         self.asked: Counter[str] = Counter()
-        self.faults = itertools.cycle(faults)
-        self.bytes_of: dict[str, list[bytes]] = {}
-        self.lock = threading.Lock()
-        self.is_silent = False
-        self.ended = threading.Event()
+        self.base_url = ""
+        self._faults = itertools.cycle(faults)
+        self._is_silent = silent
+        self._bytes_of: dict[str, list[bytes]] = {}
 
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Liar
-
-    def do_GET(self) -> None:
-        if not self.path.startswith("/chat/"):
-            self._send(b"{}")
-            return
-        stream_id = self.path.rpartition("/")[2]
-        after = int(self.headers.get("Last-Event-ID", ".-1").rpartition(".")[2])
-        self._send(b"".join(self.server.bytes_of[stream_id][after + 1 :]), stream_id)
-
-    def do_POST(self) -> None:
-        if self.server.is_silent:
-            self.server.ended.wait()
-            return
-        self.rfile.read(int(self.headers["Content-Length"]))
-        with self.server.lock:
-            number = self.server.asked.total()
-            self.server.asked[self.path] += 1
-            fault = next(self.server.faults, "") if self.path.endswith("streaming") else ""
-        if self.path.endswith("wait"):
+    def answer(self, record: RequestRecord) -> Script:
+        if not record.path.startswith("/chat/"):
+            return Script(body=b"{}")
+        if record.method == "GET":
+            stream_id = record.path.rpartition("/")[2]
+            after = int(record.headers.get("last-event-id", ".0").rpartition(".")[2])
+            opening = encode([ping(after)], stream_id) if after else self._bytes_of[stream_id][:1]
+            return _stream(stream_id, opening + self._bytes_of[stream_id][after + 1 :])
+        if self._is_silent:
+            return Script(before=[Stall()])
+        stream_id = f"{ID}{self.asked.total()}"
+        self.asked[record.path] += 1
+        if record.path.endswith("wait"):
             text = "".join(texts(5))
             proof = {"characters": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-            self._send(json.dumps({"status": "complete", "content": text, "tokens": 5, **proof}).encode())
-            return
+            return Script(body=json.dumps({"status": "complete", "content": text, "tokens": 5, **proof}).encode())
+        fault = next(self._faults)
         events = frames(texts(10))
-        stream_id = f"{ID}{number}"
-        spoilt = encode(FAULTS[fault][1](events) if fault else events)
-        self.server.bytes_of[stream_id] = [frame.replace(ID.encode(), stream_id.encode()) for frame in spoilt]
-        self._send(b"".join(self.server.bytes_of[stream_id]), stream_id)
+        self._bytes_of[stream_id] = encode(FAULTS[fault][1](events) if fault else events, stream_id)
+        return _stream(stream_id, self._bytes_of[stream_id])
 
-    def _send(self, body: bytes, stream_id: str = "") -> None:
-        self.send_response(200)
-        self.send_header("X-Stream-Id", stream_id)
-        self.end_headers()
-        self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        pass
+def _stream(stream_id: str, events: list[bytes]) -> Script:
+    return Script(headers={"x-stream-id": stream_id}, body=b"".join(events))
 
 
 @contextmanager
-def lying(faults: list[str]) -> Iterator[Liar]:
-    """Serve until the context is left."""
-    with Liar(faults) as liar:
-        thread = threading.Thread(target=liar.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield liar
-        finally:
-            liar.ended.set()
-            liar.shutdown()
-            thread.join(5)
-
-
-@contextmanager
-def silent() -> Iterator[str]:
-    """Serve one that is healthy and never answers a question; give its base URL."""
-    with lying([""]) as liar:
-        liar.is_silent = True
-        yield liar.base_url
+def lying(faults: list[str], *, silent: bool = False) -> Iterator[Liar]:
+    """Serve until the context is left; a `silent` one is healthy, and never answers a question."""
+    liar = Liar(faults, silent=silent)
+    with ScriptedUpstream(ledger=False).by(liar.answer) as server:
+        liar.base_url = server.origin
+        yield liar

@@ -29,11 +29,15 @@ def frames(tokens: list[str], *, counts: list[int] | None = None) -> list[Frame]
     return [*out, ("done", {"sequence": at + 1, "is_final": True, "status": "complete", **proof})]
 
 
-def encode(events: list[Frame]) -> list[bytes]:
-    """Encode the events as they go over the wire, one by one."""
-    return [
-        f"event: {kind}\ndata: {json.dumps(data)}\nid: {ID}.{data['sequence']}\n\n".encode() for kind, data in events
-    ]
+def ping(cursor: int) -> Frame:
+    """Write the event that opens the connection of a reader who comes back with this number."""
+    return "ping", {"sequence": cursor, "phase": "generating", "tokens": 10}
+
+
+def encode(events: list[Frame], stream_id: str = ID) -> list[bytes]:
+    """Encode the events of this stream as they go over the wire, one by one."""
+    written = (f"event: {kind}\ndata: {json.dumps(data)}\nid: {ID}.{data['sequence']}\n\n" for kind, data in events)
+    return [frame.replace(ID, stream_id).encode() for frame in written]
 
 
 def _change(kind: str, **changes: Any) -> Callable[[list[Frame]], list[Frame]]:
@@ -45,7 +49,7 @@ def _change(kind: str, **changes: Any) -> Callable[[list[Frame]], list[Frame]]:
 
 
 def _failed(events: list[Frame]) -> list[Frame]:
-    return [*events[:-1], ("failed", events[-1][1] | {"error": {"error_code": "upstream_error"}})]
+    return [*events[:-1], ("failed", events[-1][1] | {"status": "failed", "error": {"error_code": "upstream_error"}})]
 
 
 FAULTS: dict[str, tuple[str, Callable[[list[Frame]], list[Frame]]]] = {
@@ -61,6 +65,7 @@ FAULTS: dict[str, tuple[str, Callable[[list[Frame]], list[Frame]]]] = {
     "lies in the last sequence": ("the sequence of the terminal event is wrong", _change("done", sequence=99)),
     "changes a text": ("is wrong", _change("token", content="t9/1009.000/0.250 other")),
     "forgets the terminal event": ("without a terminal event", lambda events: events[:-1]),
+    "lies in the status": ("the status is wrong", _change("done", status="failed")),
     "goes on after the end": ("something follows", lambda events: [*events, events[-2]]),
     "ends as failed": ("it ended as failed: upstream_error", _failed),
 }

@@ -112,9 +112,10 @@ def run(directory: Path, *options: str, rows: str = "") -> Run:
 
 
 @contextmanager
-def mock_upstream(*options: str) -> Iterator[str]:
-    """Run it as the suite does, and give its base URL."""
-    started = [sys.executable, "-m", "load.upstream", "--with-parent", *options]
+def mock_upstream(*flags: str, **options: float) -> Iterator[str]:
+    """Run it as the suite does, in a process of its own that shares no lock with the readers; give its base URL."""
+    told = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    started = [sys.executable, "-m", "load.upstream", "--with-parent", *flags, *told]
     with subprocess.Popen(started, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

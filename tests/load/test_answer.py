@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from load import events
 from load.answer import Answer, Incomplete, Text
-from tests.load.streams import FAULTS, ID, Frame, encode, frames, texts
+from tests.load.streams import FAULTS, ID, Frame, encode, frames, ping, texts
 
 
 def read(events: list[Frame], *, wanted: int | None = 10, stamped: bool = True) -> Answer:
     answer = Answer(wanted=wanted, stamped=stamped)
-    answer.begin_connection(ID)
+    answer.begin_connection({"X-Stream-Id": ID})
     for frame in encode(events):
         answer.feed(frame, 2.0)
     answer.end_connection()
@@ -25,16 +27,16 @@ def read(events: list[Frame], *, wanted: int | None = 10, stamped: bool = True) 
 def test_stream_in_any_pieces_and_with_any_counts_is_read_whole(cuts: list[int], counts: list[int]) -> None:
     data = b"".join(encode(frames(texts(sum(counts)), counts=counts)))
     answer = Answer(wanted=sum(counts), stamped=True)
-    answer.begin_connection(ID)
+    answer.begin_connection({"X-Stream-Id": ID})
     for cut in cuts:
         answer.feed(data[:cut], 2.0)
         data = data[cut:]
     answer.feed(data, 2.0)
     answer.end_connection()
-    assert answer.text.tokens == sum(counts)
+    assert answer.taken.tokens == sum(counts)
     assert answer.most_at_once == max(counts)
-    assert answer.text.delays_ms == [2000.0 - 1000 - index for index in range(sum(counts))]
-    assert set(answer.text.lates_ms) == {0.25}
+    assert answer.taken.delays_ms == [2000.0 - 1000 - index for index in range(sum(counts))]
+    assert set(answer.taken.lates_ms) == {0.25}
 
 
 def test_stream_that_is_cut_at_any_byte_and_resumed_is_read_whole() -> None:
@@ -43,30 +45,50 @@ def test_stream_that_is_cut_at_any_byte_and_resumed_is_read_whole() -> None:
     data = b"".join(whole)
     for cut in range(len(data)):
         answer = Answer(wanted=3, stamped=True)
-        answer.begin_connection(ID)
+        answer.begin_connection({"X-Stream-Id": ID})
         answer.feed(data[:cut], 2.0)
-        if answer.ended:
+        if answer.is_complete:
             continue
-        last = int(answer.cursor.rpartition(".")[2] or 0)
-        answer.begin_connection(ID)
-        answer.feed(b'event: ping\ndata: {"phase": "generating", "tokens": 3}\n\n', 2.0)
-        answer.feed(b"".join(whole[last + 1 :]), 2.0)
+        last = int(answer.last_event_id.rpartition(".")[2] or 0)
+        answer.begin_connection({"X-Stream-Id": ID})
+        answer.feed(b"".join([encode([ping(last)])[0], *whole[last + 1 :]] if last else whole), 2.0)
         answer.end_connection()
-        assert answer.text.tokens == 3
+        assert answer.taken.tokens == 3
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_stream_with_a_fault_is_incomplete_and_says_why(fault: str) -> None:
     said, spoil = FAULTS[fault]
-    assert read(frames(texts(10))).ended  # premise: only the fault makes the difference
+    assert read(frames(texts(10))).is_complete  # premise: only the fault makes the difference
     with pytest.raises(Incomplete, match=said):
         read(spoil(frames(texts(10))), stamped=False, wanted=None)
+
+
+def test_half_an_event_after_the_end_is_something_that_follows() -> None:
+    answer = Answer(wanted=None, stamped=False)
+    answer.begin_connection({"X-Stream-Id": ID})
+    with pytest.raises(Incomplete, match="something follows"):
+        answer.feed(b"".join(encode(frames(texts(3)))) + b"event: tok", 2.0)
+
+
+def test_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_LINE_BYTES", 100)
+    with pytest.raises(Incomplete, match="a line is too long"):
+        Answer().feed(b"x" * 101, 2.0)
+
+
+def test_resume_that_begins_anew_is_refused() -> None:
+    answer = Answer()
+    for _ in range(2):
+        answer.begin_connection({"X-Stream-Id": ID})
+        with pytest.raises(Incomplete, match="a sequence number") if answer.tokens else nullcontext():
+            answer.feed(b"".join(encode(frames(texts(3)))[:3]), 2.0)
 
 
 def test_loss_that_the_service_hides_consistently_is_seen_by_the_stamps() -> None:
     tokens = texts(10)
     lossy = frames([*tokens[:4], *tokens[5:]])
-    assert read(lossy, wanted=None, stamped=False).ended  # premise: its numbers and its hash agree
+    assert read(lossy, wanted=None, stamped=False).is_complete  # premise: its numbers and its hash agree
     with pytest.raises(Incomplete, match="missing, repeated or out of order"):
         read(lossy)
 
@@ -78,9 +100,9 @@ def test_loss_at_the_end_that_the_service_hides_is_seen_by_the_number_that_was_a
 
 def test_stream_of_another_id_on_a_resume_is_refused() -> None:
     answer = Answer(wanted=None, stamped=False)
-    answer.begin_connection(ID)
+    answer.begin_connection({"X-Stream-Id": ID})
     with pytest.raises(Incomplete, match="another id"):
-        answer.begin_connection("cw_another")
+        answer.begin_connection({"X-Stream-Id": "cw_another"})
 
 
 @pytest.mark.parametrize(
@@ -95,8 +117,8 @@ def test_stream_of_another_id_on_a_resume_is_refused() -> None:
 )
 def test_frame_that_is_not_as_promised_is_refused(frame: str) -> None:
     answer = Answer(wanted=None, stamped=False)
-    answer.begin_connection(ID)
-    with pytest.raises(Incomplete, match=r"frame|count"):
+    answer.begin_connection({"X-Stream-Id": ID})
+    with pytest.raises(Incomplete, match=r"id of a frame|another id|JSON object|no count"):
         answer.feed(frame.encode(), 1.0)
 
 
@@ -105,10 +127,11 @@ def test_text_of_a_waiting_reader_is_proved_like_a_stream() -> None:
     good = {"tokens": 5, "characters": len(content), "sha256": hashlib.sha256(content.encode()).hexdigest()}
     text = Text(stamped=True)
     text.add(content, 5, 2.0)
-    text.prove(good, 5)
+    text.prove(good)
+    text.prove_count(5)
     assert (text.first_sent_ms, text.last_sent_ms) == (1000.0, 1004.0)
     for lie in ({"tokens": 6}, {"characters": 1}, {"sha256": "0"}):
         with pytest.raises(Incomplete, match="is wrong"):
-            text.prove(good | lie, 5)
+            text.prove(good | lie)
     with pytest.raises(Incomplete, match="more or fewer"):
-        text.prove(good, 6)
+        text.prove_count(6)

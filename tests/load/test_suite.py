@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness.net import reserve_port
 from tests.harness.server import ROOT
-from tests.load.liar import Liar, lying, silent
+from tests.load.liar import Liar, lying
 from tests.load.streams import FAULTS
 from tests.load.suite import Run, command, run
 
@@ -110,9 +110,9 @@ def test_host_where_nothing_answers_is_no_measurement_and_says_so(tmp_path: Path
 def test_service_that_never_answers_has_no_stream_and_its_last_answers_can_be_left(tmp_path: Path) -> None:
     options = ("--users", "5", "--tokens", "20", "--gap-ms", "50", "--seconds", "2")
     with (
-        silent() as base_url,
+        lying([], silent=True) as liar,
         subprocess.Popen(
-            command(tmp_path, "--host", base_url, *options), cwd=ROOT, stdout=subprocess.PIPE, text=True
+            command(tmp_path, "--host", liar.base_url, *options), cwd=ROOT, stdout=subprocess.PIPE, text=True
         ) as running,
     ):
         assert running.stdout is not None

@@ -30,7 +30,7 @@ def append(self, *chunks):
 MemoryLog.append = append
 """
 PATCHES = {
-    "loses": '_append(self, *(chunk for chunk in chunks if "t7/" not in chunk))',
+    "loses": '(kept := [chunk for chunk in chunks if "t7/" not in chunk]) == [] or _append(self, *kept)',
     "repeats": '_append(self, *(chunk for one in chunks for chunk in ([one, one] if "t7/" in one else [one])))',
     "keeps": "_append(self, *chunks)",
 }
@@ -42,7 +42,7 @@ def patched_service(directory: Path, body: str) -> Iterator[ChatWait]:
     directory.mkdir()
     root = copy_of_service(directory, PATCH.format(body=body))
     with (
-        mock_upstream("--gap-ms", "20") as base_url,
+        mock_upstream(gap_ms=20) as base_url,
         ChatWait(root=root, OPENAI_BASE_URL=base_url, OPENAI_API_KEY=KEY) as chatwait,
     ):
         yield chatwait

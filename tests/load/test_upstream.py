@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from load.events import EventParser
 from load.upstream import MODEL, STAMP, WORDS
-from tests.harness.events import EventParser
 from tests.harness.http1 import Dropped, KeptAlive
 from tests.harness.reader import get, post
 from tests.load.suite import mock_upstream
@@ -19,7 +19,7 @@ from tests.load.suite import mock_upstream
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[str]:
-    with mock_upstream("--tokens", "7", "--gap-ms", "20") as base_url:
+    with mock_upstream(tokens=7, gap_ms=20) as base_url:
         yield base_url
 
 
@@ -48,7 +48,7 @@ def test_answer_has_as_many_tokens_as_were_asked_for_each_with_its_stamp(upstrea
 
 def test_token_that_is_late_does_not_make_the_next_ones_late() -> None:
     """A busy machine makes some late; a schedule that drifts makes all of the last ones late."""
-    with mock_upstream("--gap-ms", "2") as base_url:
+    with mock_upstream(gap_ms=2) as base_url:
         texts = contents(post(f"{base_url}/chat/completions", {"max_tokens": 1000}).body)
     late = [float(STAMP.match(text)[3]) for text in texts]
     assert min(late[-200:]) < 100
@@ -60,7 +60,7 @@ def test_answer_without_max_tokens_has_as_many_as_the_command_line_says(upstream
 
 
 def test_reader_that_does_not_read_for_a_while_gets_every_byte() -> None:
-    with mock_upstream("--gap-ms", "0") as base_url, socket.socket() as sock:
+    with mock_upstream(gap_ms=0) as base_url, socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         port = int(base_url.rpartition(":")[2].partition("/")[0])
         sock.connect(("127.0.0.1", port))
@@ -101,7 +101,7 @@ def test_models_are_listed(upstream: str) -> None:
 
 
 def test_answers_of_an_error_rate_of_one_all_break_off_half_way() -> None:
-    with mock_upstream("--gap-ms", "1", "--error-rate", "1") as base_url:
+    with mock_upstream(gap_ms=1, error_rate=1) as base_url:
         for _ in range(3):
             with pytest.raises(Dropped):
                 post(f"{base_url}/chat/completions", {"max_tokens": 10})

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from load.events import Event
 from tests.harness.answer import Answer
-from tests.harness.events import Event
 from tests.harness.http1 import Headers
 
 SID = "abc-123"
@@ -131,56 +131,64 @@ def test_answer_from_the_middle_judges_the_hash_only_with_the_prefix() -> None:
 
     assert fold(*tail, after=1).text == "b"
     assert fold(*tail, after=1, prefix="a").text == "ab"
-    with pytest.raises(AssertionError, match="sha256"):
+    with pytest.raises(AssertionError, match="SHA-256"):
         fold(*tail, after=1, prefix="x")
 
 
 BROKEN: dict[str, tuple[list[Event], str]] = {
-    "a hole": ([start(), token(1, "a"), token(3, "c"), terminal("ac", 2)], r"last one \+ count"),
+    "a hole": ([start(), token(1, "a"), token(3, "c"), terminal("ac", 2)], r"after .1 comes .3 with a count of 1"),
     "a duplicate": ([start(), token(1, "a"), token(1, "a")], "does not rise"),
     "a step back": ([start(), token(2, "ab", 2), token(1, "a")], "does not rise"),
-    "a wrong count": ([start(), token(1, "ab", 2)], r"last one \+ count"),
+    "a wrong count": ([start(), token(1, "ab", 2)], r"after .0 comes .1 with a count of 2"),
     "a count of zero": ([start(), token(0, "a", 0)], "does not rise|count"),
-    "an empty token": ([start(), token(1, "")], "without count or content"),
+    "an empty token": ([start(), token(1, "")], "no count or no content"),
     "a token that is final": (
         [start(), event("token", 1, sequence=1, count=1, content="a", is_final=True)],
-        "is_final",
+        "is final",
     ),
     "a token without an id": (
         [start(), event("token", None, sequence=1, count=1, content="a", is_final=False)],
-        "sequence of the id",
+        "the id of a frame is not",
     ),
-    "a wrong hash": ([start(), token(1, "a"), terminal("b", 1)], "sha256"),
+    "a wrong hash": ([start(), token(1, "a"), terminal("b", 1)], "SHA-256"),
     "wrong characters": ([start(), token(1, "a"), terminal("a", 1, characters=2)], "characters"),
-    "wrong tokens": ([start(), token(1, "a"), terminal("a", 1, tokens=2)], "tokens"),
-    "a lost last token": ([start(), token(1, "a"), terminal("ab", 2)], "tokens: got 2, wanted 1"),
+    "wrong tokens": ([start(), token(1, "a"), terminal("a", 1, tokens=2)], "tokens is wrong"),
+    "a lost last token": ([start(), token(1, "a"), terminal("ab", 2)], "tokens is wrong: got 2, wanted 1"),
     "a wrong terminal sequence": ([start(), terminal("", 0, sequence=2)], "sequence of the terminal"),
+    "a terminal that is not final": ([start(), terminal("", 0, is_final=False)], "is not final"),
+    "a terminal of another id": (
+        [start(), Event("done", terminal("", 0).data, f"{SID}.2")],
+        "the id of a frame is not",
+    ),
     "a wrong status": ([start(), terminal("", 0, status="failed")], "status"),
-    "a true for a one": ([start(), token(1, "a"), terminal("a", 1, tokens=True)], "tokens"),
-    "two terminals": ([start(), terminal("", 0), terminal("", 0)], "after the terminal"),
-    "a ping after the end": ([start(), terminal("", 0), ping(0)], "after the terminal"),
+    "a true for a one": ([start(), token(1, "a"), terminal("a", 1, tokens=True)], "tokens is wrong"),
+    "two terminals": ([start(), terminal("", 0), terminal("", 0)], "something follows the terminal"),
+    "a ping after the end": ([start(), terminal("", 0), ping(0)], "something follows the terminal"),
     "no terminal": ([start(), token(1, "a")], "without a terminal"),
     "nothing at all": ([], "without a terminal"),
-    "a foreign id": ([start(), Event("token", token(1, "a").data, "other.1")], "stream id"),
+    "a foreign id": ([start(), Event("token", token(1, "a").data, "other.1")], "another id"),
     "an id without a number": ([Event("token", token(1, "a").data, f"{SID}.x")], "is not <stream_id>"),
     "a later ping with an id": ([start(), token(1, "a"), ping(1, 1)], "id of a ping"),
     "a first ping without a cursor": ([ping(0), token(1, "a")], "id of a ping"),
     "a ping behind the log": ([start(), token(1, "a"), ping(0)], "a ping says"),
     "a late start": ([start(), start()], "does not rise"),
     "a late start of someone who has seen nothing": ([Event("weather", "rain"), start()], "not the first"),
-    "unresumable first": ([unresumable(0), start()], "'unresumable' is the first event"),
+    "unresumable first": ([unresumable(0), start()], "unresumable is the first event"),
     "unresumable twice": ([start(), unresumable(0), token(1, "a"), unresumable(0)], "out of turn"),
     "resumable first": ([start(), token(1, "a"), resumable(1)], "out of turn"),
     "resumable twice": ([start(), unresumable(0), resumable(0), resumable(0)], "out of turn"),
-    "unresumable with an id": ([start(), token(1, "a"), unresumable(1, 2)], "moves the cursor"),
-    "resumable with an id": ([start(), unresumable(0), resumable(0, 1)], "moves the cursor"),
+    "unresumable with an id": ([start(), token(1, "a"), unresumable(1, 2)], "has an id"),
+    "resumable with an id": ([start(), unresumable(0), resumable(0, 1)], "has an id"),
     "unresumable without a number": ([start(), unresumable(None)], "how many tokens"),
     "unresumable with a true": ([start(), unresumable(True)], "how many tokens"),
     "unresumable below zero": ([start(), unresumable(-1)], "how many tokens"),
-    "resumable behind": ([start(), unresumable(0), token(1, "a"), resumable(0)], "0 tokens are stored, and 1 have"),
-    "unresumable after the end": ([start(), terminal("", 0), unresumable(0)], "after the terminal"),
+    "resumable behind": (
+        [start(), unresumable(0), token(1, "a"), resumable(0)],
+        "have come: 0, after .1",
+    ),
+    "unresumable after the end": ([start(), terminal("", 0), unresumable(0)], "something follows the terminal"),
     "an unknown event with an id": ([start(), Event("weather", "rain", f"{SID}.1")], "not known"),
-    "data that is no JSON": ([start(), Event("token", "{", f"{SID}.1")], "not JSON"),
+    "data that is no JSON": ([start(), Event("token", "{", f"{SID}.1")], "not a JSON object"),
 }
 
 

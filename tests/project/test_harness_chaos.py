@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness.chaos import Answer, BlackholeAfter, ChaosProxy, CleanCloseAfter, CutAfter, Late, Slow
+from tests.harness.chaos import Answer, BlackholeAfter, ChaosProxy, CleanCloseAfter, CutAfter, Late, OneQueue, Slow
 from tests.harness.http1 import Dropped, Wire, get, post
 from tests.harness.net import Watch, reserve_port
 
@@ -292,6 +292,26 @@ def test_proxy_that_is_late_passes_every_byte_on_later(proxy: ChaosProxy) -> Non
     with connect(proxy) as client:
         assert read_all(client, len(ANSWER)) == (ANSWER, "open")
     assert time.monotonic() - began >= 0.3
+
+
+def test_proxy_with_one_queue_lets_a_reader_who_takes_nothing_hold_up_the_others(proxy: ChaosProxy) -> None:
+    queue = proxy.default = OneQueue()
+    narrow, client = Wire("127.0.0.1", proxy.port, rcvbuf=4096), None
+    try:
+        narrow.send(b"go\n")
+        while not queue.turn.locked():
+            time.sleep(0.001)
+        client = connect(proxy)
+        client.settimeout(0.3)
+        got, ending = read_all(client, len(ANSWER))
+        assert ending == "silence"  # something may have passed between two pieces of the other's
+        narrow.reset()
+        client.settimeout(5)
+        assert got + read_all(client, len(ANSWER) - len(got))[0] == ANSWER
+    finally:
+        narrow.close()
+        if client is not None:
+            client.close()
 
 
 def test_proxy_sends_connections_to_its_targets_in_turns_and_then_where_it_is_led(target: Target) -> None:

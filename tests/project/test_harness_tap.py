@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import socket
-import threading
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -13,6 +12,7 @@ import requests
 
 from tests.harness import tap
 from tests.harness.reader import KeptAlive, get, open_stream
+from tests.harness.upstream import Close, Raw, Script, ScriptedUpstream
 from tests.live import many
 
 BROKEN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
@@ -21,25 +21,8 @@ BROKEN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 
 @pytest.fixture
 def port() -> Iterator[int]:
     """Answer every connection once, against the contract."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve() -> None:
-            while True:
-                try:
-                    peer, _ = listening.accept()
-                except OSError:
-                    return
-                with peer:
-                    received = b""
-                    while b"\r\n\r\n" not in received and (piece := peer.recv(1000)):
-                        received += piece
-                    peer.sendall(BROKEN)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listening.getsockname()[1]
-        listening.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
+    with ScriptedUpstream().by(lambda _: Script(before=[Raw(BROKEN), Close()])) as service:
+        yield service.port
 
 
 @pytest.fixture

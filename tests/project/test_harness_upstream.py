@@ -3,8 +3,6 @@
 import json
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.harness.certificates import make_certificate
-from tests.harness.reader import Connection, Dropped, KeptAlive, get, open_stream, post, request
+from tests.harness.reader import Connection, Dropped, KeptAlive, get, open_stream, post
 from tests.harness.upstream import (
     Close,
     Delta,
@@ -375,16 +373,10 @@ def test_upstream_speaks_tls(tmp_path: Path) -> None:
         upstream.wait_until(lambda: upstream.connections_open == 0)
 
 
-def test_upstream_runs_alone() -> None:
-    command = [sys.executable, "-m", "tests.harness.upstream", "--tokens", "3", "--gap-ms", "1"]
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
-        try:
-            assert process.stdout is not None
-            port = int(process.stdout.readline())
-            body = request("POST", f"http://127.0.0.1:{port}/v1/chat/completions", json=ASKED).body
-        finally:
-            process.terminate()
+def test_upstream_plays_any_other_server_by_a_function(upstream: ScriptedUpstream) -> None:
+    upstream.by(lambda record: Script(status=418, body=b"tea") if record.path == "/tea" else None)
 
-    assert text_of(body) == "token0 token1 token2 "
-    assert process.returncode == 0
+    assert (get(f"{upstream.origin}/tea").status, get(f"{upstream.origin}/tea").body) == (418, b"tea")
+    assert get(f"{upstream.base_url}/models").status == 200
+    upstream.reset()
+    assert get(f"{upstream.origin}/tea").status == 404

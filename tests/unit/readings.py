@@ -9,7 +9,7 @@ from app.reading.loop import frames
 from app.reading.readers import Readers
 from app.streams.interface import Origin
 from app.streams.memory.store import MemoryStore
-from tests.harness.events import Event, EventParser
+from load.events import Event, EventParser
 from tests.unit.ends import end_with
 
 __all__ = ["PATIENCE_SECONDS", "Time", "finish", "ignore", "log_of", "new_log", "parse", "read", "stream"]

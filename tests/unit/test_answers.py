@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.streams.interface import Origin
 from app.web.answers import SHORT_BYTES, events, waited
 from app.web.current import worker_of
-from tests.harness.events import EventParser
+from load.events import EventParser
 from tests.unit.ends import end_with
 from tests.unit.fakes import FakeUpstream, whole
 

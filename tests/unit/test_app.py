@@ -25,7 +25,7 @@ from app.streams.interface import new_stream_id
 from app.version import VERSION
 from app.web import reading
 from app.worker import Worker
-from tests.harness.events import Event, EventParser
+from load.events import Event, EventParser
 from tests.unit.conftest import as_it_was
 from tests.unit.fakes import FakeUpstream, Gate, texts, whole
 from tests.unit.shared import wait_until

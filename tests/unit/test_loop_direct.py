@@ -26,7 +26,7 @@ from app.reading.readers import Readers
 from app.server.direct import DirectWriter
 from app.streams import readership
 from app.streams.interface import Piece
-from tests.harness.events import Event, EventParser
+from load.events import Event, EventParser
 from tests.unit.fakes import PATIENCE_SECONDS
 from tests.unit.readings import finish, new_log
 

@@ -50,8 +50,13 @@ class EventParser:
         self._received_at = 0.0
         self._clear()
 
+    @property
+    def is_within_event(self) -> bool:
+        """Tell whether something came that no event has taken yet."""
+        return bool(self._line or self._data or self._event or self._own_id or self._own_retry)
+
     def feed(self, data: bytes, received_at: float = 0.0) -> list[Event]:
-        """Take the next bytes and give the events that they complete."""
+        """Take the next bytes and give the events that they complete. Raises: ValueError, for an endless line."""
         self._received_at = received_at
         events = []
         # Only CR, LF and CRLF end lines; bytes.splitlines() knows exactly these, str.splitlines() many more.
@@ -62,7 +67,7 @@ class EventParser:
                     continue
             text = piece.rstrip(b"\r\n")
             if len(self._line) + len(text) > MAX_LINE_BYTES:
-                raise AssertionError(f"a line has more than {MAX_LINE_BYTES} bytes")
+                raise ValueError(f"a line has more than {MAX_LINE_BYTES} bytes")
             if len(text) == len(piece):
                 self._line += text
                 break  # only the last piece has no end
