@@ -115,7 +115,7 @@ class Crowd:
         )
 
     async def _visit(self, number: int) -> None:
-        await asyncio.sleep(random.uniform(0.0, 2.0))
+        await asyncio.sleep(random.uniform(0.0, 2.0))  # a crowd does not come at one moment
         while not self.stopping.is_set():
             self.answers.append(await self._read(f"question {random.random()}", new_key() if number % 2 else {}))
 

@@ -137,10 +137,10 @@ def test_question_that_waits_for_the_engine_while_its_process_ends_is_answered(
         own_engine.freeze()
         asking = pool.submit(post, f"{chatwait.base_url}/chat/wait", body)
         chatwait.wait_for_log("request_received", method="POST")
-        time.sleep(0.1)
+        time.sleep(0.1)  # the question has reached the engine that does not answer
         chatwait.signal(signal.SIGTERM)
         chatwait.wait_for_log("drain_started")
-        time.sleep(0.6)
+        time.sleep(0.6)  # a process that does not wait for it would have ended by now
         own_engine.thaw()
         told = asking.result()
         assert (told.status, told.json["content"]) == (200, "a")

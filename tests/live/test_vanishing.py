@@ -129,7 +129,7 @@ def _descriptors_at_rest(chatwait: ChatWait) -> int:
     counts = [-1]
 
     def same() -> bool:
-        time.sleep(0.5)
+        time.sleep(0.5)  # two looks so far apart
         counts.append(chatwait.resources()["fds"])
         return counts[-1] == counts[-2]
 
