@@ -319,9 +319,9 @@ class ChatWait:
     def log_of(self, event: str | Callable[[dict[str, Any]], bool], **fields: Any) -> list[dict[str, Any]]:
         """List the log's records of this event (its `event`, or else its `message`) with these fields.
 
-        What the service wrote before is there. A line about an answer's end is written before the answer's last byte, and
-        so is each line of a call to the model. What is written after that byte (`reader_left`), or by another process
-        than the one that answered, may come later: `wait_for_log` waits for it.
+        What the service wrote before is there. The lines of the model's calls and of an answer's end are written before
+        the answer's last byte. What is written after that byte (`reader_left`), or by another process than the one that
+        answered, may come later: `wait_for_log` waits for it.
         """
         return [record for record in self.log if _matches(record, event, fields)]
 

@@ -117,11 +117,12 @@ def test_service_whose_engine_is_not_there_says_so_and_works_once_it_is(
             assert all(error[part] for part in ("message", "detail", "action"))
             assert int(reply.headers["retry-after"]) == error["retry_after_seconds"]
         assert upstream.completions == [], "nothing was asked, so nothing is paid"
-        (said,) = chatwait.log_of("store_away")
-        assert said["level"] == "ERROR"
+        assert chatwait.wait_for_log("store_away")["level"] == "ERROR"
+        assert len(chatwait.log_of("store_away")) == 1
         own_engine.start()
         wait_ready(chatwait)
         assert post(f"{url}/chat/wait", body).json["content"] == "a"
+        chatwait.wait_for_log("store_back")
         assert len(chatwait.log_of("store_back")) == 1
 
 
