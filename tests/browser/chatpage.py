@@ -93,7 +93,7 @@ class ChatPage:
         """Press Stop, once it is no longer ignored."""
         button = self.button("Stop")
         button.wait_for()
-        self.page.wait_for_timeout(STOP_MS)
+        self.page.wait_for_timeout(STOP_MS)  # it is ignored until then
         button.click()
 
     def press(self, name: str) -> None:

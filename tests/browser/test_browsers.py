@@ -136,7 +136,8 @@ def test_paint_clock_sees_text_that_is_held_back(chat: ChatPage, upstream: Scrip
     chat.page.evaluate("() => { const until = performance.now() + 500; while (performance.now() < until); }")
     chat.wait_state("complete")
     chat.wait_text("".join(tokens))
-    chat.page.wait_for_timeout(100)  # the last frame
+    length = len("".join(tokens))
+    chat.wait(lambda: clock.paints()[-1].length == length, 5, "the last frame")
     delays = clock.delays(upstream.completions[0])
     assert len(delays) == 60
     assert min(delays) > 0

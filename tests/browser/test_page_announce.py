@@ -328,7 +328,7 @@ def test_hidden_page_says_what_is_still_so_once_it_is_seen(announcer: Announcer)
     look(announcer, "streaming", 5)
     announcer.call("announcer.answering(7); announcer.answering(8);")
     announcer.call("announcer.look(answer('a', 'complete'));")
-    announcer.parts.page.wait_for_timeout(700)
+    announcer.parts.page.wait_for_timeout(700)  # longer than it takes to look whether the page is seen
     assert announcer.parts.run("heard") == []
     announcer.call(hide, argument=False)
     announcer.parts.wait("() => heard.length", "the first words")

@@ -166,7 +166,7 @@ def write_twice(chat: ChatPage, upstream: ScriptedUpstream) -> None:
     for number in (2, 3):
         upstream.wait_reached(str(number))
         upstream.open(str(number))
-        chat.page.wait_for_timeout(500)
+        chat.page.wait_for_timeout(500)  # at once, both might be one frame
     upstream.wait_reached("4")
 
 

@@ -117,12 +117,12 @@ def test_page_of_which_a_part_stays_missing_says_so_and_is_not_loaded_for_ever(c
     again.wait_for()
     assert "A part of this page could not be loaded." in box.inner_text()
     assert "Reload the page in a moment." in box.inner_text()
-    chat.page.wait_for_timeout(MORE_MS)
+    chat.page.wait_for_timeout(MORE_MS)  # another load would come by now
     assert missing.loads == 2
     chat.page.evaluate(A_WHILE_AGO)
     again.click()
     chat.wait(lambda: missing.loads == 3 and box.count(), 20, "it is still missing")
-    chat.page.wait_for_timeout(MORE_MS)
+    chat.page.wait_for_timeout(MORE_MS)  # another load would come by now
     assert missing.loads == 3, "this version was loaded again once, however long ago"
     missing.left = 0
     again.click()
@@ -137,5 +137,5 @@ def test_page_that_may_keep_nothing_is_not_loaded_again_by_itself(chat: ChatPage
     missing = Missing(chat, "words.js", times=1_000)
     chat.page.goto(chat.base_url)
     chat.page.get_by_role("button", name="Load again").wait_for()
-    chat.page.wait_for_timeout(MORE_MS)
+    chat.page.wait_for_timeout(MORE_MS)  # another load would come by now
     assert missing.loads == 1

@@ -227,7 +227,7 @@ def test_reader_who_scrolls_to_the_end_of_a_flood_is_pinned_again(parts: Parts) 
     detach(parts, -600)
     for _ in range(5):
         parts.page.mouse.wheel(0, 3000)
-        parts.page.wait_for_timeout(150)
+        parts.page.wait_for_timeout(150)  # the pace of a hand
     parts.wait("follow.pinned && jump.hidden", "a pinned view")
     parts.run("watch()")
     parts.run("nextFrames(20)")
@@ -255,7 +255,7 @@ def test_reader_who_arrives_where_the_end_just_was_is_pinned_again(parts: Parts)
 
 def test_reader_who_stops_short_of_the_end_is_not_pinned(parts: Parts) -> None:
     detach(parts, -600)
-    parts.page.wait_for_timeout(600)
+    parts.page.wait_for_timeout(600)  # so long after, no earlier place counts as the end
     parts.page.mouse.wheel(0, 500)
     rest(parts)
     assert 60 < parts.run("gap()") < 140

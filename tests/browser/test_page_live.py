@@ -86,9 +86,10 @@ def test_view_of_a_reader_who_went_up_stays_while_an_answer_grows_and_ends(
     chat.wait_state(end)
     if end == "failed":
         assert chat.page.locator("article .box").count() == 1
-    chat.page.wait_for_timeout(300)  # frames after the end
+    at_end = chat.page.evaluate("drift.frames")
+    chat.wait(lambda: chat.page.evaluate("drift.frames") >= at_end + 10, 20, "frames after the end")
     drift = chat.page.evaluate("drift")
-    assert drift["frames"] >= before + 10
+    assert at_end > before, "premise: the text came in the frames that were watched"
     assert drift["letter"].strip()
     assert drift["most"] <= 1, drift
 
@@ -141,6 +142,7 @@ def test_hostile_answer_runs_nothing_and_asks_nobody(
     assert made["ran"] is None
     assert made["handlers"] == []
     assert not {"script", "img", "iframe", "svg", "style", "form", "input", "object", "b"} & set(made["names"])
+    assert made["links"], "premise: some of it became links"
     assert all(re.match("https?://", link) for link in made["links"]), made["links"]
     assert "<script>window.ran = 'script'</script>" in chat.text()
 
@@ -148,10 +150,13 @@ def test_hostile_answer_runs_nothing_and_asks_nobody(
         assert set(str(link.get_attribute("rel")).split()) == {"noopener", "noreferrer", "nofollow"}
         assert link.get_attribute("target") == "_blank"
     paths = {url.removeprefix(chat.base_url).split("?")[0] for url in asked}
+    assert any(path.startswith("/v1/") for path in paths), "premise: its requests are seen"
     assert all(path.startswith(("/chat/", "/v1/", "/models", "/assets/")) for path in paths), paths
     chat.reload()  # as it is read from the storage
     assert chat.page.evaluate(MADE) == made
-    assert not [url for url in chat.page.evaluate(LOADED) if "evil.test" in url or url.endswith("/health")]
+    loaded = chat.page.evaluate(LOADED)
+    assert loaded, "premise: what was loaded is seen"
+    assert not [url for url in loaded if "evil.test" in url or url.endswith("/health")]
 
 
 def said(chat: ChatPage) -> list[Any]:

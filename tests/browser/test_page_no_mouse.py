@@ -44,7 +44,7 @@ def test_person_without_a_mouse_asks_loses_the_link_comes_back_stops_asks_again_
     keyboard.press("Space")
     chat.wait_state("streaming", "slow")
     at(chat, "Message")
-    chat.page.wait_for_timeout(STOP_MS)
+    chat.page.wait_for_timeout(STOP_MS)  # Stop is ignored until then
     keyboard.press("Escape")
     chat.wait_state("stopped")
 

@@ -1,7 +1,9 @@
 """How soon the page shows what there is, and what a long answer costs it.
 
-Figures stand at the end of the run. A test fails at five times what is promised, and on a machine with more to do than
-it has cores at that many times more, but at most four: then each of its processes waits so long for its turn.
+Figures stand at the end of the run. What is promised must hold for the median of the tokens, for the first one and for
+each state, however busy the machine is. What was late is tried again, twice at most, and the best try counts: other
+processes seldom hold up the same thing three times. The slowest of many may take five times as long. On a machine with
+more to do than it has cores, that is allowed so many times more, but at most four.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ STATE_MS = 1_000
 FRAME_MS = 100
 WRITES_A_SECOND = 1.2
 SLOW_MS = 5_000
+TRIES = 3
 
 NOTE_STATES = """
 window.states = [];
@@ -65,8 +68,8 @@ Storage.prototype.setItem = function (...written) { cost.writes++; return setIte
 """
 
 
-def factor() -> float:
-    """Tell how many times more than what is promised is allowed now."""
+def slowest() -> float:
+    """Tell how many times what is promised is allowed now for the slowest of many."""
     return 5 * min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
@@ -110,23 +113,28 @@ def test_each_token_is_painted_soon_after_the_model_has_sent_it(
     if before:
         open_long(chat, before)
     upstream.always(paced(texts, 1 / a_second))
-    chat.box.fill("Tell a story.")
-    clicked_at = time.monotonic()
-    chat.page.locator("#send").click()  # by its role, it would be sought among all that is shown
-    chat.wait(lambda: len(chat.states()) > before, 20, "an answer")
-    chat.wait_state("complete", seconds=20 + 2 * count / a_second)
-    assert chat.text() == "".join(texts)
+    for _ in range(TRIES):
+        there = len(chat.states())
+        chat.box.fill("Tell a story.")
+        clicked_at = time.monotonic()
+        chat.page.locator("#send").click()  # by its role, it would be sought among all that is shown
+        chat.wait(lambda there=there: len(chat.states()) > there, 20, "an answer")
+        chat.wait_state("complete", seconds=20 + 2 * count / a_second)
+        assert chat.text() == "".join(texts)
 
-    [record] = upstream.completions
-    assert [text for text, _ in record.tokens] == texts
-    figures = summary(clock.delays(record))
-    [first] = [paint for paint in clock.paints() if paint.painted > clicked_at][:1]
-    first_ms = round((first.painted - clicked_at) * 1000)
-    about = f"{count} tokens at {a_second}/s below {before} answers"
-    record_property("figure", f"{about}: ms until painted {figures}, the first after {first_ms}")
-    assert figures["tokens"] == count
-    assert figures["p99"] <= factor() * TOKEN_MS
-    assert first_ms <= factor() * FIRST_MS
+        record = upstream.completions[-1]
+        assert [text for text, _ in record.tokens] == texts
+        figures = summary(clock.delays(record))
+        [first] = [paint for paint in clock.paints() if paint.painted > clicked_at][:1]
+        first_ms = round((first.painted - clicked_at) * 1000)
+        about = f"{count} tokens at {a_second}/s below {before} answers"
+        record_property("figure", f"{about}: ms until painted {figures}, the first after {first_ms}")
+        assert figures["tokens"] == count
+        if figures["p50"] <= TOKEN_MS and first_ms <= FIRST_MS:
+            break
+    assert figures["p50"] <= TOKEN_MS
+    assert first_ms <= FIRST_MS
+    assert figures["p99"] <= slowest() * TOKEN_MS
 
 
 def test_token_below_many_answers_makes_hardly_more_work_than_alone(
@@ -200,35 +208,58 @@ def test_answer_of_twelve_thousand_tokens_costs_no_slow_frame_and_few_writes(
         f"{writes:.2f} writes/s, painted {delays}",
     )
     assert cost["frames"] > 5 * seconds
-    assert max(cost["tasks"], default=0) <= factor() * FRAME_MS
-    assert cost["longest"] <= factor() * FRAME_MS
-    assert delays["p99"] <= factor() * TOKEN_MS
+    assert max(cost["tasks"], default=0) <= slowest() * FRAME_MS
+    assert cost["longest"] <= slowest() * FRAME_MS
+    assert delays["p50"] <= TOKEN_MS
+    assert delays["p99"] <= slowest() * TOKEN_MS
     assert writes <= WRITES_A_SECOND + 3 / seconds  # the question, the stream's id and the end are written at once
 
 
 # Changes of state
 
 
-@pytest.fixture
-def seen(proxied: ChatPage, record_property: Tell, request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
-    """Give `seen(state, since)`: wait until a state is painted, and note how long after `since` that was."""
-    proxied.page.add_init_script(NOTE_STATES)
-    figures: list[str] = []
+class Seen:
+    """Note how long after something a state was painted: of several tries the least. Units: milliseconds."""
 
-    def wait_seen(state: str, since: float, *, promised_ms: float = STATE_MS) -> None:
+    def __init__(self, chat: ChatPage) -> None:
+        self.least: list[tuple[str, float]] = []
+        self._chat = chat
+        self._number = 0
+
+    def tries(self) -> Iterator[int]:
+        """Give the test its tries: the first, and others as long as a state was late. Raises: AssertionError."""
+        for number in range(TRIES):
+            self._number = 0
+            yield number
+            assert self._number == len(self.least) > 0
+            if not (late := [one for one in self.least if one[1] > STATE_MS]):
+                return
+        raise AssertionError(f"painted later than after {STATE_MS} ms: {late}")
+
+    def __call__(self, state: str, since: float) -> None:
+        """Wait until a state is painted, and note how long after `since` that was."""
         noted: list[Any] = []
 
         def is_noted() -> bool:
-            noted[:] = proxied.page.evaluate("states")
+            noted[:] = self._chat.page.evaluate("states")
             return any(one == state and at >= since for one, at in noted)
 
-        proxied.wait(is_noted, 30, f"the state {state}; {noted}")
+        self._chat.wait(is_noted, 30, f"the state {state}; {noted}")
         after = next(at for one, at in noted if one == state and at >= since) - since
-        figures.append(f"{state} {after:.0f}")
-        assert after <= factor() * promised_ms
+        if self._number == len(self.least):
+            self.least.append((state, after))
+        assert self.least[self._number][0] == state
+        self.least[self._number] = (state, min(after, self.least[self._number][1]))
+        self._number += 1
 
-    yield wait_seen
-    record_property("figure", f"{request.node.name}: ms until a state was painted: {', '.join(figures)}")
+
+@pytest.fixture
+def seen(proxied: ChatPage, record_property: Tell, request: pytest.FixtureRequest) -> Iterator[Seen]:
+    proxied.page.add_init_script(NOTE_STATES)
+    noted = Seen(proxied)
+    yield noted
+    told = ", ".join(f"{state} {after:.0f}" for state, after in noted.least)
+    record_property("figure", f"{request.node.name}: ms until a state was painted: {told}")
 
 
 def wall() -> float:
@@ -238,56 +269,58 @@ def wall() -> float:
 
 @pytest.mark.requirement("page SC-007", "page FR-005", "page US2.1", "page US2.2", "page US2 test")
 def test_changes_of_state_are_painted_soon_from_the_click_to_the_end(
-    proxied: ChatPage, proxy: ChaosProxy, upstream: ScriptedUpstream, seen: Callable[..., None]
+    proxied: ChatPage, proxy: ChaosProxy, upstream: ScriptedUpstream, seen: Seen
 ) -> None:
     texts = ["One ", "two ", "three."]
-    upstream.always(gated(texts))
     proxied.expect_fault(LOST)
-    proxied.open()
-    proxied.box.fill("Count.")
-    at = wall()
-    proxied.press("Send")
-    seen("sending", at)
-    upstream.wait_reached("0")
-    seen("waiting", at)
+    for _ in seen.tries():
+        upstream.reset()
+        upstream.always(gated(texts))
+        proxied.open()
+        proxied.box.fill("Count.")
+        at = wall()
+        proxied.press("Send")
+        seen("sending", at)
+        upstream.wait_reached("0")
+        seen("waiting", at)
 
-    at = wall()
-    upstream.open("0")
-    seen("streaming", at)
-    seen("slow", at + SLOW_MS)
-    at = wall()
-    upstream.open("1")
-    seen("streaming", at)
+        at = wall()
+        upstream.open("0")
+        seen("streaming", at)
+        seen("slow", at + SLOW_MS)
+        at = wall()
+        upstream.open("1")
+        seen("streaming", at)
 
-    proxy.refuse()
-    at = wall()
-    proxy.cut_all()
-    seen("reconnecting", at)
-    proxy.accept()
-    at = wall()
-    proxied.page.evaluate("dispatchEvent(new Event('online'))")  # what "Try now" does, but that may be gone by now
-    seen("streaming", at)
+        proxy.refuse()
+        at = wall()
+        proxy.cut_all()
+        seen("reconnecting", at)
+        proxy.accept()
+        at = wall()
+        proxied.page.evaluate("dispatchEvent(new Event('online'))")  # what "Try now" does, but that may be gone by now
+        seen("streaming", at)
 
-    at = wall()
-    open_gates(upstream, 2, 4)
-    seen("complete", at)
+        at = wall()
+        open_gates(upstream, 2, 4)
+        seen("complete", at)
 
 
 @pytest.mark.requirement("page SC-007", "page US2.3", "page FR-006", "page scope 2")
-def test_stop_and_failure_are_painted_soon(
-    proxied: ChatPage, upstream: ScriptedUpstream, seen: Callable[..., None]
-) -> None:
-    upstream.always(gated(["One ", "two."]))
-    proxied.open()
-    begin(proxied)
-    upstream.open("0")
-    proxied.wait_text("One ")
-    proxied.page.wait_for_timeout(500)  # Stop ignores the first 400 ms
-    at = wall()
-    proxied.press("Stop")
-    seen("stopped", at)
+def test_stop_and_failure_are_painted_soon(proxied: ChatPage, upstream: ScriptedUpstream, seen: Seen) -> None:
+    for _ in seen.tries():
+        upstream.reset()
+        upstream.always(gated(["One ", "two."]))
+        proxied.open()
+        begin(proxied)
+        upstream.open("0")
+        proxied.wait_text("One ")
+        proxied.page.wait_for_timeout(500)  # Stop ignores the first 400 ms
+        at = wall()
+        proxied.press("Stop")
+        seen("stopped", at)
 
-    upstream.always(error(400))
-    at = wall()
-    proxied.send("And now?")
-    seen("failed", at)
+        upstream.always(error(400))
+        at = wall()
+        proxied.send("And now?")
+        seen("failed", at)

@@ -238,7 +238,7 @@ def test_stop_that_races_the_end_leaves_one_of_both_and_never_loses_a_word(
         upstream.always(Script(steps=[Token("All "), Gate(f"race {race}"), Token("of it."), Finish(), Done()]))
         record = ask(chat, upstream, f"Race {race}?")
         chat.wait_text("All ")
-        chat.page.wait_for_timeout(STOP_MS)
+        chat.page.wait_for_timeout(STOP_MS)  # Stop is ignored until then
         if race % 2:
             upstream.open(f"race {race}")
             chat.page.evaluate(STOP_IF_THERE)

@@ -68,7 +68,7 @@ def test_person_who_sees_nothing_asks_loses_the_link_comes_back_stops_asks_again
     press("button", "Try now")
     wait_announced(chat, [SENT, GONE, "Trying to reconnect.", BACK])
     assert page.get_by_role("button", name="Try now").count() == 0
-    page.wait_for_timeout(STOP_MS)
+    page.wait_for_timeout(STOP_MS)  # Stop is ignored until then
     press("button", "Stop")
     heard = [SENT, GONE, "Trying to reconnect.", BACK, "Stopped by you: 1 word kept."]
     wait_announced(chat, heard)
@@ -180,7 +180,7 @@ def test_nothing_is_said_behind_a_dialog_and_it_is_said_afterwards(chat: ChatPag
     choose(chat, "First", "Delete")
     open_gates(upstream, 0, 2)
     chat.wait_state("complete")
-    chat.page.wait_for_timeout(700)
+    chat.page.wait_for_timeout(700)  # longer than it takes to look whether the dialog is closed
     assert announced(chat) == [SENT]
     chat.page.keyboard.press("Escape")
     wait_announced(chat, [SENT, "The answer is complete: 1 word."])

@@ -207,7 +207,7 @@ def _read_some(
         if connection.status in (429, 503):
             answer.drops.append(f"answered {connection.status}")
             wait = connection.headers.get("retry-after", "0")
-            time.sleep(min(float(wait) if wait.isdigit() else 0.0, RETRY_AFTER_CAP_SECONDS))
+            time.sleep(min(float(wait) if wait.isdigit() else 0.0, RETRY_AFTER_CAP_SECONDS))  # as it was told to
             return False
         if connection.status != 200:
             raise AssertionError(f"answered {connection.status}: {connection.body()[:2000]!r}")

@@ -300,6 +300,7 @@ class ChatWait:
     @property
     def stderr_lines(self) -> list[str]:
         """List the lines of stderr."""
+        self._err.catch_up()
         return list(self._err.lines)
 
     @property
@@ -311,12 +312,16 @@ class ChatWait:
     @property
     def output(self) -> str:
         """Give all that was written, stderr last."""
+        self._out.catch_up()
+        self._err.catch_up()
         return "\n".join([*self._out.lines, *self._err.lines])
 
     def log_of(self, event: str | Callable[[dict[str, Any]], bool], **fields: Any) -> list[dict[str, Any]]:
         """List the log's records of this event (its `event`, or else its `message`) with these fields.
 
-        What the service wrote before is there: a line about an answer's end is written before the answer's last byte.
+        What the service wrote before is there. The lines of the model's calls and of an answer's end are written before
+        the answer's last byte. What is written after that byte (`reader_left`), or by another process than the one that
+        answered, may come later: `wait_for_log` waits for it.
         """
         return [record for record in self.log if _matches(record, event, fields)]
 

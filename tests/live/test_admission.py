@@ -169,7 +169,7 @@ async def play(chatwait: ChatWait, full: str | None) -> Round:
     askers, until = [], time.monotonic() + TOKENS * GAP_SECONDS * 0.8
     for _ in range(STREAMS):
         askers.append(await Asker.ask(url, {"message": "Hi"}))
-        await asyncio.sleep(1 / STREAMS)
+        await asyncio.sleep(1 / STREAMS)  # the pace is the case
     assert {asker.status for asker in askers} == {200}
     ids = [asker.headers["x-stream-id"] for asker in askers]
     gaps: list[tuple[float, float]] = []

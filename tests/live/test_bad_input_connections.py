@@ -221,7 +221,7 @@ def test_connection_that_never_finishes_a_request_is_ended(
             assert is_answered(socks[name])
         late = stack.enter_context(connect(chatwait.port))
         late.sendall(HALF_HEAD)
-        time.sleep(1.0)
+        time.sleep(1.0)  # a slow head, but not too slow
         late.sendall(b"x\r\n\r\n")
         assert is_answered(late)
         drips = {"a slow head", "a slow first line", "a slow second head"}

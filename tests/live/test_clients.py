@@ -54,7 +54,7 @@ def read_as_the_readme_says(url: str, body: dict[str, str]) -> list[Event]:
 
     def iterate(client: httpx.Client) -> Iterator[ServerSentEvent]:
         nonlocal last_event_id, reconnection_delay
-        time.sleep(reconnection_delay)
+        time.sleep(reconnection_delay)  # as its recipe says
         fields = {**headers, **({"Last-Event-ID": last_event_id} if last_event_id else {})}
         with connect_sse(client, "POST", url, json=body, headers=fields) as source:
             for sse in source.iter_sse():

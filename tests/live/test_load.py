@@ -155,7 +155,7 @@ async def close_half_and_read(url: str) -> None:
 
 async def stop_reading(url: str) -> None:
     asker = await Asker.ask(f"{url}/chat/streaming", HI, rcvbuf=4096)
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(1.0)  # it reads nothing for a while
     asker.reset()
 
 

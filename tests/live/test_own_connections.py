@@ -119,17 +119,18 @@ def test_request_behind_an_odd_one_gets_its_own_answer_or_none(
 ) -> None:
     mine, theirs = ended(chatwait, upstream), ended(chatwait, upstream)
     odd = FIRST[kind](theirs.asked())
-    with connect(chatwait.port) as sock, contextlib.suppress(ConnectionError):
-        sock.sendall(odd + mine.asked("Connection: close"))
+    with connect(chatwait.port) as sock:
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(odd + mine.asked("Connection: close"))
         received = everything(sock)
 
-        assert theirs.text.encode() not in received, "what stood in a body was taken for a request"
-        told = [int(status) for status in ANSWER.findall(received)]
-        told = told[1:] if told[:1] == [100] else told
-        if mine.text.encode() in received:
-            assert (len(told), told[-1]) == (2, 200), received[:2000]
-        else:
-            assert len(told) <= 1, received[:2000]
+    assert theirs.text.encode() not in received, "what stood in a body was taken for a request"
+    told = [int(status) for status in ANSWER.findall(received)]
+    told = told[1:] if told[:1] == [100] else told
+    if mine.text.encode() in received:
+        assert (len(told), told[-1]) == (2, 200), received[:2000]
+    else:
+        assert len(told) <= 1, received[:2000]
 
 
 def test_requests_sent_without_waiting_are_answered_in_order(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:

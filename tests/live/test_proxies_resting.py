@@ -31,7 +31,7 @@ def test_connections_that_rest_around_every_keepalive_time_lose_no_request(tmp_p
         ):
 
             def ask(number: int, at: float) -> int:
-                time.sleep(max(0.0, at - time.monotonic()))
+                time.sleep(max(0.0, at - time.monotonic()))  # how long the connections rest is the case
                 url = (nginx, haproxy)[number % 2].base_url
                 return post(f"{url}/chat/wait", {"message": "Hi"}, timeout=60).status
 

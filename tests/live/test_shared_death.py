@@ -93,8 +93,13 @@ def test_readers_of_a_process_that_is_killed_get_all_there_is_and_one_end(
         assert len(asked(upstream, body)) == 1
         assert_lost(read_at(urls, silent_id), [])
         for lost_id in (stream_id, silent_id):
-            lines = [service.log_of("error_occurred", error_type="producer_lost") for service in others]
-            assert sum(line["stream"] == log_name(lost_id) for said in lines for line in said) == 1
+            lost = {"error_type": "producer_lost", "stream": log_name(lost_id)}
+            poll(
+                lambda lost=lost: any(service.log_of("error_occurred", **lost) for service in others),
+                seconds=5,
+                what="the line of who ended it, who may be another than who answered",
+            )
+            assert sum(len(service.log_of("error_occurred", **lost)) for service in others) == 1
         upstream.reset()
         about(upstream, Script(steps=[Token("whole"), Finish(), Done()]), silent_body["message"])
         again = post(f"{urls[0]}/chat/wait", silent_body, headers=silent_key)

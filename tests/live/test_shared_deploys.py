@@ -115,7 +115,7 @@ class Crowd:
         )
 
     async def _visit(self, number: int) -> None:
-        await asyncio.sleep(random.uniform(0.0, 2.0))
+        await asyncio.sleep(random.uniform(0.0, 2.0))  # a crowd does not come at one moment
         while not self.stopping.is_set():
             self.answers.append(await self._read(f"question {random.random()}", new_key() if number % 2 else {}))
 
@@ -256,7 +256,7 @@ def test_drain_sends_readers_of_the_others_answers_away_over_a_while(engine: Eng
             upstream.open("own")
             assert own_answer.result(20).text == "one two three"
         assert two.wait_exit(35.0) == 0
-        assert set(ends) <= {"token", "ping"}
+        assert (len(ends), set(ends) - {"token", "ping"}) == (100, set())
         assert most_at_once(closed_at, 0.5) <= 25, [round(at - begun, 1) for at in closed_at]
         assert max(closed_at) - begun > RAMP_SECONDS / 2
         upstream.open("rest")
@@ -388,13 +388,18 @@ def test_failing_model_takes_no_instance_out(engine: Engine, name: str, tmp_path
         for _ in range(6):
             told = post(f"{proxy.base_url}/chat/wait", {"message": "Hi"}, timeout=60)
             assert (told.status, told.json["error_code"]) == (503, "upstream_unavailable")
-        begun = [len(service.log_of("response_complete")) for service in (one, two)]
-        assert 6 <= sum(begun) <= 18
+
+        def booked(service: ChatWait) -> int:
+            return len(service.log_of("response_complete"))
+
+        poll(lambda: booked(one) + booked(two) >= 6, seconds=5, what="a line of each question")
+        begun = [booked(one), booked(two)]
+        assert sum(begun) <= 18
         upstream.always(answer(["a"]))
         for _ in range(6):
             assert post(f"{proxy.base_url}/chat/wait", {"message": "Hi"}).status == 200
         for service, before in zip((one, two), begun, strict=True):
-            assert len(service.log_of("response_complete")) > before
+            poll(lambda s=service, before=before: booked(s) > before, seconds=5, what="a question to each")
 
 
 def test_compose_files_health_check_tells_whether_work_is_taken(survivor: ChatWait, upstream: ScriptedUpstream) -> None:

@@ -117,11 +117,12 @@ def test_service_whose_engine_is_not_there_says_so_and_works_once_it_is(
             assert all(error[part] for part in ("message", "detail", "action"))
             assert int(reply.headers["retry-after"]) == error["retry_after_seconds"]
         assert upstream.completions == [], "nothing was asked, so nothing is paid"
-        (said,) = chatwait.log_of("store_away")
-        assert said["level"] == "ERROR"
+        assert chatwait.wait_for_log("store_away")["level"] == "ERROR"
+        assert len(chatwait.log_of("store_away")) == 1
         own_engine.start()
         wait_ready(chatwait)
         assert post(f"{url}/chat/wait", body).json["content"] == "a"
+        chatwait.wait_for_log("store_back")
         assert len(chatwait.log_of("store_back")) == 1
 
 
@@ -137,10 +138,10 @@ def test_question_that_waits_for_the_engine_while_its_process_ends_is_answered(
         own_engine.freeze()
         asking = pool.submit(post, f"{chatwait.base_url}/chat/wait", body)
         chatwait.wait_for_log("request_received", method="POST")
-        time.sleep(0.1)
+        time.sleep(0.1)  # the question has reached the engine that does not answer
         chatwait.signal(signal.SIGTERM)
         chatwait.wait_for_log("drain_started")
-        time.sleep(0.6)
+        time.sleep(0.6)  # a process that does not wait for it would have ended by now
         own_engine.thaw()
         told = asking.result()
         assert (told.status, told.json["content"]) == (200, "a")

@@ -325,7 +325,7 @@ def test_stream_that_outlasts_a_lease_is_taken_over_by_nobody(upstream: Scripted
     with ThreadPoolExecutor(4) as pool:
         stream_ids = [begin(service.base_url, body) for service in services]
         reading = [pool.submit(read_at, [s.base_url], one, timeout=30.0) for s in services for one in stream_ids]
-        time.sleep(2 * LEASE_SECONDS)
+        time.sleep(2 * LEASE_SECONDS)  # that leases lapse is the case
         upstream.open("rest")
         answers = [reader.result() for reader in reading]
     assert {(got.text, got.terminal and got.terminal.event) for got in answers} == {("ab", "done")}

@@ -28,7 +28,7 @@ def standing_still(chatwait: ChatWait, seconds: float) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
-        time.sleep(seconds)
+        time.sleep(seconds)  # how long it stands still is the case
     finally:
         os.kill(pid, signal.SIGCONT)
 
@@ -80,13 +80,13 @@ def stop_while_it_waits_for(engine: Engine, pid: int) -> None:
     while True:
         frozen_at = time.monotonic()
         engine.freeze()
-        time.sleep(0.5)
+        time.sleep(0.5)  # it has asked by now
         os.kill(pid, signal.SIGSTOP)
         engine.thaw()
         if time.monotonic() - frozen_at < 0.9:
             return
         os.kill(pid, signal.SIGCONT)  # the machine was too slow
-        time.sleep(2.0)
+        time.sleep(2.0)  # until it has Valkey again
 
 
 def test_worker_that_waited_for_valkey_shows_nothing_that_is_not_stored(

@@ -301,7 +301,7 @@ def test_stop_waits_for_who_reads_what_had_ended_before(start: Start, upstream: 
         events = connection.events()
         next(events)
         stop(chatwait)
-        time.sleep(2)
+        time.sleep(2)  # the reader takes nothing for a while
         assert [event.event for event in events][-1] == "done"
     assert chatwait.wait_exit(SOON) == 0
 

@@ -129,7 +129,7 @@ def _descriptors_at_rest(chatwait: ChatWait) -> int:
     counts = [-1]
 
     def same() -> bool:
-        time.sleep(0.5)
+        time.sleep(0.5)  # two looks so far apart
         counts.append(chatwait.resources()["fds"])
         return counts[-1] == counts[-2]
 
@@ -292,5 +292,9 @@ def test_clients_that_vanish_without_a_word_are_gone_within_a_minute(
         with swallowed(address):
             figures.assert_back(mib=24, seconds=60)
             print(f"back after {time.monotonic() - vanished_at:.1f} s")
-            assert len(chatwait.log_of("reader_left", stream=log_name(quiet), mode="wait")) == 5
+            poll(
+                lambda: len(chatwait.log_of("reader_left", stream=log_name(quiet), mode="wait")) == 5,
+                seconds=5,
+                what="the lines of the five that waited",
+            )
             assert begin(chatwait.base_url, about(upstream, answer(["b"])))

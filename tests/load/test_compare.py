@@ -280,7 +280,7 @@ def test_stream_that_is_read_elsewhere_is_left_at_its_head_and_read_there_from_i
             asked.append(sock.recv(1000))
             for piece in pieces:
                 sock.sendall(piece)
-                time.sleep(0.02)
+                time.sleep(0.02)  # each piece comes by itself
             with contextlib.suppress(ConnectionResetError):
                 assert not sock.recv(1)  # the other one has gone
             sock.close()

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
+from tests.harness import server
 from tests.harness.leaks import PEOPLE
 from tests.harness.reader import get
 from tests.harness.server import ChatWait, StartFailed, failed_start
@@ -96,6 +98,26 @@ def test_service_log_can_be_searched_and_awaited(root: Path) -> None:
         with pytest.raises(TimeoutError, match="health"):
             service.wait_for_log("health", timeout=0.01, stream="other")
         assert service.lines
+
+
+@pytest.mark.parametrize("said", ["log", "lines", "output", "stderr_lines"])
+def test_service_has_said_before_its_answer_what_a_test_then_looks_for(
+    root: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """The thread that reads its output is late, as on a busy machine."""
+    take = server._Pipe._take_lines
+
+    def late(pipe: server._Pipe, received: bytes) -> None:
+        time.sleep(0.2)  # that it is late is the case
+        take(pipe, received)
+
+    with ChatWait(root=root, check_output=False) as service:
+        monkeypatch.setattr(server._Pipe, "_take_lines", late)
+        get(f"{service.base_url}/raw?{{%22said%22:1}}".replace("%22", '"'))
+        get(f"{service.base_url}/stderr")
+        told = getattr(service, said)
+    wanted = {"log": {"said": 1}, "lines": '{"said":1}', "output": '{"said":1}', "stderr_lines": "oops"}[said]
+    assert wanted in told
 
 
 def test_service_stops_starts_again_on_its_port_and_is_killed(root: Path) -> None:

@@ -49,7 +49,7 @@ def test_receive_is_called_by_the_loop_itself_and_the_thread_is_woken_once() -> 
     with ours, theirs:
         waiting = gevent.spawn(each_arrival, ours, receive)
         for number in b"123":
-            gevent.sleep(0.001)
+            gevent.sleep(0.001)  # the loop turns, and waits for what comes
             theirs.sendall(bytes([number]))
         waiting.get(timeout=5)
 
@@ -100,7 +100,7 @@ def test_one_that_fails_in_the_loop_disturbs_no_other() -> None:
                 each_arrival(pairs[0][0], fail)
 
         failing, waiting = gevent.spawn(wait_for_failure), gevent.spawn(each_arrival, pairs[1][0], receive)
-        gevent.sleep(0.001)
+        gevent.sleep(0.001)  # the loop turns, and both wait
         pairs[1][1].sendall(b"1")
         pairs[0][1].sendall(b"x")
         failing.get(timeout=5)
@@ -125,7 +125,7 @@ def test_batch_is_taken_in_the_loop_without_a_switch() -> None:
         read_request(connection)
         connection.sendall(CHUNKED)
         for text in "abc":
-            time.sleep(0.005)
+            time.sleep(0.005)  # each text comes by itself
             connection.sendall(chunk(event(text)))
         connection.sendall(b"0\r\n\r\n")
 
@@ -170,7 +170,7 @@ def test_readers_of_any_pace_get_every_token_once_and_in_order(seed: int) -> Non
             while piece := client.recv(size):
                 parts.append(piece)
                 if dice.random() < 0.3:
-                    time.sleep(pause)
+                    time.sleep(pause)  # the pace of a slow reader
             served.client = SimpleNamespace(  # type: ignore[assignment]
                 recv=lambda _, parts=parts: parts.pop(0) if parts else b"", close=client.close
             )
@@ -196,7 +196,7 @@ def test_readers_of_any_pace_get_every_token_once_and_in_order(seed: int) -> Non
             size = dice.choice([1, 1, 1, 1, 1, 30, 30, 300, 300, 2000])
             log.append(*(dice.choice(["a", "a", "é", "😀"]) * size for _ in range(dice.randint(1, 4))))
             if dice.random() < 0.5:
-                time.sleep(dice.choice([0, 0, 0.0005, 0.002]))
+                time.sleep(dice.choice([0, 0, 0.0005, 0.002]))  # the pace of a model
         finish(log)
         for thread in reading:
             thread.join(20)
@@ -227,7 +227,7 @@ def test_readers_that_vanish_at_any_moment_harm_nobody() -> None:
             served.client.close()
         for _ in range(3):
             assert log.append("x")
-            time.sleep(0.002)
+            time.sleep(0.002)  # a reset comes back between two writes
         finish(log)
         body = there.read_rest()
 

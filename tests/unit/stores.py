@@ -73,7 +73,7 @@ class Time:
         return self._now
 
     def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+        time.sleep(seconds)  # the store asked for it
 
 
 def clock_of(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Time:

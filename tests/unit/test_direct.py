@@ -140,7 +140,7 @@ def test_connection_shut_wakes_who_waits_for_room_in_it(tcp: Pair) -> None:
     fill(writer, b"x" * 1_000_003)
     with ThreadPoolExecutor(1) as threads:
         finishing = threads.submit(writer.finish)
-        threading.Event().wait(0.02)
+        threading.Event().wait(0.02)  # one that does not wait would be done now
         assert not finishing.done()
 
         shut(ours)

@@ -197,7 +197,7 @@ def test_copies_dropped_while_their_tokens_are_on_the_way_leave_no_memory_behind
             log.append("x" * 100)
             if number % 3 == 0:
                 two.store.find(log.stream_id)
-            time.sleep(0.001)
+            time.sleep(0.001)  # copies come and go between two tokens
         log.finish(end_with())
         assert log.settle(PATIENCE_SECONDS)
         monkeypatch.setattr(copies, "IDLE_SECONDS", 30.0)

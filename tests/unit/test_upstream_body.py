@@ -195,9 +195,9 @@ def test_take_that_says_no_to_what_came_with_the_head_goes_on_behind_it(serve: S
 def test_connection_of_a_body_taken_to_its_end_is_kept_and_waits_as_before(
     serve: Serve, transport: Transport, piecewise: bool
 ) -> None:
-    later = threading.Event()
     answer = [CHUNKED, chunk(b"a"), chunk(b"b"), LAST] if piecewise else [CHUNKED + chunk(b"ab") + LAST]
-    server = serve(saying(answer, [lambda _: later.wait(0.05), *answer], answer))
+    late = [lambda _: threading.Event().wait(0.05), *answer]  # the client waits for its head by then
+    server = serve(saying(answer, late, answer))
 
     with Reading(transport, server.url) as first:
         assert first.receive() is False
@@ -453,7 +453,7 @@ def test_record_cut_on_its_way_is_waited_for_and_given_when_it_is_whole(certific
             while data := there.recv(65_536):
                 for start in range(0, len(data), 150):
                     client.sendall(data[start : start + 150])
-                    threading.Event().wait(0.001)
+                    threading.Event().wait(0.001)  # each piece comes by itself
             client.shutdown(socket.SHUT_RDWR)
             thread.join(PATIENCE_SECONDS)
 

@@ -120,7 +120,7 @@ def test_head_in_too_many_pieces_is_a_broken_upstream_and_others_run_in_between(
         connection.sendall(b"HTTP/1.1 200 OK\r\nA: ")
         while True:
             connection.sendall(b"b")
-            time.sleep(0.001)
+            time.sleep(0.001)  # each byte comes by itself
 
     with pytest.raises(httpx2.RemoteProtocolError):
         ask(transport, serve(drip).url)

@@ -496,7 +496,7 @@ def test_answers_that_are_cancelled_leave_their_descriptors_to_nobody_else(serve
             connection.sendall(CHUNKED)
             for _ in range(20):
                 connection.sendall(chunk(b"%d." % number))
-                stop.wait(0.001)
+                stop.wait(0.001)  # cancellations fall between the pieces
             connection.sendall(LAST)
 
     server = serve(answer)
