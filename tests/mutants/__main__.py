@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     told = f"{len(outcomes) - len(survivors)} of {len(outcomes)} faults were noticed ({share:.1%})"
     told += f" in {(time.monotonic() - began) / 60:.0f} minutes."
     if runner.unsound:
-        told += f" Not believed, because they fail without a fault too, or only sometimes: {', '.join(sorted(runner.unsound))}."
+        told += f" Not believed, because they fail without a fault or not always: {', '.join(sorted(runner.unsound))}."
     print("\n".join([*map(_line, survivors), told]))
     if options.report:
         rows = ["| fault | room | noticed by | seconds |", "|---|---|---|---|"]
