@@ -16,7 +16,7 @@ from tests.harness.chaos import Answer, ChaosProxy, Pass
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
 from tests.live.fronts import front
-from tests.live.test_proxies_access import token_service
+from tests.live.test_proxies_access import let_in
 
 pytestmark = pytest.mark.browser
 
@@ -148,8 +148,8 @@ def test_answer_behind_nginx_that_asks_a_token_service_goes_on_after_a_new_sign_
 ) -> None:
     upstream.always(gated(TOKENS))
     open_gates(upstream, 0, 2)
-    with token_service() as (port, _):
-        changes = {"127.0.0.1:9000": f"127.0.0.1:{port}"}
+    with ScriptedUpstream().by(let_in) as tokens:
+        changes = {"127.0.0.1:9000": f"127.0.0.1:{tokens.port}"}
         with front("nginx shipped", tmp_path, service.port, "token", changes=changes) as proxy:
             chat = open_chat(proxy.base_url)
             chat.expect_fault(LOST)
