@@ -44,7 +44,7 @@ test-long: $(DEV) ## Run the long tests
 	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "The embedded model could not be installed. Its tests are skipped." >&2
 	$(PYTEST) -m long -n 6 --dist worksteal tests
 
-mutants: $(DEV) ## Break app/ on purpose, and name the faults that the tests do not notice (MUTANTS="--room web")
+mutants: $(DEV) ## Break app/ on purpose, and name the faults that the tests do not notice (MUTANTS=--all: four times as many)
 	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "The embedded model could not be installed. Its tests are skipped." >&2
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.mutants $(MUTANTS)
 

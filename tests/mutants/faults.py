@@ -8,10 +8,11 @@ are run before the room's.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-__all__ = ["FOLDER", "ROOT", "Fault", "load", "room_of"]
+__all__ = ["FOLDER", "ROOT", "Fault", "load", "room_of", "sample"]
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -24,6 +25,9 @@ ALONE = {
     "__main__": "errors",
 }
 """Files that are small rooms, and the room whose faults hold theirs."""
+
+FEWEST = 4
+"""How many faults of each room a sample has at least."""
 
 PARTS = ("memory", "shared")
 """Folders that are rooms inside a room."""
@@ -76,3 +80,15 @@ def load(folder: Path = FOLDER) -> list[Fault]:
             tests = tuple(dict.fromkeys([*own, *told["tests"]]))
             faults.append(Fault(one["name"], file.stem, one["path"], one["old"], one["new"], tests, len(own)))
     return faults
+
+
+def sample(faults: Sequence[Fault]) -> list[Fault]:
+    """Choose about a quarter of the faults: always the same ones, spread over each room, and at least FEWEST of it."""
+    rooms: dict[str, list[Fault]] = {}
+    for fault in faults:
+        rooms.setdefault(fault.room, []).append(fault)
+    chosen: list[Fault] = []
+    for those in rooms.values():
+        count = min(len(those), max(FEWEST, len(those) // 4))
+        chosen += [those[place * len(those) // count] for place in range(count)]
+    return chosen

@@ -12,7 +12,7 @@ import pytest
 
 from tests.mutants import __main__ as command
 from tests.mutants.coverage_map import CoverageMap
-from tests.mutants.faults import ROOT, Fault, load, room_of
+from tests.mutants.faults import ROOT, Fault, load, room_of, sample
 from tests.mutants.runner import Outcome, Runner
 from tests.requirements import require_or_skip
 
@@ -21,6 +21,7 @@ FEWEST_OF_THE_PAGE = 16
 FEWEST_IN_ALL = 96
 
 FAULTS = load()
+README = (ROOT / "tests/README.md").read_text(encoding="utf-8")
 KINDS = {".py", ".js", ".lua"}
 CODE = [file for file in (ROOT / "app").rglob("*") if file.suffix in KINDS and file.stat().st_size > 200]
 
@@ -36,6 +37,19 @@ def test_every_room_of_the_code_has_enough_faults() -> None:
     assert faults["page"] >= FEWEST_OF_THE_PAGE
     assert faults.total() >= FEWEST_IN_ALL
     assert set(faults) == rooms  # a file of faults is named after a room
+
+
+def test_sample_has_eighty_faults_and_four_of_each_room_spread_over_all_of_them() -> None:
+    chosen = sample(FAULTS)
+    counts = Counter(fault.room for fault in chosen)
+    assert len(chosen) == len(set(chosen)) >= 80
+    assert f"in {len(chosen)} ways" in README
+    assert f"--all: {len(FAULTS)} ways" in README
+    assert set(counts) == {fault.room for fault in FAULTS}
+    assert min(counts.values()) >= 4
+    assert len(chosen) <= len(FAULTS) / 3
+    files = {fault.path for fault in FAULTS if fault.room == "streams_shared"}
+    assert len({fault.path for fault in chosen if fault.room == "streams_shared"}) >= len(files) / 2
 
 
 @pytest.mark.parametrize(
@@ -190,8 +204,34 @@ def test_command_fails_below_its_share_and_names_survivors(
     monkeypatch.setattr(command, "load", lambda: FAULTS[:20])
     monkeypatch.setattr(command, "measure", lambda root: CoverageMap({}, {}))
     report = tmp_path / "report.md"
-    assert command.main(["--report", str(report)]) == status
+    assert command.main(["--all", "--report", str(report)]) == status
     said, written = capsys.readouterr().out, report.read_text(encoding="utf-8")
     assert f"SURVIVED <- {FAULTS[19].room}: {FAULTS[19].name}" in said
     assert f"{killed} of 20 faults were noticed ({killed / 20:.1%})" in said
     assert f"| {FAULTS[19].name} | {FAULTS[19].room} | **SURVIVED** | 1 |" in written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "run"),
+    [
+        ([], sample(FAULTS)),
+        (["--all"], FAULTS),
+        (["--room", "web"], [fault for fault in FAULTS if fault.room == "web"]),
+        (["--fault", FAULTS[1].name], [FAULTS[1]]),
+    ],
+    ids=["nothing said", "all", "a room", "a fault"],
+)
+def test_command_runs_a_sample_unless_it_is_told_which_faults(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], run: list[Fault]
+) -> None:
+    asked: list[Fault] = []
+
+    class Noting(Runner):
+        def run(self, faults, told):  # type: ignore[no-untyped-def]
+            asked.extend(faults)
+            return [Outcome(fault, "a test", 1.0) for fault in faults]
+
+    monkeypatch.setattr(command, "Runner", Noting)
+    monkeypatch.setattr(command, "measure", lambda root: CoverageMap({}, {}))
+    assert command.main(arguments) == 0
+    assert asked == run
