@@ -36,6 +36,12 @@ def test_count_of_a_known_text_is_the_known_number(text: str, o200k: int, cl100k
     assert (count(text, O200K), count(text, CL100K)) == (o200k, cl100k)
 
 
+def test_count_for_a_model_that_is_not_known_is_made_with_the_newest_vocabulary() -> None:
+    text = "お誕生日おめでとう"
+    assert count(text, CL100K) != count(text, O200K), "premise"
+    assert count(text, "llama-3.3-70b") == count(text, O200K)
+
+
 @pytest.mark.parametrize(
     ("model", "exact"),
     [

@@ -535,3 +535,27 @@ def test_answers_that_are_cancelled_leave_their_descriptors_to_nobody_else(serve
         list(threads.map(user, range(200)))
 
     assert problems == []
+
+
+# How long they are kept
+
+
+def test_connections_beyond_those_of_every_day_are_closed_soon_after_a_burst_and_the_others_later() -> None:
+    pool, burst = Pool(None), pools.HOT_CONNECTIONS + 4
+    with socket.create_server(("127.0.0.1", 0)) as listening, contextlib.ExitStack() as theirs:
+        origin = ("http", *listening.getsockname())
+        for _ in range(burst):
+            connection = pool.new(origin)
+            connection.connect()
+            theirs.enter_context(listening.accept()[0])
+            pool.keep(origin, connection)
+        now = time.monotonic()
+
+        def left(seconds: float) -> int:
+            pool.sweep(now + seconds)
+            return len(pool._idle[origin])
+
+        assert left(0.0) == burst
+        assert left(pools.SURPLUS_SECONDS + 1.0) == pools.HOT_CONNECTIONS
+        assert left(pools.IDLE_SECONDS - 1.0) == pools.HOT_CONNECTIONS
+        assert left(pools.IDLE_SECONDS + pools.SWEEP_SECONDS) == 0
