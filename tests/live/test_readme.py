@@ -23,10 +23,10 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs/api.md").read_text(enco
 )
 
 
-def run(script: str, chatwait: ChatWait) -> str:
+def run(script: str, chatwait: ChatWait, *, flags: str = "-euo pipefail") -> str:
     require_or_skip("curl (apt-get install curl)", shutil.which("curl") is not None)
     ours = script.replace("localhost:8000", f"localhost:{chatwait.port}")
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", ours], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["bash", *flags.split(), "-c", ours], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -60,11 +60,12 @@ def test_readme_streaming_example_streams(chatwait: ChatWait, upstream: Scripted
 
 @pytest.mark.requirement("tasks T030", "tasks checklist 11")
 def test_readme_resume_and_stop_examples_work(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    upstream.always(answer(["1 ", "2 ", "3 "], gap=0.05))
-    printed = run(block("Last-Event-ID") + block("-X DELETE"), chatwait)
+    upstream.always(answer(["1 ", "2 ", "3 ", "4 ", "5 ", "6 "], gap=0.4))
+    cut_within_a_second = block("Last-Event-ID")
+    printed = run(cut_within_a_second + block("-X DELETE"), chatwait, flags="-eu")  # that curl is to fail
 
-    assert '"content":"1 "' not in printed
-    assert '"content":"2 ' in printed
+    assert '"content":"1 ' not in printed
+    assert '6 "' in printed
     assert '"status": "complete"' in printed
 
 
