@@ -155,7 +155,7 @@ def test_rooms_stand_in_the_order_in_which_imports_go_down() -> None:
         assert all((APP / inside / name).exists() for name in re.findall(r"`([^`]+)`", words))
 
 
-@pytest.mark.parametrize("row", table("Ten questions"), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", table("Where to look"), ids=lambda row: row[0])
 def test_question_is_answered_by_a_file_that_has_the_function(row: list[str]) -> None:
     _, file, function = row
 
