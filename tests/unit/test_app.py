@@ -261,6 +261,22 @@ def test_generation_cut_by_a_shutdown_answers_503_with_what_there_was(make: Make
     assert (terminal.event, terminal.json["reason"]) == ("cancelled", "shutdown")
 
 
+def test_question_that_waits_is_counted_in_the_memory_of_the_store(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = runtime_of(client.application).store
+    create, counted = store.create, []
+
+    def noting(*given: Any, prompt_bytes: int) -> Any:
+        counted.append(prompt_bytes)
+        return create(*given, prompt_bytes=prompt_bytes)
+
+    monkeypatch.setattr(store, "create", noting)
+    assert client.post("/v1/chat/wait", json={"message": "x" * 5_000}).status_code == 200
+    assert len(counted) == 1
+    assert counted[0] >= 5_000
+
+
 # Prefer
 
 
