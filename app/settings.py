@@ -238,7 +238,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     Raises: BadSettings, which names every variable that cannot be used, its value and what is allowed.
     """
     environ = os.environ if environ is None else environ
-    known = {**_read_env_file(Path(environ.get("ENV_FILE", ".env"))), **environ}
+    known = {**_read_env_file(environ), **environ}
     values: dict[str, Any] = {}
     wrong: list[str] = []
     for setting in fields(Settings):
@@ -307,15 +307,21 @@ def _completed(settings: Settings, *, named: set[str]) -> Settings:
     return replace(settings, default_max_tokens=min(settings.default_max_tokens, settings.max_tokens))
 
 
-def _read_env_file(path: Path) -> dict[str, str]:
-    """Read NAME=value lines, without the quotes around values. A missing file counts as empty. Raises: BadSettings."""
+def _read_env_file(environ: Mapping[str, str]) -> dict[str, str]:
+    """Read NAME=value lines, without the quotes around values. A missing `.env` counts as empty.
+
+    Raises: BadSettings, also when the file that ENV_FILE names is missing.
+    """
+    named = environ.get("ENV_FILE", "")
+    path = Path(named or ".env")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` would split at U+2028 and its like too
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return {}
     except (OSError, UnicodeDecodeError) as error:
+        if not named and isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            return {}
+        whose = "ENV_FILE: " if named else ""
         raise BadSettings(
-            f"{path}: the file cannot be read ({type(error).__name__}). The file must contain NAME=value lines."
+            f"{whose}{path}: the file cannot be read ({type(error).__name__}). The file must contain NAME=value lines."
         ) from error
     values = {}
     for number, line in enumerate(lines, 1):
@@ -334,7 +340,7 @@ def _read_env_file(path: Path) -> dict[str, str]:
 def needs_local_model(environ: Mapping[str, str] | None = None) -> bool:
     """Tell whether the embedded model would answer. The Makefile asks before it installs the model."""
     environ = os.environ if environ is None else environ
-    known = {**_read_env_file(Path(environ.get("ENV_FILE", ".env"))), **environ}
+    known = {**_read_env_file(environ), **environ}
     return not known.get("OPENAI_API_KEY", "").strip() and not known.get("OPENAI_BASE_URL", "").strip()
 
 

@@ -32,7 +32,7 @@ def test_image_without_allowed_hosts_asks_for_them() -> None:
     """HOST is set, ALLOWED_HOSTS and secrets are not; with the names that clients use it is complete."""
     told = IMAGE.environment
     assert told == {"HOST": "0.0.0.0", "PORT": IMAGE.port}
-    given = {**told, "OPENAI_API_KEY": "sk-test", "ENV_FILE": "/nowhere"}
+    given = {**told, "OPENAI_API_KEY": "sk-test", "ENV_FILE": "/dev/null"}
     with pytest.raises(BadSettings, match="ALLOWED_HOSTS"):
         read_settings(given)
     assert read_settings({**given, "ALLOWED_HOSTS": "chat.example.org"}).port == int(IMAGE.port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from app import settings as config
 from app.embedded_model.supervisor import MODEL_ID
 from app.settings import LOCAL_LIMITS, BadSettings, Settings, needs_local_model, read_settings, table
 
-REMOTE = {"OPENAI_BASE_URL": "http://model.test/v1", "ENV_FILE": "/nonexistent/.env"}
+REMOTE = {"OPENAI_BASE_URL": "http://model.test/v1", "ENV_FILE": os.devnull}
 SECRET = "s3cret-value"
 
 
@@ -229,11 +230,11 @@ def test_embedded_model_answers_without_key_and_base_url_within_its_limits() -> 
 
 @pytest.mark.parametrize("variables", [{"OPENAI_API_KEY": "k"}, {"OPENAI_BASE_URL": "http://x/v1"}])
 def test_embedded_model_does_not_answer_with_key_or_base_url(variables: dict[str, str]) -> None:
-    environ = {"ENV_FILE": "/nonexistent/.env", **variables}
+    environ = {"ENV_FILE": os.devnull, **variables}
 
     assert not read_settings(environ).local_model
     assert needs_local_model(environ) is False
-    assert needs_local_model({"ENV_FILE": "/nonexistent/.env", "OPENAI_API_KEY": " "}) is True
+    assert needs_local_model({"ENV_FILE": os.devnull, "OPENAI_API_KEY": " "}) is True
 
 
 @pytest.mark.parametrize(
@@ -364,9 +365,17 @@ def test_env_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         read_file(tmp_path, b"\xff\xfe")
 
 
-def test_env_file_that_is_not_there_is_an_empty_one(tmp_path: Path) -> None:
+def test_env_file_that_is_not_there_is_an_empty_one_unless_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unnamed = {name: value for name, value in REMOTE.items() if name != "ENV_FILE"}
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(unnamed) == read_settings({**unnamed, "ENV_FILE": ""}) == read()
+    (tmp_path / ".env").mkdir()
+    assert read_settings(unnamed) == read()
     for path in (tmp_path / "none", tmp_path, tmp_path / "none" / "none"):
-        assert read_settings({**REMOTE, "ENV_FILE": str(path)}) == read()
+        with pytest.raises(BadSettings, match=f"^ENV_FILE: {re.escape(str(path))}: the file cannot be read"):
+            read_settings({**REMOTE, "ENV_FILE": str(path)})
 
 
 # The table
