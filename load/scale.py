@@ -1,8 +1,8 @@
-"""What the engine must carry: a load straight against a real Valkey, from the service's own committer and tail.
+"""What Valkey must carry: a load straight against a real Valkey, from the service's own committer and tail.
 
 `python -m load.scale` starts a Valkey, and workers that have no readers and no model: each writes the beginnings, the
 commits and the ends of its streams with the service's committer, and follows a share of its neighbour's streams with
-the service's tail. There are more and more streams, until the engine's one thread is full or its answers come
+the service's tail. There are more and more streams, until Valkey's one thread is full or its answers come
 late. What a plan for many machines needs is printed as Markdown, and as JSON. It takes a minute, and two cores.
 """
 
@@ -32,8 +32,8 @@ from app.streams.shared.leases import LEASE_SECONDS
 from app.streams.shared.replies import CommitReply, Done, FinishReply, Written
 from app.streams.shared.store import ROUND_SECONDS
 from app.streams.shared.tail import Tail
-from load.compare.engine import Cores, Engine
 from load.compare.subjects import NotStarted
+from load.compare.valkey import Cores, Valkey
 
 __all__ = ["Figures", "Memory", "Plan", "main", "measure", "memory"]
 
@@ -46,7 +46,7 @@ ANSWERS = 10
 
 FULL_SHARE = 0.9
 LATE_MS = 20.0
-"""A round trip that takes longer than a stream's next token needs: from there on the engine is behind."""
+"""A round trip that takes longer than a stream's next token needs: from there on Valkey is behind."""
 
 USABLE_SHARE = 0.6
 """Of what one thread can take: the rest is for bursts, replicas, and all that comes back at once after a failure."""
@@ -88,9 +88,9 @@ class Figures:
 
     streams: int
     tokens_per_second: float
-    engine_us: float
-    engine_share: float  # of its main thread
-    engine_waited: float  # for a core, which others had
+    valkey_us: float
+    valkey_share: float  # of its main thread
+    valkey_waited: float  # for a core, which others had
     bytes_in: float
     bytes_out: float
     commands_per_second: float  # as they were sent
@@ -102,14 +102,14 @@ class Figures:
 
     @property
     def is_full(self) -> bool:
-        """The engine takes no more: its thread is busy, or round trips are late, or tokens were not written."""
+        """Valkey takes no more: its thread is busy, or round trips are late, or tokens were not written."""
         behind = self.tokens_per_second < 0.97 * self.streams * TOKENS_PER_SECOND
-        return self.engine_share >= FULL_SHARE or self.commit_p99_ms > LATE_MS or behind
+        return self.valkey_share >= FULL_SHARE or self.commit_p99_ms > LATE_MS or behind
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What one answer takes in the engine. Units: bytes, as the engine counts its keys'."""
+    """What one answer takes in Valkey. Units: bytes, as Valkey counts its keys'."""
 
     live: float  # half of it is written
     finished: float  # while its text is kept
@@ -158,20 +158,20 @@ class _Stream:
 
     def committed(self, reply: CommitReply) -> None:
         if not isinstance(reply, Written):
-            self.failure = f"the engine did not write: {reply!r:.200}"
+            self.failure = f"Valkey did not write: {reply!r:.200}"
             return
         self._count(reply.head - self._written)
         self._written = reply.head
 
     def finished(self, reply: FinishReply) -> None:
         if not isinstance(reply, Done):
-            self.failure = f"the engine did not end: {reply!r:.200}"
+            self.failure = f"Valkey did not end: {reply!r:.200}"
 
     def not_committed(self) -> None:
-        self.failure = "the engine refused a batch"
+        self.failure = "Valkey refused a batch"
 
     def not_committable(self) -> None:
-        self.failure = "the engine's answer cannot be used"
+        self.failure = "Valkey's answer cannot be used"
 
 
 class _Timed(Connection):
@@ -207,7 +207,7 @@ class _Copy:
 
 
 class _Worker:
-    """A worker of the service, as the engine sees it: two connections."""
+    """A worker of the service, as Valkey sees it: two connections."""
 
     def __init__(self, url: str, number: int, streams: int, read_share: float) -> None:
         self.name = f"{number:016x}"
@@ -301,7 +301,7 @@ def _nothing(*_: object) -> None:
 
 
 class _Info:
-    """What the engine says of itself, as numbers, and how long its thread was ready and had no core."""
+    """What Valkey says of itself, as numbers, and how long its thread was ready and had no core."""
 
     def __init__(self, url: str) -> None:
         self._connection = Connection(url, name="figures", timeout_seconds=5.0)
@@ -318,7 +318,7 @@ class _Info:
 
 
 def measure(url: str, *, streams: int, worker_streams: int, read_share: float, seconds: float) -> Figures:
-    """Load the engine for so long, after a moment that does not count."""
+    """Load Valkey for so long, after a moment that does not count."""
     workers = math.ceil(streams / worker_streams)
     each = streams // workers
     found = [_Worker(url, number, each, read_share) for number in range(workers)]
@@ -356,9 +356,9 @@ def measure(url: str, *, streams: int, worker_streams: int, read_share: float, s
     return Figures(
         streams=each * workers,
         tokens_per_second=written / took,
-        engine_us=cpu * 1e6 / tokens,
-        engine_share=cpu / took,
-        engine_waited=spent["waited"] / took,
+        valkey_us=cpu * 1e6 / tokens,
+        valkey_share=cpu / took,
+        valkey_waited=spent["waited"] / took,
         bytes_in=spent["total_net_input_bytes"] / tokens,
         bytes_out=spent["total_net_output_bytes"] / tokens,
         commands_per_second=sent / took,
@@ -414,11 +414,11 @@ class Plan:
     def thread_streams(self) -> float:
         """How many streams fill one thread, at the cost of a token in the best step, where it is not reached."""
         best = self.best
-        reached = any(step.is_full and step.engine_share >= FULL_SHARE for step in self.steps)
-        return best.streams if reached else best.streams * FULL_SHARE / max(best.engine_share, 1e-9)
+        reached = any(step.is_full and step.valkey_share >= FULL_SHARE for step in self.steps)
+        return best.streams if reached else best.streams * FULL_SHARE / max(best.valkey_share, 1e-9)
 
     @property
-    def streams_per_engine(self) -> int:
+    def streams_per_valkey(self) -> int:
         return int(self.thread_streams * USABLE_SHARE)
 
     def bytes_for(self, streams: int) -> tuple[float, float]:
@@ -428,24 +428,24 @@ class Plan:
         return kept, ends_per_second * REMEMBERED_SECONDS * self.memory.remembered
 
     def needed(self, streams: int) -> tuple[int, int]:
-        """Engines and workers (of one core each)."""
-        return math.ceil(streams / self.streams_per_engine), math.ceil(streams / self.worker_streams)
+        """Valkey servers and workers (of one core each)."""
+        return math.ceil(streams / self.streams_per_valkey), math.ceil(streams / self.worker_streams)
 
     def markdown(self) -> str:
         lines = [
-            "| streams | tokens a second | engine's CPU a token | engine's thread: busy, waiting for a core "
+            "| streams | tokens a second | valkey's CPU a token | valkey's thread: busy, waiting for a core "
             "| in, out a token | commands a second, with those in scripts | commit p50, p99 | this load's own CPU |",
             "|---|---|---|---|---|---|---|---|",
         ]
         lines += [
-            f"| {it.streams:,} | {it.tokens_per_second:,.0f} | {it.engine_us:.1f} µs "
-            f"| {it.engine_share:.0%}, {it.engine_waited:.0%} | {it.bytes_in:.0f}, {it.bytes_out:.0f} B "
+            f"| {it.streams:,} | {it.tokens_per_second:,.0f} | {it.valkey_us:.1f} µs "
+            f"| {it.valkey_share:.0%}, {it.valkey_waited:.0%} | {it.bytes_in:.0f}, {it.bytes_out:.0f} B "
             f"| {it.commands_per_second:,.0f}, {it.steps_per_second:,.0f} "
             f"| {it.commit_p50_ms:.1f}, {it.commit_p99_ms:.1f} ms | {it.load_share:.0%} |"
             for it in self.steps
         ]
-        if any(it.engine_waited > MOST_WAITED for it in self.steps):
-            lines += ["", "**The engine waited for a core that others had**: its CPU counts, its times do not."]
+        if any(it.valkey_waited > MOST_WAITED for it in self.steps):
+            lines += ["", "**Valkey waited for a core that others had**: its CPU counts, its times do not."]
         best = self.best
         sizes = ", ".join(f"{name} {size:,.0f} B" for name, size in asdict(self.memory).items())
         lines += [
@@ -462,17 +462,17 @@ class Plan:
             f"| commands a second, with those in scripts | {best.commands_per_second * share:,.0f}, "
             f"{best.steps_per_second * share:,.0f} | |"
         )
-        lines.append(f"| to the engine, from it | {into:.1f}, {out:.1f} MB/s | {into:,.1f}, {out:,.1f} GB/s |")
+        lines.append(f"| to Valkey, from it | {into:.1f}, {out:.1f} MB/s | {into:,.1f}, {out:,.1f} GB/s |")
         few, many = self.bytes_for(1000), self.bytes_for(GOAL)
         for what, at in (
             (f"live, and kept for {KEPT_SECONDS / 60:.0f} minutes", 0),
             (f"remembered for {REMEMBERED_SECONDS / 3600:.0f} hours", 1),
         ):
             lines.append(f"| {what} | {few[at] / 2**20:,.0f} MiB | {many[at] / 2**30:,.0f} GiB |")
-        engines, workers = self.needed(GOAL)
+        servers, workers = self.needed(GOAL)
         lines.append(
-            f"| engines of {self.streams_per_engine:,} streams, {USABLE_SHARE:.0%} of the {self.thread_streams:,.0f} "
-            f"that fill a thread | {1000 / self.streams_per_engine:.2f} | {engines:,} |"
+            f"| Valkey servers of {self.streams_per_valkey:,} streams, {USABLE_SHARE:.0%} of the "
+            f"{self.thread_streams:,.0f} that fill a thread | {1000 / self.streams_per_valkey:.2f} | {servers:,} |"
         )
         lines.append(
             f"| workers of {self.worker_streams} streams, a core each "
@@ -486,12 +486,12 @@ class Plan:
         return "\n".join(lines)
 
     def json(self) -> str:
-        engines, workers = self.needed(GOAL)
+        servers, workers = self.needed(GOAL)
         found = {
             "steps": [asdict(step) for step in self.steps],
             "memory": asdict(self.memory),
-            "streams_per_engine": self.streams_per_engine,
-            "goal": {"streams": GOAL, "engines": engines, "workers": workers},
+            "streams_per_valkey": self.streams_per_valkey,
+            "goal": {"streams": GOAL, "valkey_servers": servers, "workers": workers},
         }
         return json.dumps(found, indent=1)
 
@@ -521,26 +521,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.setswitchinterval(0.0005)  # who has an answer need not wait until another has written its batch
     with tempfile.TemporaryDirectory(prefix="scale-") as directory, ExitStack() as stack:
         try:
-            engine = Engine(Path(directory), Cores.of(cores).first)
+            valkey = Valkey(Path(directory), Cores.of(cores).first)
         except NotStarted as problem:
             print(f"No measurement: {problem}")
             return 2
-        stack.callback(engine.end)
+        stack.callback(valkey.end)
         if len(cores) > 1:
             stack.callback(os.sched_setaffinity, 0, cores)
             os.sched_setaffinity(0, cores[:-1])
-        found = memory(engine.url())
+        found = memory(valkey.url())
         while len(steps) < options.steps and not (steps and steps[-1].is_full):
             steps.append(
                 measure(
-                    engine.url(),
+                    valkey.url(),
                     streams=streams,
                     worker_streams=options.worker_streams,
                     read_share=options.read_share,
                     seconds=options.seconds,
                 )
             )
-            print(f"{streams:,} streams: {steps[-1].engine_share:.0%} of the engine's thread", flush=True)
+            print(f"{streams:,} streams: {steps[-1].valkey_share:.0%} of Valkey's thread", flush=True)
             streams = int(streams * GROWTH)
     plan = Plan(steps, found, options.worker_streams)
     print(f"\n{plan.markdown()}")

@@ -18,7 +18,7 @@ from tests.requirements import MISSING, is_required
 FIRST = ("test_shared_", "test_examples.", "test_leases.", "test_patched.", "test_schemathesis.")
 """How the names of the files begin that are run first."""
 
-pytest_plugins = ["tests.collecting", "tests.harness.contract_run", "tests.harness.engines"]
+pytest_plugins = ["tests.collecting", "tests.harness.contract_run", "tests.harness.valkey_fixtures"]
 
 
 def _skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str | None:
@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Order the tests so that nobody waits for the last one.
 
     In `make test`, whose workers take one file after the other (not in `.ci/run`'s young machine), what mostly waits
-    (for leases, for an engine that is away) comes first, beside the browsers, which keep a core busy. So does a file
+    (for leases, for a Valkey that is away) comes first, beside the browsers, which keep a core busy. So does a file
     that takes half a minute. The short files of tests/unit are the last.
 
     In `make test-long`, all workers but one begin with what takes minutes: what has a limit of time of its own. They

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from load.compare.engine import CONNECTIONS, ENGINE, LOCAL, MOST_READERS, REMOTE, STREAMS, WORKERS
 from load.compare.lanes import GAP_MS, Figures
 from load.compare.subjects import DIRECT, OURS
+from load.compare.valkey import CONNECTIONS, LOCAL, MOST_READERS, REMOTE, STREAMS, VALKEY, WORKERS
 
 __all__ = ["Bar", "Results", "Verdict", "judge"]
 
@@ -53,22 +53,22 @@ class Results:
         return self.median("requests", 10, subject, "cpu_us_per_request") - token
 
     def of_memory(self, streams: int, readers: str) -> float:
-        """Tell how many times the memory store's CPU a token costs whose stream is on the engine."""
-        ours, theirs = (self.median(ENGINE, streams, name, "cpu_us_per_token") for name in (readers, OURS))
+        """Tell how many times the memory store's CPU a token costs whose stream is on Valkey."""
+        ours, theirs = (self.median(VALKEY, streams, name, "cpu_us_per_token") for name in (readers, OURS))
         return ours / theirs
 
     def added_gap(self, streams: int, readers: str) -> float:
         """Units: milliseconds that the gap's p99 is over the memory store's."""
-        ours, theirs = (self.median(ENGINE, streams, name, "gap_p99_ms") for name in (readers, OURS))
+        ours, theirs = (self.median(VALKEY, streams, name, "gap_p99_ms") for name in (readers, OURS))
         return ours - theirs
 
     def two_workers(self) -> float:
         """Tell how many times one worker's streams two of them sustain."""
-        one, two = (self.median(WORKERS, number, ENGINE, "sustained") for number in (1, 2))
+        one, two = (self.median(WORKERS, number, VALKEY, "sustained") for number in (1, 2))
         return two / one if one else math.nan
 
     def more_connections(self, readers: int) -> float:
-        """Tell how many more connections a worker holds to the engine than for one remote reader."""
+        """Tell how many more connections a worker holds to Valkey than for one remote reader."""
         most, fewest = (self.median(CONNECTIONS, number, REMOTE, "connections") for number in (readers, 1))
         return most - fewest
 
@@ -108,9 +108,9 @@ def _missing(results: Results, streams: int) -> float:
     return sum(results.worst("paced", streams, OURS, name) for name in names)
 
 
-def _missing_on_engine(results: Results) -> float:
+def _missing_on_valkey(results: Results) -> float:
     names = ("missing", "disordered", "unfinished")
-    return sum(results.worst(ENGINE, STREAMS, readers, name) for readers in (LOCAL, REMOTE) for name in names)
+    return sum(results.worst(VALKEY, STREAMS, readers, name) for readers in (LOCAL, REMOTE) for name in names)
 
 
 def _rise(results: Results) -> float:
@@ -161,7 +161,7 @@ BARS = (
         lambda r: r.of_memory(STREAMS, REMOTE),
     ),
     Bar("Valkey, 100 streams, remote readers: added gap p99", 30, None, "ms", lambda r: r.added_gap(STREAMS, REMOTE)),
-    Bar("Valkey, 100 streams: tokens missing, or answers not whole", 0, 0, "", _missing_on_engine),
+    Bar("Valkey, 100 streams: tokens missing, or answers not whole", 0, 0, "", _missing_on_valkey),
     Bar("Valkey: streams of two workers, of one's", 1.7, None, "×", Results.two_workers, at_least=True),
     Bar(
         "Valkey: connections of a worker, more at 500 remote readers than at 1",

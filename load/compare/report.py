@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from load.compare.bars import Results, judge
-from load.compare.engine import CONNECTIONS, ENGINE, LOCAL, REMOTE, WORKERS
 from load.compare.lanes import GAP_MS, STARTS_PER_SECOND
 from load.compare.subjects import DIRECT, OURS, Subject
+from load.compare.valkey import CONNECTIONS, LOCAL, REMOTE, VALKEY, WORKERS
 
 __all__ = ["Report"]
 
@@ -52,7 +52,7 @@ class Report:
             self._bars(),
             self._paced(),
             self._others(),
-            self._engine(),
+            self._valkey(),
             self._harness(),
             self._notes(),
         ]
@@ -135,25 +135,25 @@ class Report:
             lines.append(f"| {name} | {cpu} | {burst} | {whole} | {again} | {rates} | {memory} |")
         return "\n".join(lines)
 
-    def _engine(self) -> str:
-        """Tell what the lanes of the engine found; empty where there is none."""
+    def _valkey(self) -> str:
+        """Tell what the lanes on Valkey found; empty where there is none."""
         of = self.results.median
         lines = [
             "| with Valkey: streams | | CPU a token | Valkey's own | first token p50, p95, p99 "
             "| gap p50, p95, p99, max | tokens missing |",
             "|---|---|---|---|---|---|---|",
         ]
-        for level in sorted({level for lane, level, _ in self.results.rounds if lane == ENGINE}):
+        for level in sorted({level for lane, level, _ in self.results.rounds if lane == VALKEY}):
             for name, shown in ((OURS, f"{OURS}, in memory"), (LOCAL, LOCAL), (REMOTE, REMOTE)):
-                first = ", ".join(_number(of(ENGINE, level, name, f"ttft_p{share}_ms")) for share in (50, 95, 99))
+                first = ", ".join(_number(of(VALKEY, level, name, f"ttft_p{share}_ms")) for share in (50, 95, 99))
                 gaps = ", ".join(
-                    _number(of(ENGINE, level, name, f"gap_{it}_ms")) for it in ("p50", "p95", "p99", "max")
+                    _number(of(VALKEY, level, name, f"gap_{it}_ms")) for it in ("p50", "p95", "p99", "max")
                 )
-                own = of(ENGINE, level, name, "engine_cpu_us_per_token")
+                own = of(VALKEY, level, name, "valkey_cpu_us_per_token")
                 lines.append(
-                    f"| {level} | {shown} | {_number(of(ENGINE, level, name, 'cpu_us_per_token'))} µs "
+                    f"| {level} | {shown} | {_number(of(VALKEY, level, name, 'cpu_us_per_token'))} µs "
                     f"| {'' if math.isnan(own) else f'{_number(own)} µs'} | {first} ms | {gaps} ms "
-                    f"| {_number(self.results.worst(ENGINE, level, name, 'missing'))} |"
+                    f"| {_number(self.results.worst(VALKEY, level, name, 'missing'))} |"
                 )
         if len(lines) == 2:
             return ""
@@ -162,8 +162,8 @@ class Report:
             for level in sorted({level for lane, level, _ in self.results.rounds if lane == CONNECTIONS})
         ]
         lines += ["", f"Connections of a worker to Valkey, by remote readers: {', '.join(said)}."]
-        if self.results.count(WORKERS, 1, ENGINE):
-            one, two = (_number(of(WORKERS, number, ENGINE, "sustained")) for number in (1, 2))
+        if self.results.count(WORKERS, 1, VALKEY):
+            one, two = (_number(of(WORKERS, number, VALKEY, "sustained")) for number in (1, 2))
             lines[-1] += f" Streams sustained at 5× {GAP_MS} ms (p99): {one} by one worker, {two} by two."
         return "\n".join(lines)
 

@@ -18,11 +18,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from load.compare import engine, lanes, report
+from load.compare import lanes, report, valkey
 from load.compare.bars import RATIO_STREAMS, Results
-from load.compare.engine import CONNECTIONS, CORES_FOR_WORKERS, ENGINE, LOCAL, REMOTE, WORKERS, Cores, Pair
 from load.compare.lanes import Figures, Target
 from load.compare.subjects import DIRECT, OURS, Meter, NotStarted, Process, Subject, subjects
+from load.compare.valkey import CONNECTIONS, CORES_FOR_WORKERS, LOCAL, REMOTE, VALKEY, WORKERS, Cores, Pair
 
 __all__ = ["main"]
 
@@ -40,9 +40,9 @@ class Plan:
     repeats: int  # of the short lanes
     request_seconds: float
     connections: Sequence[int]
-    engine_streams: int = engine.STREAMS
-    engine_rounds: int = 3
-    readers: Sequence[int] = (1, engine.MOST_READERS)
+    valkey_streams: int = valkey.STREAMS
+    valkey_rounds: int = 3
+    readers: Sequence[int] = (1, valkey.MOST_READERS)
     worker_levels: Sequence[int] = tuple(range(128, 641, 64))
     worker_tokens: int = 600  # so many that all streams are there at once
 
@@ -67,7 +67,7 @@ QUICK = Plan(
     1,
     1.0,
     (1, 10, 64),
-    engine_rounds=1,
+    valkey_rounds=1,
     worker_levels=tuple(range(256, 641, 128)),
 )
 
@@ -83,7 +83,7 @@ class Comparison:
             self._plan = replace(
                 self._plan,
                 levels=options.levels,
-                engine_streams=min(most, self._plan.engine_streams),
+                valkey_streams=min(most, self._plan.valkey_streams),
                 readers=[min(most, each) for each in self._plan.readers],
                 worker_levels=options.levels,
             )
@@ -121,7 +121,7 @@ class Comparison:
                 if name == OURS or not self._is_quick:
                     most = max(self._plan.levels)
                     self._note("held", most, name, lanes.held(target, most))
-            self._engine_lanes(len(cores))  # nor has ours more to remember than those on the engine
+            self._valkey_lanes(len(cores))  # nor has ours more to remember than those on Valkey
             self._short_lanes()
             for streams in self._plan.levels:
                 self._paced(streams)
@@ -206,11 +206,11 @@ class Comparison:
                 if figures["sustained_5x"] < streams / 2 and name != OURS:
                     self._beaten.add(name)  # the next level would only take longer
 
-    def _engine_lanes(self, cores: int) -> None:
+    def _valkey_lanes(self, cores: int) -> None:
         plan, pair = self._plan, self._pair
         if pair is None:
             return
-        streams = plan.engine_streams
+        streams = plan.valkey_streams
         for target in (pair.first, pair.second):
             lanes.paced(target, 10, 20)
         measures: list[tuple[str, Callable[[], Figures]]] = [
@@ -218,9 +218,9 @@ class Comparison:
             (LOCAL, lambda: pair.paced(streams, plan.tokens, remote=False)),
             (REMOTE, lambda: pair.paced(streams, plan.tokens, remote=True)),
         ]
-        for number in range(plan.engine_rounds):
+        for number in range(plan.valkey_rounds):
             for name, measure in measures[::-1] if number % 2 else measures:
-                self._note(ENGINE, streams, name, measure())
+                self._note(VALKEY, streams, name, measure())
         for readers in plan.readers:
             self._note(CONNECTIONS, readers, REMOTE, pair.connections(readers))
         if cores < CORES_FOR_WORKERS:
@@ -231,11 +231,11 @@ class Comparison:
             )
             return
         ours, upstream = self._targets[OURS].subject, (self._upstream_pid, self._upstream_port)
-        found = engine.workers(
-            pair.engine, ours, self._directory, self._cores, upstream, plan.worker_levels, plan.worker_tokens
+        found = valkey.workers(
+            pair.valkey, ours, self._directory, self._cores, upstream, plan.worker_levels, plan.worker_tokens
         )
         for workers, figures in found.items():
-            self._note(WORKERS, workers, ENGINE, figures)
+            self._note(WORKERS, workers, VALKEY, figures)
 
     def _in_turn(self, number: int) -> list[tuple[str, Target]]:
         """Give the subjects, forwards and backwards by turns: A B B A."""
@@ -246,7 +246,7 @@ class Comparison:
         self._results.add(lane, level, name, figures)
         shown = ("cpu_us_per_token", "cpu_us_per_request", "ttft_p50_ms", "ttft_p99_ms", "gap_p99_ms", "missing")
         more = ("whole_ms", "requests_per_second", "rss_idle_mb", "rss_live_mb", "rss_after_mb")
-        more += ("engine_cpu_us_per_token", "connections", "sustained")
+        more += ("valkey_cpu_us_per_token", "connections", "sustained")
         words = [
             f"{key} {figures[key]:.1f}" for key in (*shown, *more) if key in figures and not math.isnan(figures[key])
         ]

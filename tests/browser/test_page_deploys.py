@@ -12,10 +12,10 @@ from tests.browser.chatpage import ChatPage
 from tests.browser.conftest import OpenChat
 from tests.browser.dialogues import exchange
 from tests.browser.page_steps import status
-from tests.harness.engine import Engine, program
 from tests.harness.reader import get
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream, answer
+from tests.harness.valkey import Valkey, program
 from tests.live.fronts import front_of_two
 from tests.live.shared import is_ready
 from tests.live.steps import poll, settings
@@ -34,18 +34,18 @@ A_WHILE_AGO = """() => {
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
+def valkey() -> Iterator[Valkey]:
     require_or_skip("Valkey (pip install -r requirements-dev.txt)", program() is not None)
-    with Engine() as engine:
-        yield engine
+    with Valkey() as valkey:
+        yield valkey
 
 
 @pytest.mark.long
 def test_page_goes_on_through_a_deploy_that_changes_it(
-    engine: Engine, upstream: ScriptedUpstream, open_chat: OpenChat, tmp_path: Path
+    valkey: Valkey, upstream: ScriptedUpstream, open_chat: OpenChat, tmp_path: Path
 ) -> None:
     """Both instances are replaced under a page that stays open; pages that are loaded meanwhile are whole."""
-    told = settings(upstream, REDIS_URL=engine.url(engine.new_database()))
+    told = settings(upstream, REDIS_URL=valkey.url(valkey.new_database()))
     new_root = another_version(tmp_path)
     upstream.always(answer(["One ", "two."]))
     with (

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from load.events import Event
-from tests.harness.engine import Engine
 from tests.harness.reader import Connection, delete, get, open_stream, post
 from tests.harness.script import Close, Delta, Done, Finish, Gate, Script, Stall, Step, Token, Usage, error
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
+from tests.harness.valkey import Valkey
 from tests.live.steps import copy_of_service, poll, settings
 
 QUESTION = {"message": "What is the capital of Italy?"}
@@ -91,7 +91,7 @@ class World:
         self._services: dict[str, ChatWait] = {}
         self._expired = ""
         self._orphan = ""
-        self._engine: Engine | None = None
+        self._valkey: Valkey | None = None
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self.upstream)
@@ -156,21 +156,21 @@ class World:
         return self._services["stopping"]
 
     @property
-    def engine(self) -> Engine:
+    def valkey(self) -> Valkey:
         """Give the storage that several processes share."""
-        if self._engine is None:
-            self._engine = self._stack.enter_context(Engine())
-        return self._engine
+        if self._valkey is None:
+            self._valkey = self._stack.enter_context(Valkey())
+        return self._valkey
 
     @property
     def sharing(self) -> ChatWait:
         """Give a service that keeps its streams there."""
-        return self.service(REDIS_URL=self.engine.url())
+        return self.service(REDIS_URL=self.valkey.url())
 
     @contextmanager
     def another(self) -> Iterator[ChatWait]:
         """Run another one of them, to be killed."""
-        service = self.new_service(REDIS_URL=self.engine.url())
+        service = self.new_service(REDIS_URL=self.valkey.url())
         try:
             yield service.start()
         finally:
@@ -339,7 +339,7 @@ def storage_away_for_a_while(world: World) -> Iterator[Scene]:
     """From the first token to the second; the model waits until the reader has been told."""
     world.upstream.always(Script(steps=[*ROME, Gate("unresumable"), Token("."), Gate("resumable"), *REST[1:]]))
     service = world.sharing
-    turns = iter([world.engine.freeze, world.engine.thaw])
+    turns = iter([world.valkey.freeze, world.valkey.thaw])
 
     def turn(event: Event) -> None:
         if event.event == "token":
@@ -349,7 +349,7 @@ def storage_away_for_a_while(world: World) -> Iterator[Scene]:
     try:
         yield Scene(service, saw=turn)
     finally:
-        world.engine.thaw()
+        world.valkey.thaw()
 
 
 @contextmanager

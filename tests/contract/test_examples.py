@@ -12,11 +12,11 @@ from app import errors
 from tests.contract.document import codes_of, elsewhere, operations, seen_through, statuses
 from tests.contract.golden import EXAMPLES, STREAM_IDS, answer_to, exchange, goldens, replace_ids
 from tests.contract.situations import SHARED, World
-from tests.harness.engine import program
+from tests.harness.valkey import program
 from tests.requirements import require_or_skip
 
 GOLDENS = {golden.name: golden for golden in goldens()}
-ENGINE = "a Valkey or Redis server (requirements-dev.txt has one for Linux and macOS)"
+VALKEY = "a Valkey or Redis server (requirements-dev.txt has one for Linux and macOS)"
 OTHER_HEADERS = {"content-type", "cache-control", "x-accel-buffering", "vary"}
 """What the contract says in words, and no schema could say better."""
 
@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def test_example_is_what_the_service_answers(world: World, name: str) -> None:
     golden = GOLDENS[name]
     if golden.situation in SHARED:
-        require_or_skip(ENGINE, program() is not None)
+        require_or_skip(VALKEY, program() is not None)
 
     assert answer_to(world, golden).answer == golden.answer, "if this is wanted: python -m tests.contract.golden"
 

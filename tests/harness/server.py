@@ -36,7 +36,7 @@ CLOCK = ("CHATWAIT_TEST_CLOCK_AHEAD", "PYTHONPATH")
 """What `tests.new_machine` tells every Python of the tests: the second only beside the first."""
 PASSED_ON = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "COVERAGE_PROCESS_CONFIG")
 STORE = "CHATWAIT_TEST_REDIS_URL"
-"""Where this names an engine, every service of the tests that says nothing else keeps its streams there."""
+"""Where this names a Valkey, every service of the tests that says nothing else keeps its streams there."""
 
 START_SECONDS = 60.0
 EXIT_SECONDS = 5.0

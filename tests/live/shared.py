@@ -1,4 +1,4 @@
-"""Services that share one engine, and what tests of them do alike."""
+"""Services that share one Valkey, and what tests of them do alike."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SHORT_LEASES = {"app.streams.shared.leases.LEASE_SECONDS": SHORT_LEASE_SECONDS}
 def services(
     upstream: ScriptedUpstream, url: str, count: int = 2, *, pace: Pace | None = None, **more: Any
 ) -> Iterator[list[ChatWait]]:
-    """Run so many services over the engine of that URL, all with the same settings, and wait until all take work.
+    """Run so many services over the Valkey of that URL, all with the same settings, and wait until all take work.
 
-    They start side by side. A service that has just begun to answer may not have reached its engine yet: its first
+    They start side by side. A service that has just begun to answer may not have reached its Valkey yet: its first
     answers are 503.
     """
     made = [ChatWait(pace=pace, **settings(upstream, REDIS_URL=url, **more)) for _ in range(count)]
@@ -41,7 +41,7 @@ def services(
 
 
 def is_ready(service: ChatWait) -> bool:
-    """Tell whether it takes work: its engine answers."""
+    """Tell whether it takes work: its Valkey answers."""
     return get(f"{service.base_url}/ready").status == 200
 
 

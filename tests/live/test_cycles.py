@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.harness.engine import Database
 from tests.harness.reader import delete, open_stream, post, read_answer, request
 from tests.harness.server import ChatWait
 from tests.harness.upstream import (
@@ -30,6 +29,7 @@ from tests.harness.upstream import (
     answer,
     error,
 )
+from tests.harness.valkey import Database
 from tests.live.steps import about, begin, log_name, new_key, poll, settings, wait_asked
 
 WERKZEUG = {"cell", "tuple", "set", "function"}
@@ -77,13 +77,13 @@ def missed(service: ChatWait) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     "shared",
-    [pytest.param(False, id="in memory"), pytest.param(True, id="with an engine", marks=pytest.mark.long)],
+    [pytest.param(False, id="in memory"), pytest.param(True, id="with a Valkey", marks=pytest.mark.long)],
 )
 def test_what_has_ended_however_it_ended_waits_for_no_collector(
-    upstream: ScriptedUpstream, engine_database: Database, shared: bool
+    upstream: ScriptedUpstream, valkey_database: Database, shared: bool
 ) -> None:
     """Upstream: every way to fail."""
-    url = engine_database.url if shared else None
+    url = valkey_database.url if shared else None
     with (
         serving(upstream, REDIS_URL=url, MAX_ANSWER_CHARS=1000) as service,
         ThreadPoolExecutor(2 * len(ENDS)) as threads,
@@ -133,9 +133,9 @@ def test_what_clients_do_wrong_waits_for_no_collector(upstream: ScriptedUpstream
         assert set(missed(service)) <= {"list"}, "marshmallow's sets of the names of fields"
 
 
-def test_what_is_refused_waits_for_no_collector(upstream: ScriptedUpstream, engine_database: Database) -> None:
-    """Also with a key, for which the engine is asked whether it is another's."""
-    with serving(upstream, REDIS_URL=engine_database.url, MAX_ACTIVE_STREAMS=1) as service:
+def test_what_is_refused_waits_for_no_collector(upstream: ScriptedUpstream, valkey_database: Database) -> None:
+    """Also with a key, for which Valkey is asked whether it is another's."""
+    with serving(upstream, REDIS_URL=valkey_database.url, MAX_ACTIVE_STREAMS=1) as service:
         body = about(upstream, Script(steps=[*GOOD, Gate("held"), Finish(), Done()]))
         url, key = f"{service.base_url}/chat/streaming", new_key()
         with open_stream(url, json=body, headers=key) as first:

@@ -19,7 +19,6 @@ import pytest
 
 from load.events import EventParser
 from tests.harness.answer import Answer
-from tests.harness.engine import Engine
 from tests.harness.script import Step, encode_json
 from tests.harness.server import ChatWait
 from tests.harness.upstream import (
@@ -35,6 +34,7 @@ from tests.harness.upstream import (
     TruncatedChunk,
     error,
 )
+from tests.harness.valkey import Valkey
 from tests.live.many import Asker, read, read_one, run_all
 from tests.live.shared import services
 from tests.live.steps import about, cursor, new_key, settings
@@ -223,8 +223,8 @@ def running(request: pytest.FixtureRequest, upstream: ScriptedUpstream) -> Itera
         with one_service(upstream) as running:
             yield running
         return
-    engine: Engine = request.getfixturevalue("engine")
-    with services(upstream, engine.url(engine.new_database()), TIMEOUT_SECONDS=5) as running:
+    valkey: Valkey = request.getfixturevalue("valkey")
+    with services(upstream, valkey.url(valkey.new_database()), TIMEOUT_SECONDS=5) as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""The commands of docs/api.md and the README's client, as pasted: only the port differs."""
+"""The commands of docs/api.md, and the README's question and client, as pasted: only the port differs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.requirements import require_or_skip
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-(CLIENT,) = re.findall(
-    r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+(CLIENT,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+(QUESTION,) = re.findall(r"^```sh\n(curl .*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def run(script: str, chatwait: ChatWait, *, flags: str = "-euo pipefail") -> str:
@@ -38,6 +38,14 @@ def block(*words: str) -> str:
 
 def test_readme_has_the_examples_that_are_tried_here() -> None:
     assert len(BLOCKS) == 5
+
+
+def test_readme_question_of_the_start_is_answered(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
+    upstream.always(answer(["A ", "mineral."]))
+
+    assert json.loads(run(QUESTION, chatwait))["content"] == "A mineral."
+    assert '"event": "worker_started"' in README
+    chatwait.wait_for_log("worker_started")
 
 
 @pytest.mark.requirement("plan quickstart", "tasks T030", "tasks checklist 11")

@@ -1,4 +1,4 @@
-"""Streams cut at any byte, over two services that share an engine: each connection reaches the other one."""
+"""Streams cut at any byte, over two services that share a Valkey: each connection reaches the other one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.harness.engine import Engine
 from tests.harness.reader import read_answer, read_resuming
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream
+from tests.harness.valkey import Valkey
 from tests.live.shared import services
 from tests.live.steps import about, asked, cursor
 from tests.live.test_seam import (
@@ -28,8 +28,8 @@ from tests.live.test_seam import (
 
 
 @pytest.fixture(scope="module")
-def pair(shared_upstream: ScriptedUpstream, engine: Engine) -> Iterator[list[ChatWait]]:
-    with services(shared_upstream, engine.url(engine.new_database()), TIMEOUT_SECONDS=5) as pair:
+def pair(shared_upstream: ScriptedUpstream, valkey: Valkey) -> Iterator[list[ChatWait]]:
+    with services(shared_upstream, valkey.url(valkey.new_database()), TIMEOUT_SECONDS=5) as pair:
         yield pair
 
 

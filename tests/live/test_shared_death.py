@@ -15,10 +15,10 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
 from tests.harness.answer import Answer
-from tests.harness.engine import Database, Engine
 from tests.harness.reader import delete, get, open_stream, post, read_answer, read_resuming
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Paced, Script, ScriptedUpstream, Stall, Token
+from tests.harness.valkey import Database, Valkey
 from tests.live.figures import unheard
 from tests.live.shared import LOST_SECONDS, SHORT_LEASES, is_ready, read_at, services
 from tests.live.steps import about, asked, begin, log_name, new_key, poll, settings, wait_asked
@@ -27,9 +27,9 @@ READERS = 20
 
 
 @pytest.fixture(scope="module")
-def pair(shared_upstream: ScriptedUpstream, engine: Engine) -> Iterator[list[ChatWait]]:
+def pair(shared_upstream: ScriptedUpstream, valkey: Valkey) -> Iterator[list[ChatWait]]:
     """Two for all tests that leave them alive."""
-    with services(shared_upstream, engine.url(engine.new_database()), pace=SHORT_LEASES) as pair:
+    with services(shared_upstream, valkey.url(valkey.new_database()), pace=SHORT_LEASES) as pair:
         yield pair
 
 
@@ -37,7 +37,7 @@ TEXTS = [f"{number}é " for number in range(1, 11)]
 
 
 def entries(database: Database, stream_id: str) -> list[bytes]:
-    """List what the engine has of a stream: the names of its entries' fields."""
+    """List what Valkey has of a stream: the names of its entries' fields."""
     found: Any = database.client.xrange(f"{{chatwait}}:{stream_id}:log")
     return [name for _, fields in found for name in fields]
 
@@ -51,13 +51,13 @@ def assert_lost(answer: Answer, texts: list[str]) -> None:
 
 
 def test_readers_of_a_process_that_is_killed_get_all_there_is_and_one_end(
-    upstream: ScriptedUpstream, engine_database: Database, record_property: pytest.RecordProperty
+    upstream: ScriptedUpstream, valkey_database: Database, record_property: pytest.RecordProperty
 ) -> None:
     """The lease is the real one. An answer that dies with it before its first token leaves its key free."""
     script = Script(steps=[*map(Token, TEXTS), Gate("never"), Finish(), Done()])
     body, key = about(upstream, script), new_key()
     silent_body, silent_key = about(upstream, Script(steps=[Stall()])), new_key()
-    with services(upstream, engine_database.url, 3) as (dying, *others), ThreadPoolExecutor(READERS + 2) as pool:
+    with services(upstream, valkey_database.url, 3) as (dying, *others), ThreadPoolExecutor(READERS + 2) as pool:
         stream_id = begin(dying.base_url, body, key)
         upstream.wait_reached("never")
         silent_id = begin(dying.base_url, silent_body, silent_key)
@@ -89,7 +89,7 @@ def test_readers_of_a_process_that_is_killed_get_all_there_is_and_one_end(
             assert post(f"{url}/chat/wait", body, headers=key).json["error_code"] == "producer_lost"
             stopped = delete(f"{url}/chat/streaming/{stream_id}")
             assert (stopped.status, stopped.json["status"]) == (200, "failed")
-        assert entries(engine_database, stream_id) == [b"t"] * len(TEXTS) + [b"e"]
+        assert entries(valkey_database, stream_id) == [b"t"] * len(TEXTS) + [b"e"]
         assert len(asked(upstream, body)) == 1
         assert_lost(read_at(urls, silent_id), [])
         for lost_id in (stream_id, silent_id):
@@ -199,10 +199,10 @@ def test_keys_and_waiting_hold_across_services(upstream: ScriptedUpstream, pair:
 
 
 def test_readers_of_both_services_are_booked_and_a_damaged_record_is_410_for_its_own(
-    upstream: ScriptedUpstream, engine: Engine, pair: list[ChatWait]
+    upstream: ScriptedUpstream, valkey: Valkey, pair: list[ChatWait]
 ) -> None:
     one, other = pair
-    client: Any = engine.client(int(one.settings["REDIS_URL"].rpartition("/")[2]))
+    client: Any = valkey.client(int(one.settings["REDIS_URL"].rpartition("/")[2]))
     with ThreadPoolExecutor(3) as pool:
         body = about(upstream, Script(steps=[Token("a"), Gate("end"), Token("b"), Finish(), Done()]))
         stream_id = begin(one.base_url, body)
@@ -232,10 +232,10 @@ def test_readers_of_both_services_are_booked_and_a_damaged_record_is_410_for_its
 
 
 def test_answer_that_is_read_at_another_service_only_is_not_abandoned(
-    upstream: ScriptedUpstream, engine_database: Database
+    upstream: ScriptedUpstream, valkey_database: Database
 ) -> None:
     script = Script(steps=[Token("a"), Gate("end"), Token("b"), Finish(), Done()])
-    with services(upstream, engine_database.url, ABANDONED_SECONDS=2) as (one, other):
+    with services(upstream, valkey_database.url, ABANDONED_SECONDS=2) as (one, other):
         body = about(upstream, script)
         stream_id = begin(one.base_url, body)
         with ThreadPoolExecutor(1) as pool:
@@ -253,8 +253,8 @@ def test_answer_that_is_read_at_another_service_only_is_not_abandoned(
 
 
 @pytest.fixture
-def three_workers(upstream: ScriptedUpstream, engine_database: Database) -> Iterator[ChatWait]:
-    with ChatWait(pace=SHORT_LEASES, **settings(upstream, REDIS_URL=engine_database.url, WORKERS=3)) as chatwait:
+def three_workers(upstream: ScriptedUpstream, valkey_database: Database) -> Iterator[ChatWait]:
+    with ChatWait(pace=SHORT_LEASES, **settings(upstream, REDIS_URL=valkey_database.url, WORKERS=3)) as chatwait:
         chatwait.wait_for_workers(3)
         yield chatwait
 

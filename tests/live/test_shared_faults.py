@@ -1,4 +1,4 @@
-"""What happens to the engine, and what clients see of it: never a hole without a word."""
+"""What happens to Valkey, and what clients see of it: never a hole without a word."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 
 from tests.harness.answer import Answer
 from tests.harness.chaos import ChaosProxy, Late, Pass
-from tests.harness.engine import Engine, program
 from tests.harness.pace import Pace
 from tests.harness.reader import delete, get, post, read_answer
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Paced, Script, ScriptedUpstream, Token
+from tests.harness.valkey import Valkey, program
 from tests.live.shared import SHORT_LEASE_SECONDS, SHORT_LEASES, is_ready, read_at, services
 from tests.live.steps import about, begin, log_name, poll, settings, wait_asked
 from tests.requirements import require_or_skip
@@ -27,9 +27,9 @@ GAP_SECONDS = 0.05
 
 @dataclass
 class Cluster:
-    """Two services, the engine that they share, and the way of each to it."""
+    """Two services, the Valkey that they share, and the way of each to it."""
 
-    engine: Engine
+    valkey: Valkey
     one: ChatWait
     other: ChatWait
     ways: list[ChaosProxy]
@@ -56,18 +56,18 @@ class Cluster:
 def clustered(upstream: ScriptedUpstream, pace: Pace | None = None) -> Iterator[Cluster]:
     require_or_skip("a Valkey or Redis server", program() is not None)
     with ExitStack() as running:
-        engine = running.enter_context(Engine())
-        ways = [running.enter_context(ChaosProxy("127.0.0.1", engine.port)) for _ in range(2)]
+        valkey = running.enter_context(Valkey())
+        ways = [running.enter_context(ChaosProxy("127.0.0.1", valkey.port)) for _ in range(2)]
         one, other = [
-            running.enter_context(ChatWait(pace=pace, **settings(upstream, REDIS_URL=engine.url(port=way.port))))
+            running.enter_context(ChatWait(pace=pace, **settings(upstream, REDIS_URL=valkey.url(port=way.port))))
             for way in ways
         ]
-        yield Cluster(engine, one, other, ways)
+        yield Cluster(valkey, one, other, ways)
 
 
 @pytest.fixture(scope="module")
 def lasting_cluster(shared_upstream: ScriptedUpstream) -> Iterator[Cluster]:
-    """Live through everything that is done to the engine. Its leases are short: tests wait until they lapse."""
+    """Live through everything that is done to Valkey. Its leases are short: tests wait until they lapse."""
     with clustered(shared_upstream, SHORT_LEASES) as cluster:
         yield cluster
 
@@ -94,12 +94,12 @@ def wait_ready(*running: ChatWait) -> None:
         poll(lambda service=service: is_ready(service), seconds=10, what="ready again")
 
 
-def test_service_whose_engine_is_not_there_says_so_and_works_once_it_is(
-    upstream: ScriptedUpstream, own_engine: Engine
+def test_service_whose_valkey_is_not_there_says_so_and_works_once_it_is(
+    upstream: ScriptedUpstream, own_valkey: Valkey
 ) -> None:
-    own_engine.kill()
+    own_valkey.kill()
     body = about(upstream, Script(steps=[Token("a"), Finish(), Done()]))
-    with ChatWait(**settings(upstream, REDIS_URL=own_engine.url())) as chatwait:
+    with ChatWait(**settings(upstream, REDIS_URL=own_valkey.url())) as chatwait:
         url = chatwait.base_url
         assert get(f"{url}/health").status == 200
         ready = get(f"{url}/ready")
@@ -119,65 +119,65 @@ def test_service_whose_engine_is_not_there_says_so_and_works_once_it_is(
         assert upstream.completions == [], "nothing was asked, so nothing is paid"
         assert chatwait.wait_for_log("store_away")["level"] == "ERROR"
         assert len(chatwait.log_of("store_away")) == 1
-        own_engine.start()
+        own_valkey.start()
         wait_ready(chatwait)
         assert post(f"{url}/chat/wait", body).json["content"] == "a"
         chatwait.wait_for_log("store_back")
         assert len(chatwait.log_of("store_back")) == 1
 
 
-def test_question_that_waits_for_the_engine_while_its_process_ends_is_answered(
-    upstream: ScriptedUpstream, own_engine: Engine
+def test_question_that_waits_for_valkey_while_its_process_ends_is_answered(
+    upstream: ScriptedUpstream, own_valkey: Valkey
 ) -> None:
     body = about(upstream, Script(steps=[Token("a"), Finish(), Done()]))
     with (
-        ChatWait(**settings(upstream, REDIS_URL=own_engine.url(), DRAIN_SECONDS=10)) as chatwait,
+        ChatWait(**settings(upstream, REDIS_URL=own_valkey.url(), DRAIN_SECONDS=10)) as chatwait,
         ThreadPoolExecutor(1) as pool,
     ):
         wait_ready(chatwait)
-        own_engine.freeze()
+        own_valkey.freeze()
         asking = pool.submit(post, f"{chatwait.base_url}/chat/wait", body)
         chatwait.wait_for_log("request_received", method="POST")
-        time.sleep(0.1)  # the question has reached the engine that does not answer
+        time.sleep(0.1)  # the question has reached the Valkey that does not answer
         chatwait.signal(signal.SIGTERM)
         chatwait.wait_for_log("drain_started")
         time.sleep(0.6)  # a process that does not wait for it would have ended by now
-        own_engine.thaw()
+        own_valkey.thaw()
         told = asking.result()
         assert (told.status, told.json["content"]) == (200, "a")
         assert chatwait.wait_exit(15.0) == 0
 
 
-def test_engine_that_wants_a_password_gets_the_urls_and_no_line_shows_one(
-    upstream: ScriptedUpstream, own_engine: Engine
+def test_valkey_that_wants_a_password_gets_the_urls_and_no_line_shows_one(
+    upstream: ScriptedUpstream, own_valkey: Valkey
 ) -> None:
-    right, wrong = "canary-password-of-the-engine", "canary-password-that-is-wrong"
-    own_engine.client().config_set("requirepass", right)
+    right, wrong = "canary-password-of-valkey", "canary-password-that-is-wrong"
+    own_valkey.client().config_set("requirepass", right)
     for user, says in ((f":{wrong}@", "invalid username-password"), ("", "required")):
-        url = own_engine.url().replace("//", f"//{user}")
+        url = own_valkey.url().replace("//", f"//{user}")
         with ChatWait(**settings(upstream, REDIS_URL=url, LOG_LEVEL="DEBUG")) as chatwait:
             assert says in chatwait.wait_for_log("store_away")["cause"]
             assert not is_ready(chatwait)
         assert not [line for line in chatwait.lines + chatwait.stderr_lines if "canary" in line]
-    url = own_engine.url().replace("//", f"//default:{right}@")
+    url = own_valkey.url().replace("//", f"//default:{right}@")
     with ChatWait(**settings(upstream, REDIS_URL=url, LOG_LEVEL="DEBUG")) as chatwait:
         wait_ready(chatwait)
         body = about(upstream, Script(steps=[Token("a"), Finish(), Done()]))
         assert post(f"{chatwait.base_url}/chat/wait", body).json["content"] == "a"
-        own_engine.kill()
+        own_valkey.kill()
         chatwait.wait_for_log("store_away")
     assert not [line for line in chatwait.lines + chatwait.stderr_lines if "canary" in line]
 
 
 @pytest.mark.parametrize("how", ["killed and restarted empty", "silent", "cut off"])
-def test_stream_goes_on_while_the_engine_is_away_for_longer_than_a_lease(
+def test_stream_goes_on_while_valkey_is_away_for_longer_than_a_lease(
     upstream: ScriptedUpstream, cluster: Cluster, how: str
 ) -> None:
     go_on_while_away(upstream, cluster, how, away=SHORT_LEASE_SECONDS + 0.5, all_in_all=6)
 
 
 @pytest.mark.long
-def test_stream_goes_on_while_the_engine_is_away_for_five_seconds(upstream: ScriptedUpstream) -> None:
+def test_stream_goes_on_while_valkey_is_away_for_five_seconds(upstream: ScriptedUpstream) -> None:
     """The leases are the real ones."""
     with clustered(upstream) as cluster:
         wait_ready(cluster.one, cluster.other)
@@ -185,7 +185,7 @@ def test_stream_goes_on_while_the_engine_is_away_for_five_seconds(upstream: Scri
 
 
 def go_on_while_away(upstream: ScriptedUpstream, cluster: Cluster, how: str, *, away: float, all_in_all: float) -> None:
-    """Take the engine away from an answer that takes so long in all. Units: seconds."""
+    """Take Valkey away from an answer that takes so long in all. Units: seconds."""
     body, texts = paced(upstream, all_in_all)
     one, other = cluster.one, cluster.other
     with ThreadPoolExecutor(4) as pool:
@@ -195,9 +195,9 @@ def go_on_while_away(upstream: ScriptedUpstream, cluster: Cluster, how: str, *, 
         wait_asked(upstream, body).wait_tokens(20)
         match how:
             case "killed and restarted empty":
-                cluster.engine.kill()
+                cluster.valkey.kill()
             case "silent":
-                cluster.engine.freeze()
+                cluster.valkey.freeze()
             case _:
                 cluster.cut_off()
         one.wait_for_log("store_away")
@@ -207,9 +207,9 @@ def go_on_while_away(upstream: ScriptedUpstream, cluster: Cluster, how: str, *, 
         assert not is_ready(one)
         match how:
             case "killed and restarted empty":
-                cluster.engine.start()
+                cluster.valkey.start()
             case "silent":
-                cluster.engine.thaw()
+                cluster.valkey.thaw()
             case _:
                 cluster.connect()
         wait_ready(one, other)
@@ -227,12 +227,12 @@ def go_on_while_away(upstream: ScriptedUpstream, cluster: Cluster, how: str, *, 
 
 
 def _assert_no_pause(answer: Answer) -> None:
-    """A second after the engine is away its readers go on; a ping comes only after one without a word."""
+    """A second after Valkey is away its readers go on; a ping comes only after one without a word."""
     pings = [event for event in answer.events if event.event == "ping"]
     assert len(pings) <= 3, "it stood still"
 
 
-def test_answer_that_ends_while_the_engine_is_away_is_stored_when_it_is_back(
+def test_answer_that_ends_while_valkey_is_away_is_stored_when_it_is_back(
     upstream: ScriptedUpstream, cluster: Cluster
 ) -> None:
     one, other = cluster.one, cluster.other
@@ -256,7 +256,7 @@ def test_answer_that_ends_while_the_engine_is_away_is_stored_when_it_is_back(
         assert_done(read_answer(f"{other.base_url}/chat/streaming/{stream_id}"), ["a", "b"])
 
 
-def test_engine_that_is_slow_by_200_ms_makes_everything_that_late_and_nothing_wrong(
+def test_valkey_that_is_slow_by_200_ms_makes_everything_that_late_and_nothing_wrong(
     upstream: ScriptedUpstream, cluster: Cluster
 ) -> None:
     one, other = cluster.one, cluster.other
@@ -283,7 +283,7 @@ def test_engine_that_is_slow_by_200_ms_makes_everything_that_late_and_nothing_wr
 @pytest.mark.parametrize(
     "setting", [{"maxmemory": "1"}, {"min_replicas_to_write": "1"}], ids=["out of memory", "takes no writes"]
 )
-def test_engine_that_refuses_writes_lets_readers_go_on_and_is_completed_afterwards(
+def test_valkey_that_refuses_writes_lets_readers_go_on_and_is_completed_afterwards(
     upstream: ScriptedUpstream, cluster: Cluster, setting: dict[str, str]
 ) -> None:
     body, texts = paced(upstream, 4)
@@ -293,7 +293,7 @@ def test_engine_that_refuses_writes_lets_readers_go_on_and_is_completed_afterwar
         reading = pool.submit(read_at, [one.base_url], stream_id)
         elsewhere = pool.submit(read_at, [other.base_url], stream_id)
         wait_asked(upstream, body).wait_tokens(20)
-        with cluster.engine.configured(**setting):
+        with cluster.valkey.configured(**setting):
             poll(lambda: not is_ready(one), seconds=5, what="it says so")
             refused = post(f"{one.base_url}/chat/wait", {"message": "Hi"})
             assert (refused.status, refused.json["error_code"]) == (503, "store_unavailable")
@@ -305,14 +305,14 @@ def test_engine_that_refuses_writes_lets_readers_go_on_and_is_completed_afterwar
         assert one.log_of("store_away")[-1]["cause"].startswith("refused: ")
 
 
-def test_failover_to_a_replica_goes_on_where_it_was(upstream: ScriptedUpstream, own_engine: Engine) -> None:
+def test_failover_to_a_replica_goes_on_where_it_was(upstream: ScriptedUpstream, own_valkey: Valkey) -> None:
     """The name leads to another server from one moment to the next; the old one refuses writes."""
     body, texts = paced(upstream, 6)
-    with Engine(replica_of=own_engine) as replica:
+    with Valkey(replica_of=own_valkey) as replica:
         poll(lambda: replica.client().info("replication")["master_link_status"] == "up", seconds=10, what="it follows")
         with (
-            ChaosProxy("127.0.0.1", own_engine.port) as way,
-            services(upstream, own_engine.url(port=way.port)) as (one, other),
+            ChaosProxy("127.0.0.1", own_valkey.port) as way,
+            services(upstream, own_valkey.url(port=way.port)) as (one, other),
             ThreadPoolExecutor(2) as pool,
         ):
             stream_id = begin(one.base_url, body)
@@ -320,7 +320,7 @@ def test_failover_to_a_replica_goes_on_where_it_was(upstream: ScriptedUpstream, 
             elsewhere = pool.submit(read_at, [other.base_url], stream_id)
             wait_asked(upstream, body).wait_tokens(30)
             way.lead_to(replica.port)
-            own_engine.client().execute_command("REPLICAOF", "127.0.0.1", str(replica.port))
+            own_valkey.client().execute_command("REPLICAOF", "127.0.0.1", str(replica.port))
             replica.client().execute_command("REPLICAOF", "NO", "ONE")
             way.cut_all()
             for future in (reading, elsewhere):
@@ -332,7 +332,7 @@ def test_failover_to_a_replica_goes_on_where_it_was(upstream: ScriptedUpstream, 
 def test_host_that_is_cut_off_alone_is_taken_for_dead_and_its_own_readers_get_the_whole(
     upstream: ScriptedUpstream, cluster: Cluster
 ) -> None:
-    """Only one of the two cannot reach the engine, for longer than its lease: it cannot be told from a dead one."""
+    """Only one of the two cannot reach Valkey, for longer than its lease: it cannot be told from a dead one."""
     body, texts = paced(upstream, 6)
     alone, other, way = cluster.one, cluster.other, cluster.ways[0]
     with ThreadPoolExecutor(2) as pool:
@@ -356,7 +356,7 @@ def test_host_that_is_cut_off_alone_is_taken_for_dead_and_its_own_readers_get_th
         assert (again.terminal.event, again.text) == ("failed", lost.text)
 
 
-def test_services_that_lost_the_engine_together_do_not_take_each_other_for_dead(
+def test_services_that_lost_valkey_together_do_not_take_each_other_for_dead(
     upstream: ScriptedUpstream, cluster: Cluster
 ) -> None:
     """Every lease has lapsed when it is back; each waits one before it judges the others."""
@@ -368,14 +368,14 @@ def test_services_that_lost_the_engine_together_do_not_take_each_other_for_dead(
             for service in (cluster.one, cluster.other)
         ]
         wait_asked(upstream, body).wait_tokens(10)
-        cluster.engine.freeze()
+        cluster.valkey.freeze()
         time.sleep(SHORT_LEASE_SECONDS + 1)  # every lease lapses
-        cluster.engine.thaw()
+        cluster.valkey.thaw()
         for future in reading:
             assert_done(future.result(), texts)
 
 
-def test_connections_to_the_engine_are_two_for_one_reader_and_for_many(
+def test_connections_to_valkey_are_two_for_one_reader_and_for_many(
     upstream: ScriptedUpstream, cluster: Cluster
 ) -> None:
     one, other = cluster.one, cluster.other
@@ -393,7 +393,7 @@ def test_connections_to_the_engine_are_two_for_one_reader_and_for_many(
                 seconds=20,
                 what="all of them",
             )
-            counts.append(len(cluster.engine.connections()))
+            counts.append(len(cluster.valkey.connections()))
             upstream.open(gate)
             for future in reading:
                 assert future.result().text == "a"

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.harness.answer import Answer
-from tests.harness.engine import Database, Engine
 from tests.harness.reader import Connection, Event, Reply, delete, get, open_stream, post, read_answer
 from tests.harness.server import ChatWait
 from tests.harness.upstream import (
@@ -37,6 +36,7 @@ from tests.harness.upstream import (
     error,
 )
 from tests.harness.upstream import Event as Chunk
+from tests.harness.valkey import Database, Valkey
 from tests.live.shared import is_ready, read_at
 from tests.live.steps import about, asked, begin, cursor, new_key, poll, settings, wait_asked
 from tests.live.versions import version_0_1
@@ -69,11 +69,11 @@ class Pair(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def both(shared_upstream: ScriptedUpstream, engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def both(shared_upstream: ScriptedUpstream, valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     root = version_0_1(tmp_path_factory.mktemp("version"))
     require_or_skip("the commit of version 0.1 (git fetch --unshallow)", root is not None)
     assert root is not None
-    database = engine.database()
+    database = valkey.database()
     told = settings(shared_upstream, REDIS_URL=database.url)
     with ChatWait(root=root, **told) as old, ChatWait(**told) as new:
         yield Pair(old, new, database)

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.harness.engine import Engine
 from tests.harness.reader import read_answer
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token
+from tests.harness.valkey import Valkey
 from tests.live.shared import LOST_SECONDS, read_at, services
 from tests.live.steps import about, begin, poll, settings, wait_asked
 
@@ -34,8 +34,8 @@ def standing_still(chatwait: ChatWait, seconds: float) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=["in memory", "over Valkey"])
-def impatient(request: pytest.FixtureRequest, shared_upstream: ScriptedUpstream, engine: Engine) -> Iterator[ChatWait]:
-    more = {"REDIS_URL": engine.url(engine.new_database())} if request.param == "over Valkey" else {}
+def impatient(request: pytest.FixtureRequest, shared_upstream: ScriptedUpstream, valkey: Valkey) -> Iterator[ChatWait]:
+    more = {"REDIS_URL": valkey.url(valkey.new_database())} if request.param == "over Valkey" else {}
     with ChatWait(**settings(shared_upstream, TIMEOUT_SECONDS=SILENCE_SECONDS, **more)) as chatwait:
         yield chatwait
 
@@ -75,14 +75,14 @@ def test_drain_that_begins_with_the_awakening_has_all_its_time(upstream: Scripte
     assert (answer.terminal.event, answer.text) == ("done", "ab")
 
 
-def stop_while_it_waits_for(engine: Engine, pid: int) -> None:
+def stop_while_it_waits_for(valkey: Valkey, pid: int) -> None:
     """Stop a worker that has asked Valkey something, before it can find that Valkey is late. It asks twice a second."""
     while True:
         frozen_at = time.monotonic()
-        engine.freeze()
+        valkey.freeze()
         time.sleep(0.5)  # it has asked by now
         os.kill(pid, signal.SIGSTOP)
-        engine.thaw()
+        valkey.thaw()
         if time.monotonic() - frozen_at < 0.9:
             return
         os.kill(pid, signal.SIGCONT)  # the machine was too slow
@@ -90,12 +90,12 @@ def stop_while_it_waits_for(engine: Engine, pid: int) -> None:
 
 
 def test_worker_that_waited_for_valkey_shows_nothing_that_is_not_stored(
-    upstream: ScriptedUpstream, own_engine: Engine
+    upstream: ScriptedUpstream, own_valkey: Valkey
 ) -> None:
     """It has been replaced. It must not take its own pause for Valkey's, and show its readers more than others get."""
     script = Script(steps=[Token("a"), Gate("on"), Token("too late"), Gate("never"), Finish(), Done()])
     body = about(upstream, script)
-    with services(upstream, own_engine.url()) as (still, other), ThreadPoolExecutor(2) as pool:
+    with services(upstream, own_valkey.url()) as (still, other), ThreadPoolExecutor(2) as pool:
         stream_id = begin(still.base_url, body)
         record = wait_asked(upstream, body)
         upstream.wait_reached("on")
@@ -103,7 +103,7 @@ def test_worker_that_waited_for_valkey_shows_nothing_that_is_not_stored(
         poll(lambda: len(still.log_of("reader_attached")) == 2, seconds=10, what="its own reader")
         poll(lambda: len(other.log_of("reader_attached")) == 1, seconds=10, what="the reader elsewhere")
         (pid,) = still.worker_pids()
-        stop_while_it_waits_for(own_engine, pid)
+        stop_while_it_waits_for(own_valkey, pid)
         try:
             lost = reading[1].result(10 * LOST_SECONDS)
             upstream.open("on")

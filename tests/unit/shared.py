@@ -1,4 +1,4 @@
-"""Workers of a test's own over one engine, in this process: begun, crashed, and looked at."""
+"""Workers of a test's own over one Valkey, in this process: begun, crashed, and looked at."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Worker:
         return not self._runs.is_set()
 
     def pause(self) -> None:
-        """Stand still as after SIGSTOP: it asks the engine nothing, and takes none of its answers, until `go_on`."""
+        """Stand still as after SIGSTOP: it asks Valkey nothing, and takes none of its answers, until `go_on`."""
         self._runs.clear()
 
     def go_on(self) -> None:
@@ -93,8 +93,8 @@ class Worker:
         tail._connection.close()
         self.store.flush = lambda: None  # type: ignore[method-assign] # `close` would wait for an answer that cannot come
 
-    def has_engine_back(self) -> bool:
-        """Tell whether it has noticed that its engine was away, and that it answers again.
+    def has_valkey_back(self) -> bool:
+        """Tell whether it has noticed that its Valkey was away, and that it answers again.
 
         `ready` alone is true until the loss is noticed, which takes a question.
         """
@@ -122,7 +122,7 @@ class Worker:
 
 @contextlib.contextmanager
 def workers(url: str, count: int, **options: Any) -> Iterator[list[Worker]]:
-    """Run so many over one engine."""
+    """Run so many over one Valkey."""
     made = [Worker(url, **options).start() for _ in range(count)]
     try:
         yield made

@@ -19,7 +19,7 @@ from app.streams.shared import log as shared_log
 from app.streams.shared import store as shared
 from app.streams.shared.log import SharedLog
 from app.streams.shared.store import SharedStore
-from tests.harness.engine import Database
+from tests.harness.valkey import Database
 from tests.unit.ends import end_with
 from tests.unit.shared import wait_until
 
@@ -53,7 +53,7 @@ Factory = Callable[..., Any]
 
 
 class Time:
-    """Stand for the clock that the stores read; what waits for the engine's own clock is told how far it goes."""
+    """Stand for the clock that the stores read; what waits for Valkey's own clock is told how far it goes."""
 
     def __init__(self) -> None:
         self.passed: list[Callable[[float], None]] = []
@@ -87,7 +87,7 @@ def clock_of(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 
 
 def database_of(kind: str, request: pytest.FixtureRequest) -> Database:
-    """Give the test's database of one kind of engine."""
+    """Give the test's database of one kind of server."""
     database: Database = request.getfixturevalue(f"{kind}_database")
     return database
 
@@ -124,7 +124,7 @@ class SettledLog(SharedLog):
 
 @contextlib.contextmanager
 def shared_stores(database: Database) -> Iterator[Factory]:
-    """Make stores that share an engine's database, each another worker's."""
+    """Make stores that share a Valkey's database, each another worker's."""
     made: list[SharedStore] = []
 
     def make(*, max_active: int = 1000, budget_bytes: int = BUDGET_BYTES) -> SharedStore:
@@ -137,7 +137,7 @@ def shared_stores(database: Database) -> Iterator[Factory]:
             abandoned_seconds=300.0,
         )
         store.start(cancel=lambda *_: None, abort=lambda _: None, lost=lambda *_: None)
-        wait_until(store.ready, "the engine")  # on a machine that is busy its first answer may be late
+        wait_until(store.ready, "Valkey")  # on a machine that is busy its first answer may be late
         made.append(store)
         return store
 

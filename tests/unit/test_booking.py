@@ -10,8 +10,8 @@ from app.streams.shared.booking import BOOKED, CUT_OFF_BOOKED, Booking, Unbooked
 from app.streams.shared.log import SharedLog
 from app.streams.shared.state import State
 from tests.harness.chaos import ChaosProxy
-from tests.harness.engine import Database, Engine
-from tests.harness.engines import EACH_KIND
+from tests.harness.valkey import Database, Valkey
+from tests.harness.valkey_fixtures import EACH_KIND
 from tests.unit.ends import end_with, terminal_of
 from tests.unit.shared import PATIENCE_SECONDS, wait_until, workers
 
@@ -21,7 +21,7 @@ LONG = 30.0
 
 @pytest.fixture(params=EACH_KIND)
 def database(request: pytest.FixtureRequest) -> Database:
-    """Give each test that does the engine no harm one of each kind."""
+    """Give each test that does Valkey no harm one of each kind."""
     database: Database = request.getfixturevalue(f"{request.param}_database")
     return database
 
@@ -92,12 +92,12 @@ def test_log_that_was_taken_over_is_booked_by_its_heir_alone(database: Database)
         assert heirs_lines == [[("response_complete", 0)]]
 
 
-def test_log_that_goes_on_for_its_own_readers_alone_is_booked_under_another_name(own_engine: Engine) -> None:
+def test_log_that_goes_on_for_its_own_readers_alone_is_booked_under_another_name(own_valkey: Valkey) -> None:
     """Whether its end came before it heard that another worker had taken it over, or after."""
     with (
-        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
-        workers(own_engine.url(port=proxy.port), 1) as (one,),
-        workers(own_engine.url(), 1) as (two,),
+        ChaosProxy("127.0.0.1", own_valkey.port) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1) as (one,),
+        workers(own_valkey.url(), 1) as (two,),
     ):
         before, after = one.begin(), one.begin()
         copies = [two.store.find(log.stream_id) for log in (before, after)]
@@ -117,10 +117,10 @@ def test_log_that_goes_on_for_its_own_readers_alone_is_booked_under_another_name
         assert lines == booked(after) == [("response_cut_off", 0)]
 
 
-def test_log_whose_end_is_stored_late_is_booked_then_or_when_its_worker_ends(own_engine: Engine) -> None:
+def test_log_whose_end_is_stored_late_is_booked_then_or_when_its_worker_ends(own_valkey: Valkey) -> None:
     with (
-        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
-        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        ChaosProxy("127.0.0.1", own_valkey.port) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
     ):
         for comes_back in (True, False):
             log = one.begin()
@@ -134,7 +134,7 @@ def test_log_whose_end_is_stored_late_is_booked_then_or_when_its_worker_ends(own
             if comes_back:
                 proxy.accept()
                 wait_until(lambda lines=lines: lines, "the line")
-                wait_until(one.store.ready, "the engine is back")
+                wait_until(one.store.ready, "Valkey is back")
             else:
                 one.store.close()
             assert lines == [("response_complete", 0)]

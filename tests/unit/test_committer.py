@@ -20,7 +20,7 @@ from app.streams.shared.connection import Connection
 from app.streams.shared.records import Damaged, Stream
 from app.streams.shared.replies import Behind, Done, Missing, Written
 from tests.harness.chaos import BlackholeAfter, ChaosProxy, CutAfter, Pass
-from tests.harness.engine import Database, Engine
+from tests.harness.valkey import Database, Valkey
 from tests.unit.conftest import Events
 from tests.unit.shared import ORIGIN, PATIENCE_SECONDS, Worker, wait_until, workers
 
@@ -145,8 +145,8 @@ def make() -> Iterator[Callable[..., Running]]:
 
 
 @pytest.fixture
-def running(make: Callable[..., Running], engine_database: Database) -> Running:
-    running = make(engine_database.url)
+def running(make: Callable[..., Running], valkey_database: Database) -> Running:
+    running = make(valkey_database.url)
     running.committer.ask(("PING",))
     running.batches.sent.clear()
     return running
@@ -164,7 +164,7 @@ def entries(database: Database, log: Writing) -> list[bytes]:
 
 
 def test_what_is_changed_while_a_batch_is_on_its_way_goes_into_the_next_one(
-    running: Running, engine_database: Database
+    running: Running, valkey_database: Database
 ) -> None:
     logs = [Writing((f"{number}", "é")) for number in range(20)]
     running.hold()
@@ -173,7 +173,7 @@ def test_what_is_changed_while_a_batch_is_on_its_way_goes_into_the_next_one(
     wait_until(lambda: all(log.replies for log in logs), "all are told")
     assert [log.replies for log in logs] == [[Written(2, False)]] * 20
     assert running.batches.streams() == [20]
-    assert [entries(engine_database, log) for log in logs] == [[b"%d" % number, "é".encode()] for number in range(20)]
+    assert [entries(valkey_database, log) for log in logs] == [[b"%d" % number, "é".encode()] for number in range(20)]
 
 
 def test_batch_rests_behind_records_and_not_behind_questions(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_batch_rests_behind_records_and_not_behind_questions(running: Running, m
 
 
 def test_questions_ride_along_behind_what_is_written_and_get_their_own_answers(
-    running: Running, engine_database: Database
+    running: Running, valkey_database: Database
 ) -> None:
     log = Writing(("a", "b"), ends=True)
     key = COMMANDS.keys(log.stream.stream_id)[1]
@@ -312,11 +312,11 @@ def test_listener_that_fails_harms_no_other(running: Running) -> None:
     assert heard == [[b"b"]]
 
 
-def test_damaged_stream_is_told_to_its_log_alone(running: Running, engine_database: Database) -> None:
+def test_damaged_stream_is_told_to_its_log_alone(running: Running, valkey_database: Database) -> None:
     lost, well = Writing(("a",), ("b",)), Writing(("a",), ("b",))
     running.changed(lost, well)
     wait_until(lambda: lost.replies and well.replies, "the first part")
-    engine_database.client.delete(COMMANDS.keys(lost.stream.stream_id)[0])
+    valkey_database.client.delete(COMMANDS.keys(lost.stream.stream_id)[0])
     running.changed(lost, well)
     wait_until(lambda: len(lost.replies) == len(well.replies) == 2, "the second part")
     assert (lost.replies[1], well.replies[1]) == (Missing(), Written(2, False))
@@ -337,11 +337,11 @@ def test_records_that_do_not_join_are_told_so(running: Running) -> None:
 
 @pytest.mark.parametrize("answers", [True, False], ids=["cut", "silent"])
 def test_batch_whose_answer_is_lost_is_sent_again(
-    own_engine: Engine, make: Callable[..., Running], answers: bool
+    own_valkey: Valkey, make: Callable[..., Running], answers: bool
 ) -> None:
     """Its callers are told at once, and nobody else hears its answers."""
-    with ChaosProxy("127.0.0.1", own_engine.port, default=Pass()) as proxy:
-        running = make(own_engine.url(port=proxy.port), timeout_seconds=0.5)
+    with ChaosProxy("127.0.0.1", own_valkey.port, default=Pass()) as proxy:
+        running = make(own_valkey.url(port=proxy.port), timeout_seconds=0.5)
         running.committer.ask(("PING",))
         log, heard = Writing(("a", "b")), []
         running.hold()
@@ -357,17 +357,17 @@ def test_batch_whose_answer_is_lost_is_sent_again(
                 asked.result(PATIENCE_SECONDS)
         wait_until(lambda: log.replies, "it is told")
         assert (log.lost >= 1, log.replies[-1], heard) == (True, Written(2, False), [])
-        assert own_engine.client().xlen(COMMANDS.keys(log.stream.stream_id)[1]) == 2
+        assert own_valkey.client().xlen(COMMANDS.keys(log.stream.stream_id)[1]) == 2
         running.end()
 
 
 @pytest.mark.parametrize("answers", [True, False], ids=["cut", "silent"])
-def test_records_whose_answer_is_lost_are_written_once(own_engine: Engine, answers: bool) -> None:
+def test_records_whose_answer_is_lost_are_written_once(own_valkey: Valkey, answers: bool) -> None:
     """They have arrived, and are sent again."""
     lost = CutAfter(0) if answers else BlackholeAfter(0)
     with (
-        ChaosProxy("127.0.0.1", own_engine.port, default=Pass()) as proxy,
-        workers(own_engine.url(port=proxy.port), 1) as (one,),
+        ChaosProxy("127.0.0.1", own_valkey.port, default=Pass()) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1) as (one,),
     ):
         log = one.begin()
         log.append("a", "b")
@@ -378,20 +378,20 @@ def test_records_whose_answer_is_lost_are_written_once(own_engine: Engine, answe
             log.append("c", "d")
             wait_until(lambda number=number: log.stored == 4 + 2 * number, "they are stored", 30.0)
         wait_until(lambda: log.head == 8 and not log.is_unresumable, "all of them", 30.0)
-        told = own_engine.client().xrange(one.store._commands.keys(log.stream_id)[1])
+        told = own_valkey.client().xrange(one.store._commands.keys(log.stream_id)[1])
         assert [entry_id for entry_id, _ in told] == [f"{number}-0".encode() for number in range(1, 9)]
         assert b"".join(fields[b"t"] for _, fields in told) == b"abcdcdcd"
 
 
 def test_batch_that_is_refused_is_sent_again_until_it_is_taken(
-    own_engine: Engine, make: Callable[..., Running], events: Events
+    own_valkey: Valkey, make: Callable[..., Running], events: Events
 ) -> None:
-    running = make(own_engine.url())
+    running = make(own_valkey.url())
     running.committer.ask(("PING",))
     assert (running.backs, running.committer.back_at) == (1, None)
     contact = running.committer.contact_since
     log = Writing(("a", "b"))
-    with own_engine.configured(maxmemory="1"):
+    with own_valkey.configured(maxmemory="1"):
         running.changed(log)
         wait_until(lambda: log.lost >= 3, "it is refused, and tries again")
         assert log.replies == []
@@ -409,37 +409,37 @@ def test_batch_that_is_refused_is_sent_again_until_it_is_taken(
     assert running.committer.contact_since > (contact or 0.0)
 
 
-def test_valkey_that_is_a_primary_no_more_is_looked_for_anew(own_engine: Engine, make: Callable[..., Running]) -> None:
+def test_valkey_that_is_a_primary_no_more_is_looked_for_anew(own_valkey: Valkey, make: Callable[..., Running]) -> None:
     """The name may lead to another one now."""
-    running = make(own_engine.url())
+    running = make(own_valkey.url())
     running.committer.ask(("PING",))
-    (first,) = own_engine.connections("committing")
+    (first,) = own_valkey.connections("committing")
     log = Writing(("a",), ("b",))
     running.changed(log)
     wait_until(lambda: log.replies, "the first part")
-    own_engine.client().execute_command("REPLICAOF", "127.0.0.1", "1")
+    own_valkey.client().execute_command("REPLICAOF", "127.0.0.1", "1")
     running.changed(log)
     wait_until(lambda: log.lost >= 2, "it is refused, and tries again")
     assert running.committer._said == "refused: READONLY"
     wait_until(
-        lambda: (now := own_engine.connections("committing")) and now[0]["id"] != first["id"], "another connection"
+        lambda: (now := own_valkey.connections("committing")) and now[0]["id"] != first["id"], "another connection"
     )
-    own_engine.client().execute_command("REPLICAOF", "NO", "ONE")
+    own_valkey.client().execute_command("REPLICAOF", "NO", "ONE")
     wait_until(lambda: len(log.replies) == 2, "it is taken")
     assert log.replies[1] == Written(2, False)
 
 
-def test_worker_without_work_notices_that_its_valkey_takes_no_writes_any_more(own_engine: Engine) -> None:
+def test_worker_without_work_notices_that_its_valkey_takes_no_writes_any_more(own_valkey: Valkey) -> None:
     """A primary that became a replica keeps its connections; only writes are refused."""
     with (
-        Engine(replica_of=own_engine) as replica,
-        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
-        workers(own_engine.url(port=proxy.port), 1) as (one,),
+        Valkey(replica_of=own_valkey) as replica,
+        ChaosProxy("127.0.0.1", own_valkey.port) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1) as (one,),
     ):
         wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", "it follows")
         proxy.lead_to(replica.port)
         replica.client().execute_command("REPLICAOF", "NO", "ONE")
-        own_engine.client().execute_command("REPLICAOF", "127.0.0.1", str(replica.port))
+        own_valkey.client().execute_command("REPLICAOF", "127.0.0.1", str(replica.port))
         name = f"chatwait-{one.store.worker}"
         wait_until(
             lambda: any(client["name"] == name for client in replica.connections(name)), "it has found the new one"
@@ -450,14 +450,14 @@ def test_worker_without_work_notices_that_its_valkey_takes_no_writes_any_more(ow
         wait_until(lambda: log.head == 1, "the record")
 
 
-def test_valkey_that_forgot_the_scripts_is_given_them_again(engine_database: Database) -> None:
-    with workers(engine_database.url, 1) as (one,):
+def test_valkey_that_forgot_the_scripts_is_given_them_again(valkey_database: Database) -> None:
+    with workers(valkey_database.url, 1) as (one,):
         log = one.begin()
-        engine_database.client.script_flush()
+        valkey_database.client.script_flush()
         log.append("a")
         wait_until(lambda: log.head == 1, "the record")
         assert not log.is_unresumable
-        engine_database.client.script_flush()
+        valkey_database.client.script_flush()
         wait_until(lambda: creates(one), "a new one")
 
 
@@ -484,8 +484,8 @@ def test_valkey_is_late_from_when_it_was_asked(running: Running) -> None:
     assert not committer.is_late(now() + 1000.0)
 
 
-def test_valkey_that_was_never_there_is_late_and_asked_nothing(engine_database: Database) -> None:
-    made = Running(engine_database.url)
+def test_valkey_that_was_never_there_is_late_and_asked_nothing(valkey_database: Database) -> None:
+    made = Running(valkey_database.url)
     began = made.committer._failing_since
     assert (began is not None, made.committer.contact_since, made.committer.back_at) == (True, None, None)
     assert not made.committer.is_answered
@@ -511,28 +511,28 @@ def test_valkey_that_answers_late_was_away(running: Running, monkeypatch: pytest
 
 
 def test_asker_waits_no_longer_than_it_may_and_its_answer_is_nobody_elses(
-    own_engine: Engine, make: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+    own_valkey: Valkey, make: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "ASK_SECONDS", 0.3)
-    running = make(own_engine.url(), timeout_seconds=20.0)
+    running = make(own_valkey.url(), timeout_seconds=20.0)
     committer = running.committer
     assert committer.ask(("ECHO", "first")) == [b"first"]
-    own_engine.freeze()
+    own_valkey.freeze()
     try:
         with ThreadPoolExecutor(1) as threads:
             late = threads.submit(committer.ask, ("ECHO", "one's"))
             with pytest.raises(errors.StoreUnavailable):
                 late.result(20)
     finally:
-        own_engine.thaw()
+        own_valkey.thaw()
     wait_until(lambda: committer.is_answered and committer._asked_at is None, "it answers")
     assert committer.ask(("ECHO", "another's")) == [b"another's"]
 
 
 def test_questions_asked_at_once_get_their_own_answers_though_the_connection_is_killed_again_and_again(
-    engine_database: Database, make: Callable[..., Running]
+    valkey_database: Database, make: Callable[..., Running]
 ) -> None:
-    committer = make(engine_database.url).committer
+    committer = make(valkey_database.url).committer
     stop = threading.Event()
     wrong: list[object] = []
     counts = {"answered": 0, "refused": 0}
@@ -554,8 +554,8 @@ def test_questions_asked_at_once_get_their_own_answers_though_the_connection_is_
 
     def kill() -> None:
         while not stop.wait(0.02):
-            for client in engine_database.engine.connections("committing"):
-                engine_database.client.client_kill_filter(_id=client["id"])
+            for client in valkey_database.valkey.connections("committing"):
+                valkey_database.client.client_kill_filter(_id=client["id"])
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -571,22 +571,22 @@ def test_questions_asked_at_once_get_their_own_answers_though_the_connection_is_
     assert counts["refused"] > 0, "and some questions were lost on the way"
 
 
-def test_read_tells_a_key_of_another_kind_from_a_refusal(own_engine: Engine, make: Callable[..., Running]) -> None:
-    committer = make(own_engine.url()).committer
-    own_engine.client().set("text", "x")
+def test_read_tells_a_key_of_another_kind_from_a_refusal(own_valkey: Valkey, make: Callable[..., Running]) -> None:
+    committer = make(own_valkey.url()).committer
+    own_valkey.client().set("text", "x")
     assert committer.read(("GET", "text"), ("GET", "none")) == [b"x", None]
     with pytest.raises(Damaged, match="the kind of a key"):
         committer.read(("GET", "text"), ("HGETALL", "text"))
     assert committer.is_answered, "Valkey itself is well"
-    with own_engine.configured(maxmemory="1"), pytest.raises(errors.StoreUnavailable):
+    with own_valkey.configured(maxmemory="1"), pytest.raises(errors.StoreUnavailable):
         committer.read(("SET", "more", "x"))
 
 
-def test_committer_that_is_stopped_ends_its_thread_and_its_connection(engine_database: Database) -> None:
-    running = Running(engine_database.url).start()
+def test_committer_that_is_stopped_ends_its_thread_and_its_connection(valkey_database: Database) -> None:
+    running = Running(valkey_database.url).start()
     running.connection._connection.client_name = "ending"
     running.committer.ask(("PING",))
-    assert engine_database.engine.connections("ending")
+    assert valkey_database.valkey.connections("ending")
     running.end()
     assert not running.committer._thread.is_alive()
-    wait_until(lambda: not engine_database.engine.connections("ending"), "it is let go")
+    wait_until(lambda: not valkey_database.valkey.connections("ending"), "it is let go")

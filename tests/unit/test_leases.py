@@ -10,8 +10,8 @@ import pytest
 from app import errors
 from app.streams.shared import leases, scripts
 from tests.harness.chaos import ChaosProxy
-from tests.harness.engine import Database, Engine
-from tests.harness.engines import EACH_KIND
+from tests.harness.valkey import Database, Valkey
+from tests.harness.valkey_fixtures import EACH_KIND
 from tests.unit.ends import end_with, terminal_of
 from tests.unit.shared import LEASE_SECONDS, PATIENCE_SECONDS, wait_until, workers
 
@@ -21,7 +21,7 @@ LONG = 30.0
 
 @pytest.fixture(params=EACH_KIND)
 def database(request: pytest.FixtureRequest) -> Database:
-    """Give each test that does the engine no harm one of each kind."""
+    """Give each test that does Valkey no harm one of each kind."""
     database: Database = request.getfixturevalue(f"{request.param}_database")
     return database
 
@@ -66,7 +66,7 @@ def test_worker_that_was_stopped_and_goes_on_changes_nothing(database: Database)
 
 
 def test_worker_whose_sign_of_life_is_missing_once_is_not_taken_for_dead(database: Database) -> None:
-    """The engine may have lost it: only who is silent at two looks in a row is gone."""
+    """Valkey may have lost it: only who is silent at two looks in a row is gone."""
     with workers(database.url, 2) as (one, two):
         log = one.begin()
         log.append("a")
@@ -97,37 +97,37 @@ def test_worker_whose_sign_of_life_is_missing_once_is_not_taken_for_dead(databas
         assert terminal_of(copy).event == "failed"
 
 
-def test_worker_that_could_not_reach_the_engine_waits_before_it_judges_others(own_engine: Engine) -> None:
+def test_worker_that_could_not_reach_valkey_waits_before_it_judges_others(own_valkey: Valkey) -> None:
     with (
-        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
-        workers(own_engine.url(), 1) as (one,),
-        workers(own_engine.url(port=proxy.port), 1) as (two,),
+        ChaosProxy("127.0.0.1", own_valkey.port) as proxy,
+        workers(own_valkey.url(), 1) as (one,),
+        workers(own_valkey.url(port=proxy.port), 1) as (two,),
     ):
         log = one.begin()
         copy = two.store.find(log.stream_id)
         proxy.refuse()
         proxy.cut_all()
-        wait_until(lambda: two.store._committer.contact_since is None, "it has lost the engine")
-        own_engine.client().delete(one.store._commands.life_key(one.store.worker))
+        wait_until(lambda: two.store._committer.contact_since is None, "it has lost Valkey")
+        own_valkey.client().delete(one.store._commands.life_key(one.store.worker))
         one._ticks = False
-        own_engine.client().set(one.store._commands.life_key(one.store.worker), "1", px=1)
+        own_valkey.client().set(one.store._commands.life_key(one.store.worker), "1", px=1)
         life = one.store._commands.life_key(one.store.worker)
-        wait_until(lambda: not own_engine.client().exists(life), "it gives no sign of life")
+        wait_until(lambda: not own_valkey.client().exists(life), "it gives no sign of life")
         back = time.monotonic()
         proxy.accept()
         assert copy.settle(PATIENCE_SECONDS)
         assert time.monotonic() - back >= LEASE_SECONDS
 
 
-def test_writes_refused_for_longer_than_a_lease_make_nobody_pass_for_dead(own_engine: Engine) -> None:
-    with workers(own_engine.url(), 2) as (one, two):
+def test_writes_refused_for_longer_than_a_lease_make_nobody_pass_for_dead(own_valkey: Valkey) -> None:
+    with workers(own_valkey.url(), 2) as (one, two):
         log = one.begin()
         log.append("a")
         wait_until(lambda: log.head == 1, "the chunk")
         copy = two.store.find(log.stream_id)
-        with own_engine.configured(min_replicas_to_write="1"):
+        with own_valkey.configured(min_replicas_to_write="1"):
             lives = [worker.store._commands.life_key(worker.store.worker) for worker in (one, two)]
-            wait_until(lambda: not own_engine.client().exists(*lives), "no sign of life is left")
+            wait_until(lambda: not own_valkey.client().exists(*lives), "no sign of life is left")
             refused = time.monotonic()
             wait_until(lambda: time.monotonic() - refused > 2 * LEASE_SECONDS, "and so it stays")
         wait_until(lambda: one.store.ready() and two.store.ready(), "writes are taken again")
@@ -142,8 +142,8 @@ def test_writes_refused_for_longer_than_a_lease_make_nobody_pass_for_dead(own_en
         assert (copy.text(), terminal_of(copy).event) == ("ab", "done")
 
 
-def test_adoption_whose_answer_is_lost_is_finished_in_the_next_round(own_engine: Engine) -> None:
-    with workers(own_engine.url(), 2) as (dying, heir):
+def test_adoption_whose_answer_is_lost_is_finished_in_the_next_round(own_valkey: Valkey) -> None:
+    with workers(own_valkey.url(), 2) as (dying, heir):
         logs = [dying.begin() for _ in range(3)]
         for log in logs:
             log.append("a")
@@ -165,21 +165,21 @@ def test_adoption_whose_answer_is_lost_is_finished_in_the_next_round(own_engine:
             assert copy.settle(PATIENCE_SECONDS)
             assert (copy.text(), terminal_of(copy).event) == ("a", "failed")
         assert asked
-        assert len(own_engine.client().xrange(heir.store._commands.keys(logs[0].stream_id)[1])) == 2
+        assert len(own_valkey.client().xrange(heir.store._commands.keys(logs[0].stream_id)[1])) == 2
 
 
-def test_log_that_died_and_was_lost_gets_one_end_though_two_write_it_anew(own_engine: Engine) -> None:
-    with workers(own_engine.url(), 3) as (dying, second, third):
+def test_log_that_died_and_was_lost_gets_one_end_though_two_write_it_anew(own_valkey: Valkey) -> None:
+    with workers(own_valkey.url(), 3) as (dying, second, third):
         log = dying.begin()
         log.append("a", "b")
         wait_until(lambda: log.head == 2, "the chunks")
         copies = [worker.store.find(log.stream_id) for worker in (second, third)]
         dying.crash()
-        own_engine.client().flushdb()
+        own_valkey.client().flushdb()
         for copy in copies:
             assert copy.settle(PATIENCE_SECONDS)
             assert (copy.text(), terminal_of(copy).event) == ("ab", "failed")
-        entries = own_engine.client().xrange(second.store._commands.keys(log.stream_id)[1])
+        entries = own_valkey.client().xrange(second.store._commands.keys(log.stream_id)[1])
         assert [name for _, fields in entries for name in fields] == [b"t", b"t", b"e"]
 
 

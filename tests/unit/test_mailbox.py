@@ -11,15 +11,15 @@ import pytest
 from app import errors
 from app.streams.interface import new_stream_id
 from app.streams.shared import store as shared
-from tests.harness.engine import Database
-from tests.harness.engines import EACH_KIND
+from tests.harness.valkey import Database
+from tests.harness.valkey_fixtures import EACH_KIND
 from tests.unit.ends import end_with
 from tests.unit.shared import PATIENCE_SECONDS, Worker, wait_until, workers
 
 
 @pytest.fixture(params=EACH_KIND)
 def database(request: pytest.FixtureRequest) -> Database:
-    """Give each test that does the engine no harm one of each kind."""
+    """Give each test that does Valkey no harm one of each kind."""
     database: Database = request.getfixturevalue(f"{request.param}_database")
     return database
 
@@ -102,7 +102,7 @@ def test_messages_for_a_worker_are_few_and_expire(database: Database) -> None:
 
 
 def test_stop_that_takes_a_while_keeps_no_other_log_waiting(database: Database) -> None:
-    """To end an answer may mean to count its tokens; the engine's answers are for all."""
+    """To end an answer may mean to count its tokens; Valkey's answers are for all."""
     with workers(database.url, 2) as (one, two):
         slow, other = one.begin(), one.begin()
         begins, ends = threading.Event(), threading.Event()

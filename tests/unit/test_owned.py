@@ -13,8 +13,8 @@ from app.streams.shared.log import SharedLog
 from app.streams.shared.owned import MOST_RECORDS, MOST_REPAIRS, Owned
 from app.streams.shared.replies import Behind, Done, Ended, Fenced, Missing, Spoiled, Written
 from app.streams.shared.state import State
-from tests.harness.engine import Database
-from tests.harness.engines import EACH_KIND
+from tests.harness.valkey import Database
+from tests.harness.valkey_fixtures import EACH_KIND
 from tests.unit.ends import end_with
 from tests.unit.shared import PATIENCE_SECONDS, wait_until, workers
 from tests.unit.standing import StandingDesk, begun, copied

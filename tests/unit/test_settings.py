@@ -263,7 +263,7 @@ def test_limits_hold_no_secret() -> None:
 # Contradictions
 
 
-def test_workers_more_than_one_without_an_engine_are_refused_in_words() -> None:
+def test_workers_more_than_one_without_a_valkey_are_refused_in_words() -> None:
     text = problem(WORKERS="2")
 
     assert "WORKERS: 2 workers need REDIS_URL" in text
@@ -293,7 +293,7 @@ def test_host_of_all_addresses_needs_allowed_hosts(host: str) -> None:
         "redis://[::1]:1/",
     ],
 )
-def test_redis_url_that_names_an_engine_is_taken_as_it_is(url: str) -> None:
+def test_redis_url_that_names_a_valkey_is_taken_as_it_is(url: str) -> None:
     assert read(REDIS_URL=url).redis_url == url
 
 

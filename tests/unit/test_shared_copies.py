@@ -14,8 +14,8 @@ from app.streams.interface import new_stream_id
 from app.streams.shared import copies
 from app.streams.shared.log import SharedLog
 from tests.harness.chaos import ChaosProxy
-from tests.harness.engine import Database, Engine
-from tests.harness.engines import EACH_KIND
+from tests.harness.valkey import Database, Valkey
+from tests.harness.valkey_fixtures import EACH_KIND
 from tests.unit.ends import end_with, terminal_of
 from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, wait_until, workers
 
@@ -25,7 +25,7 @@ LONG = 30.0
 
 @pytest.fixture(params=EACH_KIND)
 def database(request: pytest.FixtureRequest) -> Database:
-    """Give each test that does the engine no harm one of each kind."""
+    """Give each test that does Valkey no harm one of each kind."""
     database: Database = request.getfixturevalue(f"{request.param}_database")
     return database
 
@@ -151,12 +151,12 @@ def test_copy_without_memory_sends_its_readers_away_and_leaves_nothing(database:
         assert two.store.used_bytes == 0
 
 
-def test_cursor_of_a_reader_whose_worker_alone_is_cut_off_from_the_engine_is_waited_for(own_engine: Engine) -> None:
+def test_cursor_of_a_reader_whose_worker_alone_is_cut_off_from_valkey_is_waited_for(own_valkey: Valkey) -> None:
     """The worker that is asked has lost nothing itself, and cannot know: it waits, no longer than a lease."""
     with (
-        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
-        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
-        workers(own_engine.url(), 1, lease_seconds=LONG) as (two,),
+        ChaosProxy("127.0.0.1", own_valkey.port) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        workers(own_valkey.url(), 1, lease_seconds=LONG) as (two,),
         ThreadPoolExecutor(1) as pool,
     ):
         log = one.begin()
@@ -249,11 +249,11 @@ def test_copy_dropped_while_it_catches_up_is_waited_for_no_longer(
         assert two.store.used_bytes == 0
 
 
-def test_stream_that_the_engine_lost_is_not_unknown_while_its_worker_may_write_it_again(own_engine: Engine) -> None:
+def test_stream_that_valkey_lost_is_not_unknown_while_its_worker_may_write_it_again(own_valkey: Valkey) -> None:
     with (
-        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
-        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
-        workers(own_engine.url(), 1, lease_seconds=LONG) as (two,),
+        ChaosProxy("127.0.0.1", own_valkey.port) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        workers(own_valkey.url(), 1, lease_seconds=LONG) as (two,),
     ):
         log = one.begin()
         log.append("a", "b")
@@ -262,15 +262,15 @@ def test_stream_that_the_engine_lost_is_not_unknown_while_its_worker_may_write_i
             two.store.find(new_stream_id())
         proxy.refuse()
         proxy.cut_all()
-        own_engine.kill()
-        own_engine.start()
-        wait_until(two.has_engine_back, "it has the engine back")
+        own_valkey.kill()
+        own_valkey.start()
+        wait_until(two.has_valkey_back, "it has Valkey back")
         for lost in (two.store.find, two.store.cancel):
             with pytest.raises(errors.StoreUnavailable):
                 lost(log.stream_id)
         proxy.accept()
         wait_until(
-            lambda: own_engine.client().exists(one.store._commands.keys(log.stream_id)[0]), "it is written again"
+            lambda: own_valkey.client().exists(one.store._commands.keys(log.stream_id)[0]), "it is written again"
         )
         assert two.store.find(log.stream_id, reach=2).text() == "ab"
         two.store._committer.back_at -= 2 * LONG

@@ -1,4 +1,4 @@
-"""One bad record on the engine harms its own readers alone: they are told that it is gone (410), and a line says so.
+"""One bad record on Valkey harms its own readers alone: they are told that it is gone (410), and a line says so.
 
 Whoever can write there can do so, or a fault. Every other stream of the same worker goes on, in the same batches and
 reads.
@@ -25,7 +25,7 @@ from app.streams.shared.log import SharedLog
 from app.streams.shared.owned import Owned
 from app.streams.shared.records import Damaged, read_end, write_end
 from app.streams.shared.state import State
-from tests.harness.engine import Database
+from tests.harness.valkey import Database
 from tests.unit.conftest import Events
 from tests.unit.ends import end_with, terminal_of
 from tests.unit.shared import ORIGIN, PATIENCE_SECONDS, Worker, wait_until, workers
@@ -35,8 +35,8 @@ STREAM = "cw_" + "s" * 22
 
 
 @pytest.fixture
-def database(engine_database: Database) -> Database:
-    return engine_database
+def database(valkey_database: Database) -> Database:
+    return valkey_database
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
-"""Files of pages on an engine: any worker finds what another one published, for a while, and again after a loss."""
+"""Files of pages on a Valkey: any worker finds what another one published, for a while, and again after a loss."""
 
 from __future__ import annotations
 
 from app.streams.memory.store import MemoryStore
 from app.streams.shared import trees
-from tests.harness.engine import Database
+from tests.harness.valkey import Database
 from tests.unit.shared import PATIENCE_SECONDS, wait_until, workers
 
 NAME, CONTENT = "0123456789abcdef", bytes(range(256)) * 300
@@ -22,7 +22,7 @@ def test_files_are_found_by_other_workers_and_outlive_their_own(valkey_database:
         assert 0 < valkey_database.client.ttl(key) <= trees.KEPT_SECONDS
 
 
-def test_files_stay_as_long_as_somebody_has_them_and_come_back_to_an_engine_that_lost_them(
+def test_files_stay_as_long_as_somebody_has_them_and_come_back_to_a_valkey_that_lost_them(
     valkey_database: Database,
 ) -> None:
     with workers(valkey_database.url, 1) as (one,):

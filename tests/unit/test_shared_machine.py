@@ -1,4 +1,4 @@
-"""Hypothesis plays at workers that share an engine: it begins, appends, ends, reads, crashes workers, has them stand
+"""Hypothesis plays at workers that share a Valkey: it begins, appends, ends, reads, crashes workers, has them stand
 still for longer than a lease and go on, and loses keys. Their clocks go at different speeds.
 
 What holds throughout: whatever a reader was shown, every later reader at any worker is shown too, in the same order;
@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 from app import errors
 from app.streams.interface import Binding
 from app.streams.shared.state import ADOPTED, ARROWS, END_READ, END_STORED, TAKEN_OVER, Arrow, State
-from tests.harness.engine import Engine
+from tests.harness.valkey import Valkey
 from tests.unit.ends import end_with
 from tests.unit.shared import LEASE_SECONDS, ORIGIN, PATIENCE_SECONDS, Step, Worker, steps_taken, wait_until
 
@@ -68,7 +68,7 @@ class Stream:
     is_ended: bool = False
     end: Any = None
     may_be_gone: bool = False
-    """The engine lost its keys after its end: it is not restored."""
+    """Valkey lost its keys after its end: it is not restored."""
     may_be_taken: bool = False
     """Its worker has stood still, and others may have ended it."""
 
@@ -76,7 +76,7 @@ class Stream:
 class Workers(RuleBasedStateMachine):
     """Three workers, of which one may crash and another take its place."""
 
-    engine: Engine
+    valkey: Valkey
     taken: Counter[str]
     """How often each arrow was taken, in all games."""
 
@@ -88,7 +88,7 @@ class Workers(RuleBasedStateMachine):
         self.steps: list[Step] = self.last.enter_context(steps_taken())
         self.looked = 0
         self.states: dict[Any, State] = {}
-        self.database = self.engine.database()
+        self.database = self.valkey.database()
         self.workers: list[Worker] = []
         self.keys = 0
         self.begun: list[Stream] = []
@@ -189,7 +189,7 @@ class Workers(RuleBasedStateMachine):
         """Hold what a log shows against what is true, and remember it."""
         lives = stream.worker in self.workers and not stream.may_be_taken
         if lives:
-            wait_until(lambda: not log.is_unresumable, "what is told of an engine that was late is taken back")
+            wait_until(lambda: not log.is_unresumable, "what is told of a Valkey that was late is taken back")
         terminal = log.end
         head = log.head
         text = log.text()
@@ -268,7 +268,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule()
     def lose_keys(self) -> None:
-        """The engine forgets everything; what lives is written anew, what has ended may be gone."""
+        """Valkey forgets everything; what lives is written anew, what has ended may be gone."""
         if any(stream.may_be_taken for stream in self.begun):
             return  # that it has been taken over would be forgotten too
         for stream in self.begun:
@@ -292,11 +292,11 @@ class Workers(RuleBasedStateMachine):
                 wait_until(lambda copy=copy: copy.head >= head or not copy.is_followed, "its copies have it all")
 
 
-def test_workers_that_share_an_engine_never_contradict_each_other(engine: Engine) -> None:
+def test_workers_that_share_a_valkey_never_contradict_each_other(valkey: Valkey) -> None:
     class Here(Workers):
         pass
 
-    Here.engine, Here.taken = engine, Counter()
+    Here.valkey, Here.taken = valkey, Counter()
     run_state_machine_as_test(
         Here,
         settings=settings(
@@ -313,13 +313,13 @@ def assert_taken(taken: Counter[str], *arrows: Arrow) -> None:
 
 
 @pytest.mark.parametrize("settles", [True, False])
-def test_worker_that_stood_still_and_was_taken_over_contradicts_nobody(engine: Engine, settles: bool) -> None:
+def test_worker_that_stood_still_and_was_taken_over_contradicts_nobody(valkey: Valkey, settles: bool) -> None:
     """The one game that chance seldom plays, with and without tokens on their way when it is stopped."""
 
     class Here(Workers):
         pass
 
-    Here.engine, Here.taken = engine, Counter()
+    Here.valkey, Here.taken = valkey, Counter()
     game = Here()
     game.begin_workers()
     try:

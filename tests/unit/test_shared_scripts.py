@@ -1,4 +1,4 @@
-"""Each script of the engine's alone, every branch, on an engine that nobody else uses."""
+"""Each script of Valkey's alone, every branch, on a Valkey that nobody else uses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from app.streams.shared import scripts
-from tests.harness.engine import Database, Engine
-from tests.harness.engines import EACH_KIND
+from tests.harness.valkey import Database, Valkey
+from tests.harness.valkey_fixtures import EACH_KIND
 
 HASH, LOG, KEY, WAKE, STOPS, LIFE = "{t}:cw", "{t}:cw:log", "{t}:key", "{t}:wake", "{t}:stops", "{t}:life"
 LIVE_MS, KEPT_MS, REMEMBERED_MS = 60_000, 5_000, 90_000
@@ -247,11 +247,11 @@ def test_commit_and_finish_where_an_entry_lies_beyond_the_head_say_damaged(clien
     assert b"end" not in client.hgetall(HASH)
 
 
-def test_commit_that_the_engine_refuses_is_refused_and_not_damaged(own_engine: Engine) -> None:
-    client = own_engine.client()
+def test_commit_that_valkey_refuses_is_refused_and_not_damaged(own_valkey: Valkey) -> None:
+    client = own_valkey.client()
     create(client)
     for setting in ({"maxmemory": "1"}, {"min_replicas_to_write": "1"}):
-        with own_engine.configured(**setting):
+        with own_valkey.configured(**setting):
             for call in (lambda: commit(client, "a"), lambda: finish(client, 0), lambda: cancel(client)):
                 with pytest.raises(redis.ResponseError, match=r"OOM|NOREPLICAS|memory|replicas"):
                     call()

@@ -34,8 +34,8 @@ from app.streams.shared.state import (
     step,
 )
 from tests.harness.chaos import ChaosProxy
-from tests.harness.engine import Database, Engine
-from tests.harness.engines import EACH_KIND
+from tests.harness.valkey import Database, Valkey
+from tests.harness.valkey_fixtures import EACH_KIND
 from tests.unit.drawing import drawn_arrows
 from tests.unit.ends import end_with, terminal_of
 from tests.unit.shared import ORIGIN, PATIENCE_SECONDS, Step, Worker, steps_taken, wait_until, workers
@@ -262,11 +262,11 @@ def test_log_that_is_asked_for_a_step_takes_it_where_its_state_has_it_and_else_s
 # Each arrow, by what causes it
 
 
-def test_late_shows_what_is_not_stored_and_answered_and_caught_up_take_that_back(own_engine: Engine) -> None:
-    with workers(own_engine.url(), 1, lease_seconds=LONG) as (one,), steps_taken() as steps:
+def test_late_shows_what_is_not_stored_and_answered_and_caught_up_take_that_back(own_valkey: Valkey) -> None:
+    with workers(own_valkey.url(), 1, lease_seconds=LONG) as (one,), steps_taken() as steps:
         log = stored(one, "a")
         assert seen(log) == (State.STORED, 1, 1, False, False, False)
-        own_engine.freeze()
+        own_valkey.freeze()
         try:
             log.append("b")
             wait_until(lambda: log.state is State.AHEAD, "Valkey is late")
@@ -275,7 +275,7 @@ def test_late_shows_what_is_not_stored_and_answered_and_caught_up_take_that_back
             log.append("c")
             assert seen(log) == (State.AHEAD, 3, 1, True, False, False)
         finally:
-            own_engine.thaw()
+            own_valkey.thaw()
         wait_until(lambda: log.state is State.STORED, "all is stored")
         wait_until(lambda: log.stored == 3, "all is stored")
         assert seen(log) == (State.STORED, 3, 3, False, False, False)
@@ -352,10 +352,10 @@ def test_end_is_stored_and_read_elsewhere(database: Database) -> None:
         assert of(copy, steps) == [(State.FOLLOWED, END_READ, State.ENDED)]
 
 
-def test_end_that_comes_while_valkey_is_away_is_stored_behind_what_was_shown(own_engine: Engine) -> None:
-    with workers(own_engine.url(), 1, lease_seconds=LONG) as (one,), steps_taken() as steps:
+def test_end_that_comes_while_valkey_is_away_is_stored_behind_what_was_shown(own_valkey: Valkey) -> None:
+    with workers(own_valkey.url(), 1, lease_seconds=LONG) as (one,), steps_taken() as steps:
         log = stored(one, "a")
-        own_engine.freeze()
+        own_valkey.freeze()
         try:
             log.append("b")
             wait_until(lambda: log.state is State.AHEAD, "Valkey is late")
@@ -363,7 +363,7 @@ def test_end_that_comes_while_valkey_is_away_is_stored_behind_what_was_shown(own
             assert log.settle(PATIENCE_SECONDS)
             assert seen(log) == (State.AHEAD, 2, 1, True, False, True)
         finally:
-            own_engine.thaw()
+            own_valkey.thaw()
         wait_until(lambda: log.state is State.ENDED, "it is stored")
         assert seen(log) == (State.ENDED, 2, 2, False, False, True)
         assert [arrow for _, arrow, _ in of(log, steps)] == [LATE, ANSWERED, END_STORED]
@@ -486,11 +486,11 @@ def test_log_that_has_ended_is_cut_off_when_valkey_loses_its_end_and_takes_it_fr
         ]
 
 
-def test_log_that_was_away_is_cut_off_or_handed_over_by_what_its_readers_have(own_engine: Engine) -> None:
+def test_log_that_was_away_is_cut_off_or_handed_over_by_what_its_readers_have(own_valkey: Valkey) -> None:
     with (
-        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
-        workers(own_engine.url(port=proxy.port), 1) as (one,),
-        workers(own_engine.url(), 1) as (two,),
+        ChaosProxy("127.0.0.1", own_valkey.port) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1) as (one,),
+        workers(own_valkey.url(), 1) as (two,),
         steps_taken() as steps,
     ):
         more, no_more = stored(one, "a"), stored(one, "a")
@@ -587,10 +587,10 @@ def test_end_of_a_copy_of_another_text_takes_no_step() -> None:
 # Two threads at the same moment
 
 
-def test_readers_are_told_of_what_is_not_stored_when_the_engine_answers_in_that_moment(
+def test_readers_are_told_of_what_is_not_stored_when_valkey_answers_in_that_moment(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One thread finds that the engine is late, another takes its answer."""
+    """One thread finds that Valkey is late, another takes its answer."""
     with workers(database.url, 1) as (one,):
         log = one.begin()
         log.append("a")
@@ -611,7 +611,7 @@ def test_readers_are_told_of_what_is_not_stored_when_the_engine_answers_in_that_
 def test_log_that_is_given_up_shows_no_more_of_its_own_in_that_moment(
     database: Database, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
-    """One thread hears that it has been taken over, another finds that the engine is late."""
+    """One thread hears that it has been taken over, another finds that Valkey is late."""
     with workers(database.url, 2) as (one, two):
         log = one.begin()
         log.append("a")

@@ -14,8 +14,8 @@ from app.streams.interface import Binding, Piece
 from app.streams.shared.log import SharedLog
 from app.streams.shared.state import State
 from tests.harness.chaos import BlackholeAfter, ChaosProxy, Late, Pass
-from tests.harness.engine import Database, Engine
-from tests.harness.engines import EACH_KIND
+from tests.harness.valkey import Database, Valkey
+from tests.harness.valkey_fixtures import EACH_KIND
 from tests.unit.ends import end_with, terminal_of
 from tests.unit.shared import ORIGIN, PATIENCE_SECONDS, Worker, wait_until, workers
 
@@ -26,13 +26,13 @@ LONG = 30.0
 
 @pytest.fixture(params=EACH_KIND)
 def database(request: pytest.FixtureRequest) -> Database:
-    """Give each test that does the engine no harm one of each kind."""
+    """Give each test that does Valkey no harm one of each kind."""
     database: Database = request.getfixturevalue(f"{request.param}_database")
     return database
 
 
-def test_chunk_is_shown_when_the_engine_has_it_and_not_before(own_engine: Engine) -> None:
-    with workers(own_engine.url(), 1) as (worker,):
+def test_chunk_is_shown_when_valkey_has_it_and_not_before(own_valkey: Valkey) -> None:
+    with workers(own_valkey.url(), 1) as (worker,):
         log = worker.begin()
         assert log.append("a")
         wait_until(lambda: log.head == 1, "the first chunk")
@@ -40,7 +40,7 @@ def test_chunk_is_shown_when_the_engine_has_it_and_not_before(own_engine: Engine
         with log.reader(1) as reader:
             reader._asleep = True
             reader.deliver = lambda piece: shown.append(piece) or True  # type: ignore[func-returns-value]
-            own_engine.freeze()
+            own_valkey.freeze()
             try:
                 assert log.append("b", "é")
                 assert log.append("c")
@@ -48,16 +48,16 @@ def test_chunk_is_shown_when_the_engine_has_it_and_not_before(own_engine: Engine
                 assert (log.head, log.text(), shown) == (1, "a", [])
                 assert not log.is_unresumable
             finally:
-                own_engine.thaw()
+                own_valkey.thaw()
             wait_until(lambda: log.head == 4, "the chunks")
             assert "".join(piece.text for piece in shown) == "béc"
             assert shown[-1].sequence == 4
 
 
-def test_end_is_shown_when_the_engine_has_it_and_not_before(own_engine: Engine) -> None:
-    with workers(own_engine.url(), 1) as (worker,):
+def test_end_is_shown_when_valkey_has_it_and_not_before(own_valkey: Valkey) -> None:
+    with workers(own_valkey.url(), 1) as (worker,):
         log = worker.begin()
-        own_engine.freeze()
+        own_valkey.freeze()
         try:
             assert log.append("a")
             assert log.finish(end_with())
@@ -66,42 +66,42 @@ def test_end_is_shown_when_the_engine_has_it_and_not_before(own_engine: Engine) 
             assert not log.settle(0.3)
             assert log.end is None
         finally:
-            own_engine.thaw()
+            own_valkey.thaw()
         assert log.settle(PATIENCE_SECONDS)
         assert (terminal_of(log).event, log.text(), log.end_read) == ("done", "a", True)
 
 
-def test_append_never_waits_for_the_engine(own_engine: Engine) -> None:
-    with workers(own_engine.url(), 1) as (worker,):
+def test_append_never_waits_for_valkey(own_valkey: Valkey) -> None:
+    with workers(own_valkey.url(), 1) as (worker,):
         log = worker.begin()
-        own_engine.freeze()
+        own_valkey.freeze()
         began = time.monotonic()
         for number in range(500):
             assert log.append(f"{number} ")
         took = time.monotonic() - began
-        own_engine.thaw()
-        assert took < 0.9, "the engine stood still all the while"
+        own_valkey.thaw()
+        assert took < 0.9, "Valkey stood still all the while"
         wait_until(lambda: log.head == 500, "all of them")
         assert log.text() == "".join(f"{number} " for number in range(500))
 
 
-def test_chunks_keep_their_places_in_the_engine_and_every_key_expires(database: Database) -> None:
+def test_chunks_keep_their_places_in_valkey_and_every_key_expires(database: Database) -> None:
     with workers(database.url, 2) as (one, two):
         log, _ = one.store.create(ORIGIN, KEY)
         hash_key, entries_key = one.store._commands.keys(log.stream_id)
-        assert -1 not in database.engine.keys(database.number).values(), "already now"
+        assert -1 not in database.valkey.keys(database.number).values(), "already now"
         log.append("He", "llo", "", "😀")
         wait_until(lambda: log.head == 4, "the chunks")
         two.store.find(log.stream_id)
         two.store.cancel(log.stream_id)
-        keys = database.engine.keys(database.number)
+        keys = database.valkey.keys(database.number)
         assert all(0 < left <= (60 + 60 + 60) * 1000 for left in keys.values()), keys
         assert {hash_key, entries_key} < set(keys)
         log.finish(end_with())
         assert log.settle(PATIENCE_SECONDS)
 
         entries = database.client.xrange(entries_key)
-        keys = database.engine.keys(database.number)
+        keys = database.valkey.keys(database.number)
 
     assert [entry_id for entry_id, _ in entries] == [f"{number}-0".encode() for number in range(1, 6)]
     assert [fields[b"t"].decode() for _, fields in entries[:-1]] == ["He", "llo", "", "😀"]
@@ -111,14 +111,14 @@ def test_chunks_keep_their_places_in_the_engine_and_every_key_expires(database: 
     assert all("{chatwait}" in key for key in keys)
 
 
-def test_large_backlog_is_stored_in_parts(own_engine: Engine) -> None:
-    with workers(own_engine.url(), 2) as (one, two):
+def test_large_backlog_is_stored_in_parts(own_valkey: Valkey) -> None:
+    with workers(own_valkey.url(), 2) as (one, two):
         log = one.begin()
-        own_engine.freeze()
+        own_valkey.freeze()
         for number in range(3000):
             log.append(f"{number} " * 20)
         log.finish(end_with())
-        own_engine.thaw()
+        own_valkey.thaw()
         assert log.settle(PATIENCE_SECONDS)
         copy = two.store.find(log.stream_id)
         assert (copy.head, copy.text()) == (3000, log.text())
@@ -151,7 +151,7 @@ def test_connections_are_two_a_worker_however_many_logs_are_followed(database: D
         def connections() -> list[str]:
             return sorted(
                 connection["name"]
-                for connection in database.engine.connections()
+                for connection in database.valkey.connections()
                 if any(worker.store.worker in connection["name"] for worker in (one, two))
             )
 
@@ -179,11 +179,11 @@ def told(log: SharedLog) -> list[bool]:
     return seen
 
 
-def test_readers_go_on_while_the_engine_is_away_and_the_log_is_completed_afterwards(own_engine: Engine) -> None:
+def test_readers_go_on_while_valkey_is_away_and_the_log_is_completed_afterwards(own_valkey: Valkey) -> None:
     with (
-        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
-        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
-        workers(own_engine.url(), 1, lease_seconds=LONG) as (two,),
+        ChaosProxy("127.0.0.1", own_valkey.port) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        workers(own_valkey.url(), 1, lease_seconds=LONG) as (two,),
     ):
         log = one.begin()
         seen = told(log)
@@ -211,11 +211,11 @@ def test_readers_go_on_while_the_engine_is_away_and_the_log_is_completed_afterwa
         assert seen == [False, True, False]
 
 
-def test_end_that_comes_while_the_engine_is_away_is_shown_and_stored_afterwards(own_engine: Engine) -> None:
+def test_end_that_comes_while_valkey_is_away_is_shown_and_stored_afterwards(own_valkey: Valkey) -> None:
     with (
-        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
-        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
-        workers(own_engine.url(), 1, lease_seconds=LONG) as (two,),
+        ChaosProxy("127.0.0.1", own_valkey.port) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        workers(own_valkey.url(), 1, lease_seconds=LONG) as (two,),
     ):
         log = one.begin()
         proxy.refuse()
@@ -229,8 +229,8 @@ def test_end_that_comes_while_the_engine_is_away_is_shown_and_stored_afterwards(
         assert two.store.find(log.stream_id).end == log.end
 
 
-def test_engine_that_lost_everything_is_given_it_again_by_those_who_live(own_engine: Engine) -> None:
-    with workers(own_engine.url(), 2) as (one, two):
+def test_valkey_that_lost_everything_is_given_it_again_by_those_who_live(own_valkey: Valkey) -> None:
+    with workers(own_valkey.url(), 2) as (one, two):
         quiet, busy = one.begin(), one.begin()
         bound, _ = one.store.create(ORIGIN, KEY)
         for log in (quiet, busy, bound):
@@ -240,31 +240,31 @@ def test_engine_that_lost_everything_is_given_it_again_by_those_who_live(own_eng
         ended.append("x")
         ended.finish(end_with())
         assert ended.settle(PATIENCE_SECONDS)
-        own_engine.kill()
-        own_engine.start()
+        own_valkey.kill()
+        own_valkey.start()
         busy.append("c")
-        wait_until(lambda: one.has_engine_back() and two.has_engine_back(), "the engine is back")
+        wait_until(lambda: one.has_valkey_back() and two.has_valkey_back(), "Valkey is back")
         for log, text in ((quiet, "aé"), (busy, "aéc"), (bound, "aé"), (ended, "x")):
             wait_until(
-                lambda log=log: own_engine.client().exists(one.store._commands.keys(log.stream_id)[1]),
+                lambda log=log: own_valkey.client().exists(one.store._commands.keys(log.stream_id)[1]),
                 "it is written anew",
             )
             copy = two.store.find(log.stream_id, reach=len(text))
             assert copy.text() == text
         assert (two.store.create(ORIGIN, KEY)[0].stream_id) == bound.stream_id
         assert two.store.find(ended.stream_id).end == ended.end
-        assert -1 not in own_engine.keys().values()
+        assert -1 not in own_valkey.keys().values()
 
 
 @pytest.mark.parametrize(
     "setting", [{"maxmemory": "1"}, {"min_replicas_to_write": "1"}], ids=["out of memory", "takes no writes"]
 )
-def test_engine_that_refuses_writes_is_one_that_is_away(own_engine: Engine, setting: dict[str, str]) -> None:
-    with workers(own_engine.url(), 2) as (one, two):
+def test_valkey_that_refuses_writes_is_one_that_is_away(own_valkey: Valkey, setting: dict[str, str]) -> None:
+    with workers(own_valkey.url(), 2) as (one, two):
         log = one.begin()
         log.append("a")
         wait_until(lambda: log.head == 1, "the chunk")
-        with own_engine.configured(**setting):
+        with own_valkey.configured(**setting):
             log.append("b")
             wait_until(lambda: log.head == 2, "it is shown all the same")
             assert log.is_unresumable
@@ -278,13 +278,13 @@ def test_engine_that_refuses_writes_is_one_that_is_away(own_engine: Engine, sett
 
 @pytest.mark.parametrize("arrives", [True, False])
 def test_log_whose_beginning_was_not_acknowledged_ends_and_leaves_its_key_free(
-    own_engine: Engine, arrives: bool
+    own_valkey: Valkey, arrives: bool
 ) -> None:
     """Nobody knows whether it is there; another worker, asked with its key, may read it already."""
     with (
-        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
-        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
-        workers(own_engine.url(), 1, lease_seconds=LONG) as (two,),
+        ChaosProxy("127.0.0.1", own_valkey.port) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        workers(own_valkey.url(), 1, lease_seconds=LONG) as (two,),
     ):
         if arrives:
             proxy.default = BlackholeAfter(0)
@@ -297,7 +297,7 @@ def test_log_whose_beginning_was_not_acknowledged_ends_and_leaves_its_key_free(
         proxy.default = Pass()
         proxy.accept()
         proxy.cut_all()
-        wait_until(one.store.ready, "the engine is back")
+        wait_until(one.store.ready, "Valkey is back")
         if reading.is_foreign:
             assert reading.settle(PATIENCE_SECONDS), "whoever reads it is told"
             assert terminal_of(reading).event == "failed"
@@ -313,12 +313,12 @@ def test_log_whose_beginning_was_not_acknowledged_ends_and_leaves_its_key_free(
 
 
 def test_readers_that_have_more_than_was_stored_go_on_when_their_worker_was_taken_for_dead(
-    own_engine: Engine,
+    own_valkey: Valkey,
 ) -> None:
     with (
-        ChaosProxy("127.0.0.1", own_engine.port) as proxy,
-        workers(own_engine.url(port=proxy.port), 1) as (one,),
-        workers(own_engine.url(), 1) as (two,),
+        ChaosProxy("127.0.0.1", own_valkey.port) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1) as (one,),
+        workers(own_valkey.url(), 1) as (two,),
     ):
         log = one.begin()
         log.append("a")
@@ -350,10 +350,10 @@ def test_end_of_an_older_stream_leaves_the_key_of_a_newer_one_alone(database: Da
         assert one.store.create(ORIGIN, KEY) == (new, False)
 
 
-def test_tokens_faster_than_the_engine_answers_are_resumable_again_soon_after_it_is_back(own_engine: Engine) -> None:
+def test_tokens_faster_than_valkey_answers_are_resumable_again_soon_after_it_is_back(own_valkey: Valkey) -> None:
     with (
-        ChaosProxy("127.0.0.1", own_engine.port, default=Late(0.05)) as proxy,
-        workers(own_engine.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
+        ChaosProxy("127.0.0.1", own_valkey.port, default=Late(0.05)) as proxy,
+        workers(own_valkey.url(port=proxy.port), 1, lease_seconds=LONG) as (one,),
     ):
         log = one.begin()
         ends = threading.Event()
@@ -365,11 +365,11 @@ def test_tokens_faster_than_the_engine_answers_are_resumable_again_soon_after_it
         with ThreadPoolExecutor(1) as pool:
             generating = pool.submit(generate)
             try:
-                own_engine.freeze()
-                wait_until(lambda: log.is_unresumable, "the engine is away")
-                own_engine.thaw()
+                own_valkey.freeze()
+                wait_until(lambda: log.is_unresumable, "Valkey is away")
+                own_valkey.thaw()
                 wait_until(lambda: not log.is_unresumable, "all that was shown is stored", 3.0)
             finally:
-                own_engine.thaw()
+                own_valkey.thaw()
                 ends.set()
             generating.result()

@@ -16,7 +16,7 @@ from app import errors
 from app.streams.interface import Binding, log_name, new_stream_id
 from app.streams.memory import store as memory
 from app.streams.retention import LOG_OVERHEAD_BYTES
-from tests.harness.engines import EACH_KIND
+from tests.harness.valkey_fixtures import EACH_KIND
 from tests.unit.ends import end_with
 from tests.unit.stores import (
     BUDGET_BYTES,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from app import errors
 from app.streams.interface import End, Piece, Reader, Totals
 from app.streams.retention import LOG_OVERHEAD_BYTES
-from tests.harness.engines import EACH_KIND
+from tests.harness.valkey_fixtures import EACH_KIND
 from tests.unit.ends import end_with
 from tests.unit.stores import (
     BUDGET_BYTES,

@@ -12,7 +12,7 @@ from app.streams.shared import tail as room
 from app.streams.shared.connection import Connection
 from app.streams.shared.records import Damaged
 from app.streams.shared.tail import Tail
-from tests.harness.engine import Database, Engine
+from tests.harness.valkey import Database, Valkey
 from tests.unit.shared import wait_until
 
 WAKE = "wake"
@@ -102,7 +102,7 @@ class Running:
         self.tail.stop()
 
         def has_ended() -> bool:
-            for client in self.database.engine.connections("tailing"):
+            for client in self.database.valkey.connections("tailing"):
                 self.database.client.client_kill_filter(_id=client["id"])
             return not self.tail._thread or not self.tail._thread.is_alive()
 
@@ -110,9 +110,9 @@ class Running:
 
 
 @pytest.fixture
-def running(engine_database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+def running(valkey_database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     monkeypatch.setattr(room, "BLOCK_SECONDS", LONG_BLOCK_SECONDS)
-    running = Running(engine_database).start()
+    running = Running(valkey_database).start()
     yield running
     running.end()
 
@@ -139,8 +139,8 @@ def test_log_is_given_what_comes_behind_its_head(running: Running) -> None:
     assert given == [b"3-0"]
 
 
-def test_many_that_are_followed_before_the_next_read_wake_it_once(engine_database: Database) -> None:
-    running = Running(engine_database)
+def test_many_that_are_followed_before_the_next_read_wake_it_once(valkey_database: Database) -> None:
+    running = Running(valkey_database)
     logs = [running.follow(f"key {number}") for number in range(5)]
     assert running.nudges == 1
     for number in range(5):
@@ -245,17 +245,17 @@ def test_place_counts_as_later_by_valkeys_own_time(running: Running) -> None:
 
 
 def test_valkey_that_is_away_is_read_again_from_where_each_log_is(
-    own_engine: Engine, monkeypatch: pytest.MonkeyPatch
+    own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "LONGEST_PAUSE_SECONDS", 0.05)
-    running = Running(own_engine.database()).start()
+    running = Running(own_valkey.database()).start()
     log = running.follow("a")
     running.add("a", 1, "one")
     wait_until(lambda: log.head == 1, "the first one")
     assert running.tail._last != b"0-0"
-    own_engine.kill()
+    own_valkey.kill()
     wait_until(lambda: running.tail._last == b"0-0", "its place among the messages is forgotten")
-    own_engine.start()
+    own_valkey.start()
     running.add("a", 1, "one")
     running.add("a", 2, "two")
     running.message("of a clock that is behind", "5-0")
@@ -269,7 +269,7 @@ def test_connection_that_is_killed_loses_nothing(running: Running, monkeypatch: 
     monkeypatch.setattr(room, "LONGEST_PAUSE_SECONDS", 0.01)
     log = running.follow("a")
     for place in range(1, 6):
-        for client in running.database.engine.connections("tailing"):
+        for client in running.database.valkey.connections("tailing"):
             running.database.client.client_kill_filter(_id=client["id"])
         running.add("a", place, str(place))
         wait_until(lambda place=place: log.head == place, "the entry")
@@ -290,7 +290,7 @@ def test_read_is_bounded_and_what_is_left_is_read_next(running: Running, monkeyp
 
 
 def test_large_read_is_followed_by_a_rest_in_which_others_work(
-    engine_database: Database, monkeypatch: pytest.MonkeyPatch
+    valkey_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rests: list[float] = []
     now = [0.0]
@@ -310,7 +310,7 @@ def test_large_read_is_followed_by_a_rest_in_which_others_work(
             now[0] += 2.0  # what is read takes a while
 
     monkeypatch.setattr(room, "time", Clock)
-    running = Running(engine_database)
+    running = Running(valkey_database)
     log = Slow()
     running.tail.follow("a", log)
     answer: Callable[[], Any] = running.tail._read

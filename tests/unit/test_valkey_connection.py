@@ -14,26 +14,26 @@ from app.streams.shared import connection as room
 from app.streams.shared import scripts
 from app.streams.shared.connection import Connection, Refusal, ValkeyAway, script
 from tests.harness.chaos import ChaosProxy, CutAfter
-from tests.harness.engine import Database, Engine
+from tests.harness.valkey import Database, Valkey
 from tests.unit.shared import wait_until
 
 TIMEOUT_SECONDS = 0.3
 
 
 @pytest.fixture
-def connection(engine_database: Database) -> Iterator[Connection]:
-    made = Connection(engine_database.url, name="test", timeout_seconds=5.0)
+def connection(valkey_database: Database) -> Iterator[Connection]:
+    made = Connection(valkey_database.url, name="test", timeout_seconds=5.0)
     yield made
     made.close()
 
 
-def test_answer_that_was_not_waited_for_is_not_the_next_questions(own_engine: Engine) -> None:
-    connection = Connection(own_engine.url(), name="test", timeout_seconds=TIMEOUT_SECONDS)
+def test_answer_that_was_not_waited_for_is_not_the_next_questions(own_valkey: Valkey) -> None:
+    connection = Connection(own_valkey.url(), name="test", timeout_seconds=TIMEOUT_SECONDS)
     assert connection.ask([("ECHO", "first")]) == [b"first"]
-    own_engine.freeze()
+    own_valkey.freeze()
     with pytest.raises(ValkeyAway):
         connection.ask([("ECHO", "one's"), ("ECHO", "one's too")])
-    own_engine.thaw()
+    own_valkey.thaw()
 
     for _ in range(3):
         assert connection.ask([("ECHO", "another's")]) == [b"another's"]
@@ -88,35 +88,35 @@ def test_answers_come_in_the_order_of_the_questions_and_of_every_kind(connection
 
 
 def test_nothing_is_opened_before_the_first_question_and_each_connection_has_its_name(
-    engine_database: Database,
+    valkey_database: Database,
 ) -> None:
-    named = Connection(engine_database.url, name="named-two", timeout_seconds=5.0)
+    named = Connection(valkey_database.url, name="named-two", timeout_seconds=5.0)
     assert named.ask([]) == []
-    assert engine_database.engine.connections("named-two") == []
+    assert valkey_database.valkey.connections("named-two") == []
     for _ in range(3):
         named.ask([("PING",)])
-    (first,) = engine_database.engine.connections("named-two")
+    (first,) = valkey_database.valkey.connections("named-two")
     named.close()
     named.close()
-    wait_until(lambda: not engine_database.engine.connections("named-two"), "it is let go")
+    wait_until(lambda: not valkey_database.valkey.connections("named-two"), "it is let go")
     assert named.ask([("PING",)]) == [b"PONG"], "the next question opens it again"
-    (second,) = engine_database.engine.connections("named-two")
+    (second,) = valkey_database.valkey.connections("named-two")
     assert second["id"] != first["id"]
     named.close()
 
 
-def test_refusals_are_answers_with_their_kind_and_harm_no_other_question(own_engine: Engine) -> None:
-    connection = Connection(own_engine.url(), name="test", timeout_seconds=5.0)
+def test_refusals_are_answers_with_their_kind_and_harm_no_other_question(own_valkey: Valkey) -> None:
+    connection = Connection(own_valkey.url(), name="test", timeout_seconds=5.0)
     connection.ask([("SET", "text", "x")])
     told = connection.ask([("ECHO", "a"), ("HGETALL", "text"), ("ECHO", "b"), ("NONSENSE",), ("ECHO", "c")])
     assert (told[0], told[2], told[4]) == (b"a", b"b", b"c")
     assert (code(told[1]), told[1].is_of_a_record, told[1].is_forgotten) == ("WRONGTYPE", True, False)
     assert (code(told[3]), told[3].is_of_a_record, told[3].is_forgotten) == ("unknown", False, False)
-    with own_engine.configured(maxmemory="1"):
+    with own_valkey.configured(maxmemory="1"):
         for command in (("SET", "more", "x"), script(scripts.WAKE, ("wake",), "what", "which", 1000)):
             (full,) = connection.ask([command])
             assert (code(full), full.is_of_a_record) == ("OOM", False)
-    own_engine.client().execute_command("REPLICAOF", "127.0.0.1", "1")
+    own_valkey.client().execute_command("REPLICAOF", "127.0.0.1", "1")
     for command in (("SET", "more", "x"), script(scripts.WAKE, ("wake",), "what", "which", 1000)):
         (only_read,) = connection.ask([command])
         assert code(only_read) == "READONLY"
@@ -124,12 +124,12 @@ def test_refusals_are_answers_with_their_kind_and_harm_no_other_question(own_eng
 
 
 def test_scripts_that_were_forgotten_are_loaded_and_run_once_each_in_their_places(
-    connection: Connection, engine_database: Database
+    connection: Connection, valkey_database: Database
 ) -> None:
     wake = [script(scripts.WAKE, (f"wake{number}",), "what", "which", 60_000) for number in range(2)]
     connection.ask([("PING",)])
     for _ in range(2):
-        engine_database.client.script_flush()
+        valkey_database.client.script_flush()
         assert connection.ask([("ECHO", "a"), wake[0], ("ECHO", "b"), wake[1], ("ECHO", "c")]) == [
             b"a",
             1,
@@ -137,7 +137,7 @@ def test_scripts_that_were_forgotten_are_loaded_and_run_once_each_in_their_place
             1,
             b"c",
         ]
-    assert [engine_database.client.xlen(f"wake{number}") for number in range(2)] == [2, 2]
+    assert [valkey_database.client.xlen(f"wake{number}") for number in range(2)] == [2, 2]
 
 
 @pytest.mark.parametrize("text", [scripts.ADOPT, scripts.CANCEL, scripts.COMMIT, scripts.FINISH])
@@ -157,27 +157,27 @@ def test_script_command_names_its_keys() -> None:
 SECRET = "s3cr3t-of-an-operator"
 
 
-def test_valkey_that_is_not_there_is_away_and_no_secret_is_told(own_engine: Engine) -> None:
-    url = own_engine.url().replace("://", f"://someone:{SECRET}@")
-    own_engine.kill()
+def test_valkey_that_is_not_there_is_away_and_no_secret_is_told(own_valkey: Valkey) -> None:
+    url = own_valkey.url().replace("://", f"://someone:{SECRET}@")
+    own_valkey.kill()
     connection = Connection(url, name="test", timeout_seconds=5.0)
     with pytest.raises(ValkeyAway, match="Connection") as away:
         connection.ask([("PING",)])
-    assert not any(part in str(away.value) for part in (SECRET, "someone", "127.0.0.1", str(own_engine.port)))
-    own_engine.start()
+    assert not any(part in str(away.value) for part in (SECRET, "someone", "127.0.0.1", str(own_valkey.port)))
+    own_valkey.start()
     with pytest.raises(ValkeyAway) as away:
         connection.ask([("PING",)])
-    assert not any(part in str(away.value) for part in (SECRET, "someone", "127.0.0.1", str(own_engine.port)))
+    assert not any(part in str(away.value) for part in (SECRET, "someone", "127.0.0.1", str(own_valkey.port)))
 
 
-def test_valkey_that_wants_a_password_is_away_until_it_gets_it(own_engine: Engine) -> None:
-    with own_engine.configured(requirepass=SECRET):
-        own_engine.client().execute_command("AUTH", SECRET)
-        connection = Connection(own_engine.url(), name="test", timeout_seconds=5.0)
+def test_valkey_that_wants_a_password_is_away_until_it_gets_it(own_valkey: Valkey) -> None:
+    with own_valkey.configured(requirepass=SECRET):
+        own_valkey.client().execute_command("AUTH", SECRET)
+        connection = Connection(own_valkey.url(), name="test", timeout_seconds=5.0)
         for _ in range(2):
             with pytest.raises(ValkeyAway):
                 connection.ask([("PING",)])
-        right = Connection(own_engine.url().replace("://", f"://:{SECRET}@"), name="test", timeout_seconds=5.0)
+        right = Connection(own_valkey.url().replace("://", f"://:{SECRET}@"), name="test", timeout_seconds=5.0)
         assert right.ask([("PING",)]) == [b"PONG"]
         right.close()
 
@@ -191,10 +191,10 @@ def test_valkey_that_is_too_old_is_said_to_be(connection: Connection, monkeypatc
     assert connection.ask([("PING",)]) == [b"PONG"]
 
 
-def test_connection_that_is_cut_in_an_answer_is_opened_anew(own_engine: Engine) -> None:
-    own_engine.client().set("large", "x" * 100_000)
-    with ChaosProxy("127.0.0.1", own_engine.port) as proxy:
-        connection = Connection(own_engine.url(port=proxy.port), name="test", timeout_seconds=5.0)
+def test_connection_that_is_cut_in_an_answer_is_opened_anew(own_valkey: Valkey) -> None:
+    own_valkey.client().set("large", "x" * 100_000)
+    with ChaosProxy("127.0.0.1", own_valkey.port) as proxy:
+        connection = Connection(own_valkey.url(port=proxy.port), name="test", timeout_seconds=5.0)
         proxy.plan(CutAfter(50_000))
         with pytest.raises(ValkeyAway):
             connection.ask([("GET", "large"), ("ECHO", "one's")])
@@ -202,9 +202,9 @@ def test_connection_that_is_cut_in_an_answer_is_opened_anew(own_engine: Engine) 
         connection.close()
 
 
-def test_answer_is_waited_for_as_long_as_the_question_says(own_engine: Engine) -> None:
+def test_answer_is_waited_for_as_long_as_the_question_says(own_valkey: Valkey) -> None:
     """A read that blocks takes longer than what else is asked."""
-    connection = Connection(own_engine.url(), name="test", timeout_seconds=0.2)
+    connection = Connection(own_valkey.url(), name="test", timeout_seconds=0.2)
     assert connection.ask([("XREAD", "BLOCK", 600, "STREAMS", "none", "0-0")], timeout_seconds=20.0) == [None]
     with pytest.raises(ValkeyAway, match="Timeout"):
         connection.ask([("XREAD", "BLOCK", 20_000, "STREAMS", "none", "0-0")], timeout_seconds=0.1)

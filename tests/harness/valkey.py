@@ -22,7 +22,7 @@ from tests.harness.net import HOST, reserve_port
 
 START_SECONDS = 10.0
 DATABASES = 4096
-"""A test that wants an engine of its own takes a database of the shared one."""
+"""A test that wants a Valkey of its own takes a database of the shared one."""
 
 KINDS = ("valkey", "redis")
 
@@ -40,17 +40,17 @@ def program(kind: str = KINDS[0]) -> Path | None:
         return None
 
 
-class Engine:
+class Valkey:
     """One server on a port of its own, which stays its own over stops and starts.
 
     It keeps nothing over a restart, unless `keeps` (an append-only file, written at every command).
     """
 
-    def __init__(self, *, kind: str = KINDS[0], keeps: bool = False, replica_of: Engine | None = None) -> None:
+    def __init__(self, *, kind: str = KINDS[0], keeps: bool = False, replica_of: Valkey | None = None) -> None:
         self._program = program(kind)
         self._keeps = keeps
         self._replica_of = replica_of
-        self._directory = tempfile.TemporaryDirectory(prefix="engine-")
+        self._directory = tempfile.TemporaryDirectory(prefix="valkey-")
         self._reservation = reserve_port(shared=False)
         self.port: int = self._reservation.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
@@ -161,23 +161,23 @@ class Engine:
 
 
 class Database:
-    """One database of an engine, for one test."""
+    """One database of a Valkey, for one test."""
 
-    def __init__(self, engine: Engine, number: int) -> None:
-        self.engine = engine
+    def __init__(self, valkey: Valkey, number: int) -> None:
+        self.valkey = valkey
         self.number = number
 
     @property
     def url(self) -> str:
-        return self.engine.url(self.number)
+        return self.valkey.url(self.number)
 
     @property
     def client(self) -> redis.Redis:
-        return self.engine.client(self.number)
+        return self.valkey.client(self.number)
 
     def let_pass(self, seconds: float) -> None:
         """Let every key's time to live go down at once, as if so much time had passed."""
-        left = {key: milliseconds - int(seconds * 1000) for key, milliseconds in self.engine.keys(self.number).items()}
+        left = {key: milliseconds - int(seconds * 1000) for key, milliseconds in self.valkey.keys(self.number).items()}
         pipeline = self.client.pipeline()
         for key, milliseconds in left.items():
             pipeline.pexpire(key, max(milliseconds, 0))

@@ -1,4 +1,4 @@
-"""The engine as fixtures: one server for all tests of a process, a database for each."""
+"""Valkey as fixtures: one server for all tests of a process, a database for each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness.engine import KINDS, Database, Engine, program
+from tests.harness.valkey import KINDS, Database, Valkey, program
 from tests.requirements import require_or_skip
 
 VALKEY = "a Valkey server (requirements-dev.txt has one for Linux and macOS)"
@@ -15,39 +15,34 @@ EACH_KIND = [KINDS[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in 
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Engine]:
+def valkey() -> Iterator[Valkey]:
     """Run a Valkey for whoever does it no harm."""
     require_or_skip(VALKEY, program("valkey") is not None)
-    with Engine() as engine:
-        yield engine
+    with Valkey() as valkey:
+        yield valkey
 
 
 @pytest.fixture
-def own_engine() -> Iterator[Engine]:
+def own_valkey() -> Iterator[Valkey]:
     """Run a Valkey that a test may harm."""
     require_or_skip(VALKEY, program("valkey") is not None)
-    with Engine() as engine:
-        yield engine
+    with Valkey() as valkey:
+        yield valkey
 
 
 @pytest.fixture(scope="session")
-def redis_engine() -> Iterator[Engine]:
+def redis_server() -> Iterator[Valkey]:
     """Run the machine's own Redis."""
     require_or_skip("redis-server (apt-get install redis-server)", program("redis") is not None)
-    with Engine(kind="redis") as engine:
-        yield engine
+    with Valkey(kind="redis") as valkey:
+        yield valkey
 
 
 @pytest.fixture
-def engine_database(engine: Engine) -> Database:
-    return engine.database()
+def valkey_database(valkey: Valkey) -> Database:
+    return valkey.database()
 
 
 @pytest.fixture
-def valkey_database(engine_database: Database) -> Database:
-    return engine_database
-
-
-@pytest.fixture
-def redis_database(redis_engine: Engine) -> Database:
-    return redis_engine.database()
+def redis_database(redis_server: Valkey) -> Database:
+    return redis_server.database()

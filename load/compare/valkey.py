@@ -1,7 +1,7 @@
-"""The engine that several workers share, our services on it, and the lanes that only they have.
+"""The Valkey that several workers share, our services on it, and the lanes that only they have.
 
 `local`: who asks reads at the same worker. `remote`: who asked leaves, and reads at another worker, which has the
-stream from the engine alone. Both beside the service that keeps streams in its own memory, by turns.
+stream from Valkey alone. Both beside the service that keeps streams in its own memory, by turns.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from load.compare.subjects import Meter, NotStarted, Process, Subject, free_port
 __all__ = [
     "CONNECTIONS",
     "CORES_FOR_WORKERS",
-    "ENGINE",
     "LOCAL",
     "MOST_READERS",
     "REMOTE",
     "STREAMS",
+    "VALKEY",
     "WORKERS",
     "Cores",
-    "Engine",
     "Pair",
+    "Valkey",
     "most_sustained",
     "sustained",
     "workers",
 ]
 
-ENGINE, CONNECTIONS, WORKERS = "engine", "connections", "workers"
+VALKEY, CONNECTIONS, WORKERS = "valkey", "connections", "workers"
 """The lanes."""
 
 LOCAL, REMOTE = "local readers", "remote readers"
 STREAMS = 100
 MOST_READERS = 500
 CORES_FOR_WORKERS = 4
-"""Client and model, engine, and a core for each worker: with fewer, two workers have no more than one has."""
+"""Client and model, Valkey, and a core for each worker: with fewer, two workers have no more than one has."""
 
 MOST_SUSTAINED = 2000
 FACTORS = (2.0, 1.7, 1.4, 1.0)
@@ -57,7 +57,7 @@ class Cores:
     """Who runs where. None: anywhere, because there is one core."""
 
     harness: Collection[int] | None
-    engine: Collection[int] | None
+    valkey: Collection[int] | None
     first: Collection[int] | None
     second: Collection[int] | None
     both: Collection[int] | None
@@ -66,16 +66,16 @@ class Cores:
     def of(cls, cores: Sequence[int]) -> Self:
         """Share them out: the service always has the last, harness and model the first.
 
-        With two, the second service and the engine share the first core with them.
+        With two, the second service and Valkey share the first core with them.
         """
         if len(cores) < 2:
             return cls(None, None, None, None, None)
         second = cores[-2] if len(cores) > 2 else cores[0]
-        engine = cores[1] if len(cores) > 2 else cores[0]
-        return cls({cores[0]}, {engine}, {cores[-1]}, {second}, {second, cores[-1]})
+        valkey = cores[1] if len(cores) > 2 else cores[0]
+        return cls({cores[0]}, {valkey}, {cores[-1]}, {second}, {second, cores[-1]})
 
 
-class Engine:
+class Valkey:
     """A Valkey that keeps nothing on disk."""
 
     def __init__(self, directory: Path, cores: Collection[int] | None) -> None:
@@ -83,7 +83,7 @@ class Engine:
         self.port = free_port()
         command = [_program(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory)]
         command += ["--save", "", "--appendonly", "no", "--maxclients", "4000"]
-        self._process = Process("engine", command, directory, cores)
+        self._process = Process("valkey", command, directory, cores)
         self.meter = Meter(self._process.pid)
         try:
             self._process.wait_until(self._answers)
@@ -131,24 +131,24 @@ def _program() -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two services of one worker each on one engine."""
+    """Two services of one worker each on one Valkey."""
 
-    engine: Engine
+    valkey: Valkey
     first: Target
     second: Target
 
     @classmethod
     def start(cls, stack: ExitStack, ours: Subject, directory: Path, cores: Cores, upstream_port: int) -> Self:
         """Start the three; `stack` ends them. Raises: NotStarted."""
-        engine = Engine(directory, cores.engine)
-        stack.callback(engine.end)
+        valkey = Valkey(directory, cores.valkey)
+        stack.callback(valkey.end)
         targets: list[Target] = []
         for number, core in enumerate((cores.first, cores.second), 1):
-            subject = _on(engine, ours, f"{ENGINE}-{number}")
+            subject = _on(valkey, ours, f"{VALKEY}-{number}")
             process, port = subject.start(directory, core, upstream_port)
             stack.callback(process.__exit__)
             targets.append(Target(subject, port, Meter(process.pid)))
-        return cls(engine, *targets)
+        return cls(valkey, *targets)
 
     @property
     def about(self) -> str:
@@ -160,10 +160,10 @@ class Pair:
         )
 
     def paced(self, streams: int, tokens: int, *, remote: bool) -> Figures:
-        """As the lane of that name, with what the engine used for it."""
-        engine = self.engine.meter.cpu_us()
+        """As the lane of that name, with what Valkey used for it."""
+        valkey = self.valkey.meter.cpu_us()
         figures = lanes.paced(self.first, streams, tokens, at=self.second if remote else None)
-        figures["engine_cpu_us_per_token"] = (self.engine.meter.cpu_us() - engine) / max(figures["tokens"], 1)
+        figures["valkey_cpu_us_per_token"] = (self.valkey.meter.cpu_us() - valkey) / max(figures["tokens"], 1)
         return figures
 
     def connections(self, readers: int) -> Figures:
@@ -171,7 +171,7 @@ class Pair:
         counted: list[int] = []
 
         def count() -> None:
-            counted.append(max(self.engine.connections().values(), default=0))
+            counted.append(max(self.valkey.connections().values(), default=0))
 
         figures = lanes.paced(self.first, readers, HELD_TOKENS, HELD_GAP_MS, at=self.second, live=count)
         return {"connections": counted[0], "missing": figures["missing"], "unfinished": figures["unfinished"]}
@@ -198,7 +198,7 @@ def most_sustained(
 
 
 def workers(
-    engine: Engine,
+    valkey: Valkey,
     ours: Subject,
     directory: Path,
     cores: Cores,
@@ -208,16 +208,16 @@ def workers(
 ) -> dict[int, Figures]:
     """Find what one and what two workers of one service sustain on the same two cores.
 
-    `upstream` is the mock model's process and port; it is given the engine's core meanwhile, because it and the client
+    `upstream` is the mock model's process and port; it is given Valkey's core meanwhile, because it and the client
     together would come to the limit of one. Raises: NotStarted.
     """
     pid, port = upstream
     with ExitStack() as stack:
         stack.callback(os.sched_setaffinity, pid, os.sched_getaffinity(pid))
-        os.sched_setaffinity(pid, cores.engine or ())
+        os.sched_setaffinity(pid, cores.valkey or ())
         targets: list[Target] = []
         for number in (1, 2):
-            subject = _on(engine, ours, f"{WORKERS}-{number}", WORKERS=str(number))
+            subject = _on(valkey, ours, f"{WORKERS}-{number}", WORKERS=str(number))
             process, service = subject.start(directory, cores.both, port)
             stack.callback(process.__exit__)
             targets.append(Target(subject, service, Meter(process.pid)))
@@ -228,7 +228,7 @@ def workers(
         )
 
 
-def _on(engine: Engine, ours: Subject, name: str, **more: str) -> Subject:
-    """Give our service's subject with its streams on the engine."""
+def _on(valkey: Valkey, ours: Subject, name: str, **more: str) -> Subject:
+    """Give our service's subject with its streams on Valkey."""
     limits = {"MAX_ACTIVE_STREAMS": str(MOST_SUSTAINED), "MAX_READERS": str(2 * MOST_SUSTAINED)}
-    return replace(ours, name=name, environment={**ours.environment, **limits, "REDIS_URL": engine.url(), **more})
+    return replace(ours, name=name, environment={**ours.environment, **limits, "REDIS_URL": valkey.url(), **more})
