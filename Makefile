@@ -25,7 +25,7 @@ REFERENCES := $(COMPARE)/references/references
 LITELLM := $(COMPARE)/litellm/litellm
 
 BIN := .venv/bin
-# Six processes read two hundred files of tests: what pytest makes of them is kept, whatever the environment says.
+# Many processes read two hundred files of tests: what pytest makes of them is kept, whatever the environment says.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
@@ -42,7 +42,7 @@ test: $(DEV) ## Run the tests, except the long ones (TESTS="tests/unit" runs onl
 
 test-long: $(DEV) ## Run the long tests
 	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "The embedded model could not be installed. Its tests are skipped." >&2
-	$(PYTEST) -m long -n 6 --dist worksteal tests
+	$(PYTEST) -m long -n 8 --dist worksteal tests
 
 mutants: $(DEV) ## Break app/ on purpose, and name the faults that the tests do not notice (MUTANTS=--all: four times as many)
 	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "The embedded model could not be installed. Its tests are skipped." >&2

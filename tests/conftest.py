@@ -15,10 +15,17 @@ import pytest
 from tests.harness.leaks import leaks
 from tests.requirements import MISSING, is_required
 
-FIRST = ("test_shared_", "test_examples.", "test_leases.", "test_patched.", "test_schemathesis.")
+FIRST = (
+    "test_shared_",
+    "test_examples.",
+    "test_leases.",
+    "test_patched.",
+    "test_schemathesis.",
+    "test_upstream_faults.",
+)
 """How the names of the files begin that are run first."""
 
-pytest_plugins = ["tests.collecting", "tests.harness.contract_run", "tests.harness.valkey_fixtures"]
+pytest_plugins = ["tests.collecting", "tests.lanes", "tests.harness.contract_run", "tests.harness.valkey_fixtures"]
 
 
 def _skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str | None:
