@@ -42,6 +42,8 @@ def faulty(environ, start_response):
         time.sleep(0.6)
     if "HTTP_LAST_EVENT_ID" in environ:
         fault = next(_resumes) % 3
+        if fault == 0 and environ["HTTP_LAST_EVENT_ID"].endswith(".0"):
+            fault = 1  # it has nothing yet, so whoever ignores where it was does right by it
         if fault == 0:
             del environ["HTTP_LAST_EVENT_ID"]
         elif fault == 1:
