@@ -313,7 +313,7 @@ def test_stream_that_is_read_elsewhere_is_left_at_its_head_and_read_there_from_i
     assert sorted(asked) == [b"GET cw_7"] * 3 + [b"POST"] * 3
 
 
-def test_workers_are_asked_for_more_until_they_do_not_sustain_it(model: Target) -> None:
+def test_workers_are_asked_for_more_until_they_do_not_sustain_it() -> None:
     tried: list[int] = []
 
     def two(streams: int) -> bool:
@@ -326,7 +326,28 @@ def test_workers_are_asked_for_more_until_they_do_not_sustain_it(model: Target) 
     }
     assert tried == [256, 217, 179]
     assert most_sustained(lambda _: False, lambda _: True, (64,)) == {1: {"sustained": 0}, 2: {"sustained": 0}}
-    assert sustained(model, 3, 10)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "is_sustained"),
+    [
+        ({}, True),
+        ({"gap_p99_ms": 100.0}, True),
+        ({"gap_p99_ms": 100.1}, False),
+        ({"missing": 1}, False),
+        ({"disordered": 1}, False),
+        ({"unfinished": 1}, False),
+    ],
+)
+def test_streams_are_sustained_if_all_are_whole_in_order_and_without_pauses(
+    model: Target, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float], is_sustained: bool
+) -> None:
+    figures = lanes.paced(model, 3, 10)
+    assert (figures["missing"], figures["disordered"], figures["unfinished"]) == (0, 0, 0)
+    told = {**figures, "gap_p99_ms": 20.0, **wrong}  # its own gaps are this machine's, which others use too
+    monkeypatch.setattr(lanes, "paced", lambda target, streams, tokens: told if (streams, tokens) == (3, 10) else {})
+
+    assert sustained(model, 3, 10) is is_sustained
 
 
 def test_valkey_that_is_not_installed_is_left_out_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
