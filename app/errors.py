@@ -43,7 +43,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["ChatError", "Failure"]  # code that raises the others says `errors.MessageEmpty`
+__all__ = ["ChatError", "Failure", "Reported"]  # code that raises the others says `errors.MessageEmpty`
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What the upstream said of a request that it refused. Clients of OpenAI's are steered by it, and get it redacted.
+
+    `message` has at most 1,000 characters, the others at most 100.
+    """
+
+    status: int
+    message: str
+    type: str | None = None
+    param: str | None = None
+    code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,7 @@ class Failure:
     retryable: bool
     retry_after_seconds: int | None = None
     fields: dict[str, list[str]] | None = None
+    reported: Reported | None = None
 
 
 class ChatError(Exception):
@@ -88,6 +103,7 @@ class ChatError(Exception):
         self.retry_after_seconds = retry_after_seconds
         self.fields = fields
         self.allow = allow
+        self.reported: Reported | None = None
 
     @property
     def failure(self) -> Failure:
@@ -101,6 +117,7 @@ class ChatError(Exception):
             retryable=self.retryable,
             retry_after_seconds=self.retry_after_seconds,
             fields=self.fields or None,
+            reported=self.reported,
         )
 
 

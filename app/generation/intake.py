@@ -11,6 +11,7 @@ from enum import Enum, auto
 
 from app import errors
 from app.observability.chunk_log import ChunkLog
+from app.streams.chunk import Chunk
 from app.streams.interface import StreamLog, log_name
 from app.tokens.usage import Usage, provider_usage
 from app.upstream.interface import Part
@@ -76,9 +77,18 @@ class Intake:
         if not self.is_whole:  # after a whole answer empty parts could come for ever, so they are no sign of life
             self.last_life = now
         texts: list[str] = []
+        chunks: list[Chunk] = []
         too_long = over = False
         for part in parts:
-            if text := part.text:
+            if part.chunks:
+                self._room -= part.chars
+                if self._room < 0:
+                    too_long = True
+                    break
+                if part.chars:
+                    self.is_whole = False
+                chunks += part.chunks
+            elif text := part.text:
                 self.is_whole = False  # text came after a finish reason, so a failure now leaves a hole
                 self._room -= len(text)
                 if self._room < 0:
@@ -96,26 +106,27 @@ class Intake:
             if part.done:
                 over = True
                 break
-        if texts:
+        if texts or chunks:
             self.last_life = now
             if self.first_token_ms is None:
                 self.first_token_ms = int((now - self._started) * 1000)
-            if not self._log.append(*texts):
+            if not (self._log.append_chunks(chunks) if chunks else self._log.append(*texts)):
                 self.phase = Phase.UNWANTED
                 return False
-            self._chunks.add(len(texts), now)
+            self._chunks.add(len(chunks) or len(texts), now)
         if too_long:
             raise errors.UpstreamError("The answer is longer than this server accepts.")
         if over:
             self.phase = Phase.OVER
         return not over
 
-    def take_half(self, half: str) -> None:
+    def take_half(self, half: Part | None) -> None:
         """Append the replacement of half a character that nothing will complete."""
-        if half:
+        if half is not None:
             with contextlib.suppress(errors.Overloaded):
-                if self._log.append(half):
-                    self._chunks.add(1, time.monotonic())
+                added = self._log.append_chunks(half.chunks) if half.chunks else self._log.append(half.text)
+                if added:
+                    self._chunks.add(len(half.chunks) or 1, time.monotonic())
 
     def flush(self) -> None:
         """Tell of the records that were appended since the last time."""

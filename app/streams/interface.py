@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol, Self
@@ -18,12 +18,14 @@ from typing import Literal, NamedTuple, Protocol, Self
 import msgspec
 
 from app.errors import ChatError, Failure
+from app.streams.chunk import Chunk
 from app.tokens.usage import Usage
 
 __all__ = [
     "Binding",
     "Elsewhere",
     "End",
+    "Kind",
     "Origin",
     "Piece",
     "Reader",
@@ -40,6 +42,10 @@ STREAM_ID_PREFIX = "cw_"
 
 Status = Literal["complete", "cancelled", "failed"]
 
+Kind = Literal["text", "chunks", "json"]
+"""What the records of a log are: text alone; chunks of OpenAI's; or one record that is OpenAI's whole answer, which was
+not streamed."""
+
 
 def new_stream_id() -> str:
     """Make a capability: URL-safe, without a dot, ending in 128 random bits."""
@@ -52,11 +58,15 @@ def log_name(stream_id: str) -> str:
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):
-    """Consecutive records of a log: the last one's sequence number, their number, and their text."""
+    """Consecutive records of a log: the last one's sequence number, their number, and their text.
+
+    `chunks` are the records of a log of chunks, one by one. None for a log of text.
+    """
 
     sequence: int
     records: int
     text: str
+    chunks: Sequence[Chunk] | None = None
 
 
 class Totals(NamedTuple):
@@ -100,6 +110,9 @@ class Origin:
     model: str
     created: str
     prompt_tokens: int = 0
+    kind: Kind = "text"
+    client: str | None = None
+    """To whom the log is bound (`bound_to`). None: whoever knows the stream's id may read it."""
 
 
 @dataclass(frozen=True, slots=True)

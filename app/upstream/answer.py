@@ -58,8 +58,9 @@ class StreamedAnswer:
         except httpx2.TransportError as error:
             raise errors.UpstreamError("The connection to the model's server broke.") from error
 
-    def pending(self) -> str:
-        return self._decoder.pending()
+    def pending(self) -> Part | None:
+        half = self._decoder.pending()
+        return Part(half) if half else None
 
     def close(self) -> None:
         self._response.close()

@@ -6,15 +6,16 @@ Callers and tests know only these types and `Call`, and neither the SDK nor HTTP
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 
+from app.streams.chunk import Chunk
 from app.upstream.call import Call
 
-__all__ = ["Answer", "Part", "Question", "Upstream"]
+__all__ = ["Answer", "Forwarded", "Part", "Question", "Upstream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +36,42 @@ class Question:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """A request for chat completions that a client of OpenAI's made, and that is sent on as it stands.
+
+    `write` writes the body, without those of our own additions that the upstream is known to refuse. `choices` is how
+    many answers were asked for. `keeps_usage`: the client wants the chunk that tells the usage. `is_streamed`: the
+    answer comes as events, else as one JSON object. `asked_once`: the client asks again by itself, so we do not.
+    """
+
+    model: str
+    write: Callable[[Set[str]], bytes]
+    completion_id: str
+    choices: int = 1
+    is_streamed: bool = True
+    keeps_usage: bool = False
+    asked_once: bool = False
+    max_tokens: int | None = None
+    messages_count: int = 0
+    held_bytes: int = 0
+
+
 class Part(msgspec.Struct, frozen=True):
     """What one chunk adds to the answer.
 
-    `text` may be empty. `usage` is as the upstream reports it, unchecked. `done` means `[DONE]`.
+    `text` may be empty. `usage` is as the upstream reports it, unchecked. `done` means `[DONE]`. An answer to a
+    `Forwarded` request adds `chunks` instead of `text`, and `chars` is how much the model wrote in them: content,
+    refusals, reasoning and arguments. There `finish_reason` comes when the last choice has finished, and is the first
+    choice's.
     """
 
     text: str = ""
     finish_reason: str | None = None
     usage: Any = None
     done: bool = False
+    chunks: tuple[Chunk, ...] = ()
+    chars: int = 0
 
 
 class Answer(Protocol):
@@ -63,8 +90,8 @@ class Answer(Protocol):
         Raises: errors.UpstreamError, and what `take` raises.
         """
 
-    def pending(self) -> str:
-        """Return the replacement for half a character that nothing completed, once. Empty when there is none."""
+    def pending(self) -> Part | None:
+        """Return the replacement for half a character that nothing completed, once. None when there is none."""
 
     def close(self) -> None:
         """Keep the connection if the answer was read to its end, else close it."""
@@ -73,7 +100,7 @@ class Answer(Protocol):
 class Upstream(Protocol):
     """Where answers come from. Tests pass one of their own."""
 
-    def ask(self, question: Question, call: Call) -> Answer:
+    def ask(self, question: Question | Forwarded, call: Call) -> Answer:
         """Ask once, without any retry. Raises: errors.UpstreamError."""
 
     def ready(self) -> bool:
