@@ -60,7 +60,7 @@ OPERATIONS = {
     "": ("any", "createChatWait", "showChatWait"),
     "openai_": ("any", "createChatCompletion", "showChatCompletion", "showModel"),
 }
-"""Where the example of an error is looked for, in this order, by what stands before its name; in each of both shapes."""
+"""Where the example of an error is looked for, in this order, by what stands before its name: there are two shapes."""
 
 _PRE = re.compile(r'(<pre data-example="([\w/-]+?)(?:#(\w+))?"><code>)(.*?)(</code></pre>)', re.DOTALL)
 _WIDTH = 76
