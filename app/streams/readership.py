@@ -19,6 +19,8 @@ class ReadLog(StreamLog, Protocol):
 
     def read(self, after: int, max_bytes: int) -> Piece | None: ...
 
+    def read_chunks(self, after: int, max_bytes: int) -> Piece | None: ...
+
     def attach(self, reader: LogReader) -> None: ...
 
     def detach(self, reader: LogReader) -> None: ...
@@ -70,6 +72,9 @@ class LogReader:
 
     def read(self, max_bytes: int) -> Piece | None:
         return self.log.read(self.after, max_bytes)
+
+    def read_chunks(self, max_bytes: int) -> Piece | None:
+        return self.log.read_chunks(self.after, max_bytes)
 
     def wait(self) -> None:
         self._asleep = True

@@ -42,11 +42,12 @@ T = TypeVar("T")
 
 
 class Commit:
-    """What one log wants written: records, of which the first has the sequence number `first`.
+    """What one log wants written: records, of which the first has the sequence number `first`, each under the name
+    `field`.
 
     `restore` is a command that begins a lost stream anew. `finish` is a command that writes the end."""
 
-    __slots__ = ("fence", "finish", "first", "keys", "records", "restore")
+    __slots__ = ("fence", "field", "finish", "first", "keys", "records", "restore")
 
     def __init__(
         self,
@@ -55,11 +56,13 @@ class Commit:
         first: int,
         records: list[bytes],
         *,
+        field: str = "t",
         restore: Command | None = None,
         finish: Command | None = None,
     ) -> None:
         self.keys = keys
         self.fence = fence
+        self.field = field
         self.first = first
         self.records = records
         self.restore = restore
@@ -242,7 +245,7 @@ class Committer:
                 batches.append([])
             batches[-1].append(log)
             keys += commit.keys
-            arguments += (commit.fence, commit.first, len(commit.records))
+            arguments += (commit.fence, commit.field, commit.first, len(commit.records))
             arguments += commit.records
             size += sum(map(len, commit.records))
             if len(keys) >= 2 * MOST_STREAMS:

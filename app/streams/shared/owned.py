@@ -13,11 +13,13 @@ from app.streams.interface import Binding, End, Origin, Totals
 from app.streams.shared.booking import BOOKED, CUT_OFF_BOOKED, Booking, Unbooked
 from app.streams.shared.committer import Commit
 from app.streams.shared.connection import Command
+from app.streams.shared.records import field_of
 from app.streams.shared.replies import (
     Behind,
     CommitReply,
     Done,
     Ended,
+    Erased,
     Fenced,
     FinishReply,
     Missing,
@@ -65,6 +67,9 @@ class Desk(Protocol):
 
     def end_stored(self, stream_id: str) -> None: ...
 
+    def erased(self, stream_id: str) -> None:
+        """Hear that another worker has erased the stream."""
+
 
 class OwnedLog(Protocol):
     """The log, as this role knows it."""
@@ -78,6 +83,8 @@ class OwnedLog(Protocol):
     lock: AbstractContextManager[object]
     noted: int
     attached_elsewhere: int
+
+    def entries(self, first: int, last: int) -> list[bytes]: ...
 
     def show_decided(self, end: End) -> None: ...
 
@@ -124,6 +131,16 @@ class Owned:
             unsent.append(data)
         else:
             unsent += [record.encode() for record in records]
+
+    @property
+    def is_sending(self) -> bool:
+        """New records are kept for the next commit. False: the commit reads them from the log."""
+        return self._unsent is not None
+
+    def append_entries(self, entries: list[bytes]) -> None:
+        """Hear of new records as Valkey keeps them. Called with the log's lock held."""
+        if self._unsent is not None:
+            self._unsent += entries
 
     def stop(self) -> None:
         """Keep nothing more for Valkey."""
@@ -174,14 +191,14 @@ class Owned:
                 records, self._unsent = self._unsent, []
             else:
                 last = min(total, first - 1 + MOST_RECORDS)
-                records = log.records.records(first, last)
+                records = log.entries(first, last)
                 self._unsent = [] if last == total else None
             is_all = self._unsent is not None
             if is_lost:
                 self._written = 0
         if not is_all:
             self.changed()
-        commit = Commit(self._desk.keys(log.stream_id), self.fence, first, records)
+        commit = Commit(self._desk.keys(log.stream_id), self.fence, first, records, field=field_of(log.origin.kind))
         if is_lost:
             commit.restore = self._desk.restoring(self)
         if is_all and end is not None:
@@ -242,7 +259,9 @@ class Owned:
 
     def _not_written(self, reply: CommitReply | FinishReply) -> None:
         is_lost = self._written is None  # as another reply of the same batch has said
-        if isinstance(reply, Missing):
+        if isinstance(reply, Erased):
+            self._desk.erased(self.log.stream_id)
+        elif isinstance(reply, Missing):
             self._send_again(None)
             self._desk.missed()
         elif isinstance(reply, Fenced):
