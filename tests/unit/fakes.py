@@ -103,9 +103,9 @@ class FakeAnswer:
                 step()
         return False
 
-    def pending(self) -> str:
+    def pending(self) -> Part | None:
         half, self._half = self._half, ""
-        return half
+        return Part(half) if half else None
 
     def close(self) -> None:
         self.closed.set()

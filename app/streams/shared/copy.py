@@ -45,13 +45,10 @@ class Copy:
         """
         chunks: list[Chunk] = []
         if isinstance(text, ChunkText):
-            envelopes = text.envelopes
-            chunks, end = records.read_entries(
-                entries, head, field=b"c", read=lambda stored: records.read_chunk(stored, envelopes)
-            )
+            chunks, end = records.read_chunk_entries(entries, head, text.envelopes)
             texts = [chunk.text for chunk in chunks]
         else:
-            texts, end = records.read_entries(entries, head, field=b"t", read=bytes.decode)
+            texts, end = records.read_entries(entries, head)
         found = Found(texts, chunks, "".join(texts))
         if end is not None:
             measured = records.damage("the text that its end tells of", lambda: text.measured_with(found.text.encode()))

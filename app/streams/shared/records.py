@@ -32,6 +32,7 @@ __all__ = [
     "leads_to_its_end",
     "read_binding",
     "read_chunk",
+    "read_chunk_entries",
     "read_end",
     "read_entries",
     "read_number",
@@ -364,14 +365,24 @@ def read_chunk(stored: bytes, envelopes: list[Envelope]) -> Chunk:
     return Chunk(written if envelope.is_text else "", written, envelope)
 
 
-def read_entries(
-    entries: list[Any], head: int, *, field: bytes, read: Callable[[bytes], T]
-) -> tuple[list[T], End | None]:
-    """Read entries: return the records behind `head`, and the end if it is there. Known entries are passed over.
+def read_entries(entries: list[Any], head: int) -> tuple[list[str], End | None]:
+    """Read entries of a log of text: return the texts of the records behind `head`, and the end if it is there. Known
+    entries are passed over.
 
-    `field` is the name of a record's field, and `read` reads its value. Shape of `entries`: [[id, [name, value]], ...].
-    Raises: Damaged when an entry is malformed or missing; Erased.
+    Shape of `entries`: [[id, [name, value]], ...]. Raises: Damaged when an entry is malformed or missing; Erased.
     """
+    return _read_entries(entries, head, b"t", bytes.decode)
+
+
+def read_chunk_entries(entries: list[Any], head: int, envelopes: list[Envelope]) -> tuple[list[Chunk], End | None]:
+    """Read entries of a log of chunks as `read_entries` does. `envelopes` are those of the records up to `head`, and
+    may grow. Raises: Damaged, Erased."""
+    return _read_entries(entries, head, b"c", lambda stored: read_chunk(stored, envelopes))
+
+
+def _read_entries(
+    entries: list[Any], head: int, field: bytes, read: Callable[[bytes], T]
+) -> tuple[list[T], End | None]:
     found: list[T] = []
     end: End | None = None
     try:
