@@ -11,6 +11,7 @@ from app.upstream.decoder import ErrorReported, built
 from app.upstream.json_line import ABSENT
 
 __all__ = [
+    "MOST_ENTRIES",
     "Choice",
     "Chunk",
     "Completion",
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 MOST_ENTRIES = 128
-"""How many choices of a whole answer are looked at, and how many tool calls of any choice."""
+"""How many choices are looked at, and how many tool calls of a choice."""
 
 
 class _Written(msgspec.Struct):
@@ -120,16 +121,15 @@ def strings_of(delta: _Delta | _Message | None) -> list[tuple[str, str]]:
     """
     if delta is None:
         return []
-    found = [
-        (name, text)
-        for name, value in (
-            ("content", delta.content),
-            ("refusal", delta.refusal),
-            ("reasoning_content", delta.reasoning_content),
-            ("reasoning", delta.reasoning),
-        )
-        if value and (text := _text(value))
-    ]
+    found: list[tuple[str, str]] = []
+    if delta.content and (text := _text(delta.content)):
+        found.append(("content", text))
+    if delta.refusal and (text := _text(delta.refusal)):
+        found.append(("refusal", text))
+    if delta.reasoning_content is not ABSENT and (text := _text(delta.reasoning_content)):
+        found.append(("reasoning_content", text))
+    if delta.reasoning is not ABSENT and (text := _text(delta.reasoning)):
+        found.append(("reasoning", text))
     if delta.tool_calls is not ABSENT:
         found += [("tool_calls", text) for text in _arguments(delta.tool_calls)]
     if delta.function_call is not ABSENT and (function := _read(_function, delta.function_call)) and function.arguments:

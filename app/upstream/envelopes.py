@@ -1,32 +1,18 @@
-"""The envelopes of one answer: the shapes of its chunks, and how the upstream spells them.
-
-A chunk whose shape came before is recognized by its bytes: they begin and end as that chunk's did, and what is between
-is one JSON string. To see this is less work than to decode the chunk.
-"""
+"""The envelopes of one answer, and chunks opened at the one string in which they differ from others of their shape."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
 from app.streams.chunk import LONGEST_ENVELOPE_BYTES, MOST_ENVELOPES, Envelope
-from app.upstream.contents import decode_chunk, strings_of
 from app.upstream.json_line import ABSENT, Members, members_of, one_line, written
 
-__all__ = ["NO_SPELLING", "Envelopes", "Opened", "Spelling", "opened", "spelling_of"]
+__all__ = ["MOST_SEEN", "Envelopes", "Opened", "opened"]
 
 MOST_SEEN = 64
 """How many shapes are remembered that came once."""
-MOST_PLACES = 8
-"""How many places of a chunk are tried in search of its string."""
-
-Spelling: TypeAlias = tuple[bytes, bytes, int, int, Envelope | None, bool]  # A plain tuple is unpacked fastest.
-"""How the upstream spells an envelope: how the event's data begins and ends, where the JSON string is in it, the
-envelope, and whether the string is text of the log."""
-
-NO_SPELLING: Spelling = (b"\xff", b"\xff", 0, 0, None, False)
-"""The spelling of nothing: no JSON begins like this."""
 
 _HOLE = msgspec.Raw(b'"\0"')  # JSON has no other NUL: not even a string may have one unescaped.
 
@@ -92,30 +78,3 @@ def opened(chunk: Members, field: str) -> Opened | None:
         return None
     found = Opened(one_line(prefix), one_line(suffix), bytes(string))
     return found if len(found.prefix) + len(found.suffix) <= LONGEST_ENVELOPE_BYTES else None
-
-
-def spelling_of(envelope: Envelope, data: bytes, string: bytes, named: tuple[str, str]) -> Spelling | None:
-    """Find where the string of a chunk stands in the event's data. `named` is its field and its value.
-
-    The same bytes may stand elsewhere, so another string is put into each place, until the chunk has it as its own.
-    None when the first places are all wrong.
-    """
-    field, value = named
-    other = "x" if value != "x" else "y"
-    at = -1
-    for _ in range(MOST_PLACES):
-        at = data.find(string, at + 1)
-        if at < 0:
-            return None
-        prefix, suffix = data[: at + 1], data[at + len(string) - 1 :]
-        if _has(prefix + other.encode() + suffix, (field, other)):
-            return prefix, suffix, at, 1 - len(suffix), envelope, envelope.is_text
-    return None
-
-
-def _has(data: bytes, named: tuple[str, str]) -> bool:
-    try:
-        choices = decode_chunk(data).choices
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-    return choices is not None and len(choices) == 1 and strings_of(choices[0].delta) == [named]

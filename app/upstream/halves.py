@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
+from app.upstream.contents import MOST_ENTRIES
 from app.upstream.decoder import ODD_NODES, REPLACEMENT, BrokenStream
 
 __all__ = ["MOST_HELD", "Halves", "Place", "repaired"]
 
 MOST_HELD = 128
 """How many first halves one answer may have under way. Any further one is replaced at once."""
+
+ODD_VALUES = 100_000
+"""How many commas a chunk may have that has to be built. Behind each may be a value."""
 
 _HALF = re.compile("[\ud800-\udfff]")
 _FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
@@ -49,16 +54,17 @@ class Halves:
         Raises: BrokenStream for data that is no JSON, or has too much in it.
         """
         chunk = _built(data, "an event is not a chat completion chunk")
-        abandoned: list[Place] = []
-        for choice in _objects(chunk, "choices"):
+        finished: set[int] = set()
+        for choice in islice(_objects(chunk, "choices"), MOST_ENTRIES):
             index = choice.get("index") or 0
             is_last = bool(choice.get("finish_reason"))
             for owner, name, place in _strings(choice, index):
                 owner[name] = self._joined(place, owner[name], is_last=is_last)
-            if is_last:
-                abandoned += [place for place in self.held if place.choice == index]
-                for place in abandoned:
-                    self.held.pop(place, None)
+            if is_last and type(index) is int:
+                finished.add(index)
+        abandoned = [place for place in self.held if place.choice in finished]
+        for place in abandoned:
+            del self.held[place]
         return _strict(chunk), abandoned
 
     def take(self) -> list[Place]:
@@ -86,7 +92,7 @@ def repaired(body: bytes) -> bytes:
 
 def _built(data: bytes, refusal: str) -> Any:
     """Build JSON as other readers do, which take more for JSON than we do."""
-    if data.count(b"[") + data.count(b"{") > ODD_NODES:
+    if data.count(b"[") + data.count(b"{") > ODD_NODES or data.count(b",") > ODD_VALUES:
         raise BrokenStream(refusal)
     try:
         return json.loads(data.decode("utf-8", "replace"), parse_constant=lambda _: None)

@@ -10,10 +10,11 @@ import msgspec
 from app.streams.chunk import Chunk
 from app.upstream import contents
 from app.upstream.decoder import LARGE_EVENT_BYTES, NODES, REPLACEMENT, BrokenStream, built
-from app.upstream.envelopes import NO_SPELLING, Envelopes, Spelling, opened, spelling_of
+from app.upstream.envelopes import Envelopes, opened
 from app.upstream.halves import Halves, Place, repaired
 from app.upstream.interface import Part
 from app.upstream.json_line import ABSENT, Members, begins_with, members_of, one_line, written
+from app.upstream.spellings import NO_SPELLING, Spellings, decode_string
 
 __all__ = ["MOST_NAMES", "MOST_RAW_BYTES", "SPARE_DEPTH", "Recorder", "whole_answer"]
 
@@ -33,7 +34,6 @@ _NO_COMPLETION = "it is not a chat completion"
 _HOLES = frozenset({"content", "refusal", "reasoning_content", "reasoning", "tool_calls"})
 _TEXTS = frozenset({"content", "refusal"})
 
-_string = msgspec.json.Decoder(str).decode
 _check = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -67,7 +67,7 @@ class Recorder:
         self._created: msgspec.Raw | None = None
         self._model: msgspec.Raw | None = None
         self._envelopes = Envelopes()
-        self._spellings: dict[object, Spelling] = {}  # By envelope: the upstream may come to spell one differently.
+        self._spellings = Spellings()
         self._last = NO_SPELLING
         self._halves = Halves()
         self._finished: set[int] = set()
@@ -80,7 +80,7 @@ class Recorder:
         prefix, suffix, begin, end, envelope, is_text = self._last
         if data.startswith(prefix) and data.endswith(suffix):
             try:
-                value = _string(data[begin:end])
+                value = decode_string(data[begin:end])
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return self._decode(data)
             if value:
@@ -96,25 +96,13 @@ class Recorder:
         """Decode what does not look like the last chunk."""
         if self._halves.held:
             return self._decode_odd(data)
-        if (part := self._recognized(data)) is not None:
-            return part
+        if (found := self._spellings.find(data)) is not None:
+            self._last, value = found
+            _, _, _, _, envelope, is_text = self._last
+            return Part("", None, None, False, (Chunk(value if is_text else "", value, envelope),), len(value))
         _check_size(data)
         read = _read(data)
         return self._decode_odd(data) if read is None else self._part(read, data)
-
-    def _recognized(self, data: bytes) -> Part | None:
-        """Find the data among all spellings, as `decode` looks for the last one."""
-        for spelling in self._spellings.values():
-            prefix, suffix, begin, end, envelope, is_text = spelling
-            if data.startswith(prefix) and data.endswith(suffix):
-                try:
-                    value = _string(data[begin:end])
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    continue
-                if value:
-                    self._last = spelling
-                    return Part("", None, None, False, (Chunk(value if is_text else "", value, envelope),), len(value))
-        return None
 
     def _decode_odd(self, data: bytes) -> Part:
         """Decode what the strict decoder refuses, and what may complete half a character."""
@@ -142,7 +130,7 @@ class Recorder:
         text = ""
         chars = 0
         has_finished = False
-        for choice in choices:
+        for choice in choices[: contents.MOST_ENTRIES]:
             index = choice.index or 0
             strings = contents.strings_of(choice.delta)
             for field, value in strings:
@@ -193,8 +181,8 @@ class Recorder:
         envelope = self._envelopes.of(around, is_text=bool(text))
         if envelope is None:
             return self._raw(text, around.prefix + encode_basestring_ascii(value)[1:-1] + around.suffix)
-        if data is not None and (spelling := spelling_of(envelope, data, around.string, named)) is not None:
-            self._spellings[envelope] = self._last = spelling
+        if data is not None and (spelling := self._spellings.learn(envelope, data, around.string, named)) is not None:
+            self._last = spelling
         return Chunk(text, value, envelope)
 
     def _raw(self, text: str, json: str) -> Chunk:
@@ -284,5 +272,5 @@ def _check_size(data: bytes) -> None:
 
 def _check_depth(data: bytes) -> None:
     """Raise RecursionError where others could fail to read the JSON, with less room for it."""
-    if data.count(b"[") + data.count(b"{") > SPARE_DEPTH:
+    if len(data) > 2 * SPARE_DEPTH and data.count(b"[") + data.count(b"{") > SPARE_DEPTH:
         _check(b"[" * SPARE_DEPTH + data + b"]" * SPARE_DEPTH)
