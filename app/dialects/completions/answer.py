@@ -43,7 +43,8 @@ def completion(stream_id: str, origin: Origin, end: End, pieces: Iterable[Piece]
         "choices": _only_choice("".join(texts), end) if origin.kind == "text" else joined.choices(),
         "usage": json.dumps(end.usage._asdict()).encode("ascii"),
     }
-    return write_object(members | joined.members)
+    told = {name: value for name, value in joined.members.items() if name not in members or value != b"null"}
+    return write_object(members | told)
 
 
 def failed_answer(failure: Failure, correlation_id: str, partial: bytes) -> bytes:

@@ -8,6 +8,8 @@ It differs from openai-python where servers differ from OpenAI:
 - A role, an id or a name that comes again is not doubled: some servers repeat them in each chunk.
 - Tool calls without an `index` are told apart by their ids. openai-python refuses them.
 - Indexes need not come in order, nor without gaps. The entries stand in the order of their indexes.
+- The logprobs of a choice's first chunk count once. openai-python doubles them where the choice is not in the stream's
+  first chunk.
 - Of numbers and booleans the last one stays. openai-python adds them up.
 - What contradicts its earlier kind (a text, then a list) is left out.
 """
