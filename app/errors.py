@@ -13,6 +13,7 @@
     │   ├── CursorMalformed           400 cursor_malformed
     │   ├── CursorForeign             400 cursor_foreign
     │   ├── CursorAhead               409 cursor_ahead
+    │   ├── Cancelled                 409 cancelled
     │   ├── StreamUnknown             404 stream_unknown
     │   ├── StreamExpired             410 stream_expired
     │   ├── IdempotencyKeyReused      422 idempotency_key_reused
@@ -211,6 +212,16 @@ class CursorAhead(ClientError):
     message = "The cursor is ahead of the stream."
     why = "The number in the cursor is higher than that of the stream's last event."
     action = "Send the id of the last event that you received. Send no cursor to start at the beginning."
+
+
+class Cancelled(ClientError):
+    """The answer was stopped. Only clients of OpenAI's get this as an error, because their shape has no word for it."""
+
+    error_code = "cancelled"
+    status = 409
+    message = "The answer was cancelled."
+    why = "The answer was stopped before its end."
+    action = "Keep the text that you have received. Ask again if you need the whole answer."
 
 
 class StreamUnknown(ClientError):

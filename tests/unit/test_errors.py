@@ -24,6 +24,7 @@ CLIENT = {
     "cursor_malformed": (400, False),
     "cursor_foreign": (400, False),
     "cursor_ahead": (409, False),
+    "cancelled": (409, False),
     "stream_unknown": (404, False),
     "stream_expired": (410, False),
     "idempotency_key_reused": (422, False),
