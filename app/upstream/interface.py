@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -26,6 +26,10 @@ class Question:
     model: str
     max_tokens: int
     temperature: float | None
+
+    @property
+    def messages_count(self) -> int:
+        return len(self.messages)
 
     @property
     def held_bytes(self) -> int:
@@ -55,6 +59,8 @@ class Forwarded:
     max_tokens: int | None = None
     messages_count: int = 0
     held_bytes: int = 0
+    rate_limits: dict[str, str] = field(default_factory=dict)
+    """The upstream's x-ratelimit-* headers, once it has answered."""
 
 
 class Part(msgspec.Struct, frozen=True):

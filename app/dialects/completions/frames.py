@@ -26,9 +26,6 @@ FRAMES_BYTES = 16_384
 DIRECT_BYTES = 65_536
 """The most bytes of several frames that are written past the loop."""
 
-READ_BYTES = 256
-"""How much UTF-8 is asked of a log of chunks at a time. The frames of so much text have about FRAMES_BYTES."""
-
 _DATA = "data: "
 _ROLE = {"role": "assistant"}
 
@@ -80,8 +77,11 @@ class CompletionsFrames:
     def next_frames(self, source: Source) -> bytes | None:
         frames: list[bytes] = []
         size = 0
-        read_bytes = 0 if self._origin.kind == "text" else READ_BYTES
-        while size < FRAMES_BYTES and (piece := source.read(read_bytes)) is not None:
+        is_text = self._origin.kind == "text"
+        while size < FRAMES_BYTES:
+            piece = source.read(0) if is_text else source.read_chunks(FRAMES_BYTES - size)
+            if piece is None:
+                break
             for sequence, frame in self._frames(piece):
                 frames.append(frame)
                 size += len(frame)
