@@ -112,7 +112,7 @@ class RequestFailed(_Failed, frozen=True, kw_only=True):
 
 
 class StreamStarted(Fact, frozen=True, kw_only=True):
-    """A generation begins. Units: `max_tokens` (None: no limit) and `prompt_tokens` in tokens; `messages` is a count."""
+    """A generation begins. Units: `max_tokens` (None: unlimited), `prompt_tokens` in tokens; `messages` is a count."""
 
     event = "stream_started"
     stream: str

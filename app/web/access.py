@@ -146,7 +146,7 @@ def _add_cors(response: Response, listed: tuple[str, ...]) -> None:
     if origin not in listed:
         return
     response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
-    told = (name for name in response.headers.keys() if _TOLD.fullmatch(name))
+    told = (name for name, _ in response.headers if _TOLD.fullmatch(name))
     response.headers["Access-Control-Expose-Headers"] = ", ".join([EXPOSED_HEADERS, *told])
     if request.method == "OPTIONS":
         response.headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS

@@ -18,7 +18,7 @@ from app.dialects.completions.models import completion_id
 from app.dialects.completions.request import ForwardedRequest, read_forwarded
 from app.dialects.native.headers import Cursor, place_after, read_cursor, read_key, read_wait_seconds
 from app.platform.utc import unix_seconds, utc_now
-from app.streams.interface import Binding, End, Origin, Piece, StreamLog
+from app.streams.interface import Binding, End, Kind, Origin, Piece, StreamLog
 from app.upstream.interface import Forwarded
 from app.web.admission import admit, body_of, check_type, credential, cursor_of, key_header
 from app.web.answers import SHORT_BYTES, as_json
@@ -115,7 +115,7 @@ def _create(asked: ForwardedRequest, key: str | None) -> tuple[StreamLog, Forwar
     """Create the log and start its generation, unless the key has begun one before."""
     parts = worker()
     binding = Binding(key, asked.fingerprint) if key else None
-    kind = "chunks" if asked.is_streamed else "json"
+    kind: Kind = "chunks" if asked.is_streamed else "json"
     origin = Origin(g.correlation_id, asked.model, utc_now(), asked.prompt_tokens, kind)
     log, is_new = parts.store.create(origin, binding, prompt_bytes=asked.held_bytes, credential=credential())
     question = Forwarded(
