@@ -110,7 +110,7 @@ class MemoryLog:
         self._is_closed = False
 
     def is_decided(self) -> bool:
-        return self.end is not None
+        return self.end is not None or self.is_erased
 
     def totals(self) -> Totals:
         return self._text.totals()

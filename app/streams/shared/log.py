@@ -389,6 +389,7 @@ class SharedLog:
                 return
             self.is_erased = True
             if self.owned is not None:
+                self.owned.is_closed = True
                 self.owned.stop()
             self.state = state.State.DROPPED
             self.head = 0

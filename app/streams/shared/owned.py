@@ -79,6 +79,7 @@ class OwnedLog(Protocol):
     binding: Binding | None
     state: State
     owned: Owned | None
+    is_erased: bool
     records: Text
     lock: AbstractContextManager[object]
     noted: int
@@ -164,7 +165,7 @@ class Owned:
         self.is_closed = False
 
     def is_decided(self) -> bool:
-        return self.end is not None or self.log.owned is not self
+        return self.end is not None or self.log.owned is not self or self.log.is_erased
 
     def totals(self) -> Totals:
         return self.log.records.totals()
