@@ -82,6 +82,8 @@ class Generation:
         except _Stopped:
             self._fail(errors.InternalError())  # does nothing, unless another thread has failed to end it
         except errors.ChatError as error:
+            if isinstance(error, errors.UpstreamError) and isinstance(self._question, Forwarded):
+                self._question.rate_limits.update(error.rate_limits)
             with self._turns:
                 if self.intake.is_whole:
                     self.end()  # the answer was there before its stream went wrong

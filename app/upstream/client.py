@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import httpx2
 import msgspec
 
 from app import errors
 from app.upstream import failures, sdk
-from app.upstream.answer import StreamedAnswer
+from app.upstream.answer import StreamedAnswer, WholeAnswer
 from app.upstream.body import ERROR_BODY_BYTES
 from app.upstream.call import Call, current_call
+from app.upstream.decoder import ChunkDecoder
 from app.upstream.framing import BadFraming
-from app.upstream.interface import Question
+from app.upstream.interface import Answer, Forwarded, Question
 from app.upstream.parameters import Parameters
+from app.upstream.recorder import Recorder
 from app.upstream.transport import Transport
 
 __all__ = ["OpenAIUpstream"]
 
 OPENAI_URL = "https://api.openai.com/v1"
+
+MOST_MODELS = 500
+"""For how many models it is remembered what their servers refuse. Clients may be allowed to name any model."""
+
+EVENTS, JSON = "text/event-stream", "application/json"
 
 
 class OpenAIUpstream:
@@ -43,7 +50,7 @@ class OpenAIUpstream:
         """
         self._is_ready = is_ready
         self._to_openai = base_url in ("", OPENAI_URL)
-        self._parameters: dict[str, Parameters] = {}  # by model
+        self._parameters: OrderedDict[str, Parameters] = OrderedDict()  # by model, the last used one at the end
         self._lock = threading.Lock()
         self._transport = transport or Transport(secure=not base_url.startswith("http:"))
         self._sdk = sdk.OpenAI(
@@ -51,7 +58,7 @@ class OpenAIUpstream:
             api_key=api_key or "none",
             http_client=httpx2.Client(transport=self._transport, trust_env=False),
             default_headers={
-                "Accept": "text/event-stream",
+                "Accept": EVENTS,
                 "Accept-Encoding": "identity",  # The raw bytes are decoded here, so they must not be packed.
             },
         )
@@ -65,24 +72,50 @@ class OpenAIUpstream:
         self._headers = httpx2.Request("POST", self._url, headers=headers).headers  # with Host
         self._bare = httpx2.Request("POST", self._url)  # for errors: they must not keep the question
 
-    def ask(self, question: Question, call: Call) -> StreamedAnswer:
+    def ask(self, question: Question | Forwarded, call: Call) -> Answer:
         token = current_call.set(call)
         try:
-            response = self._post_learning(question)
+            if isinstance(question, Forwarded):
+                response = self._forward(question)
+            else:
+                response = self._post_learning(question)
         finally:
             current_call.reset(token)
+        is_streamed = isinstance(question, Question) or question.is_streamed
         try:
             if _is_packed(response):
                 raise errors.UpstreamError(
                     "The model's server compressed its answer (Content-Encoding), although the request does not allow "
                     "that. The operator can switch compression off there, or in the proxy in front of it."
                 )
-            if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+            kind = response.headers.get("content-type", "").lower().partition(";")[0].strip()
+            if is_streamed and not kind.startswith(EVENTS):
                 raise errors.UpstreamError("The model's server did not answer with an event stream.")
+            if not is_streamed and kind != JSON and not kind.endswith("+json"):
+                raise errors.UpstreamError("The model's server did not answer with JSON.")
         except errors.UpstreamError:
             response.close()
             raise
-        return StreamedAnswer(response)
+        if isinstance(question, Question):
+            return StreamedAnswer(response, ChunkDecoder())
+        if not is_streamed:
+            return WholeAnswer(response, question.completion_id)
+        recorder = Recorder(question.completion_id, choices=question.choices, keeps_usage=question.keeps_usage)
+        return StreamedAnswer(response, recorder)
+
+    def _forward(self, request: Forwarded) -> httpx2.Response:
+        """Post a client's own request. What the server refuses of our additions is left out."""
+        parameters = self._parameters_of(request.model)
+        left_out = parameters.left_out
+        while True:
+            try:
+                return self._post(request.write(left_out), accept=EVENTS if request.is_streamed else JSON)
+            except sdk.OpenAIError as error:
+                if refused := failures.refused_parameter(error):
+                    parameters.learn(refused)
+                before, left_out = left_out, parameters.left_out
+                if not refused or before == left_out or request.write(left_out) == request.write(before):
+                    raise failures.from_sdk_for_client(error) from error
 
     def _post_learning(self, question: Question) -> httpx2.Response:
         """Post the question, and post it again without each parameter that the server does not know."""
@@ -90,7 +123,7 @@ class OpenAIUpstream:
         while True:
             sent = parameters.body(question)
             try:
-                return self._post(sent)
+                return self._post(msgspec.json.encode(sent))
             except sdk.OpenAIError as error:
                 refused = failures.refused_parameter(error)
                 if refused:
@@ -100,15 +133,15 @@ class OpenAIUpstream:
                 if not refused or parameters.body(question) == sent:
                     raise failures.from_sdk(error) from error
 
-    def _post(self, body: dict[str, Any]) -> httpx2.Response:
+    def _post(self, content: bytes, *, accept: str = EVENTS) -> httpx2.Response:
         """Post as the SDK does, and raise the SDK's errors, without the SDK's layers in between.
 
         Those layers build the request anew, and decide on retries, which are decided here. They cost as much as
         everything else in a request (load/PROFILE.md).
         """
-        content = msgspec.json.encode(body)
         request = httpx2.Request("POST", self._url, headers=self._headers, stream=httpx2.ByteStream(content))
         request.headers["Content-Length"] = str(len(content))
+        request.headers["Accept"] = accept
         try:
             response = self._transport.handle_request(request)
         except httpx2.TimeoutException as error:
@@ -139,6 +172,9 @@ class OpenAIUpstream:
         with self._lock:
             if model not in self._parameters:
                 self._parameters[model] = Parameters("max_completion_tokens" if self._to_openai else "max_tokens")
+                if len(self._parameters) > MOST_MODELS:
+                    self._parameters.popitem(last=False)
+            self._parameters.move_to_end(model)
             return self._parameters[model]
 
     def ready(self) -> bool:

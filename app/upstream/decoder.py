@@ -161,6 +161,8 @@ def built(value: msgspec.Raw) -> Any:
 class ChunkDecoder:
     """The data of one event → the part it adds. Joins characters whose halves came in two events."""
 
+    is_clients_own = False
+
     def __init__(self) -> None:
         self._half = ""
 
@@ -178,10 +180,10 @@ class ChunkDecoder:
             raise ErrorReported(error or None)
         return self._part(chunk.choices, usage, joined=not self._half)
 
-    def pending(self) -> str:
-        """Return the replacement for half a character that nothing completed, once. Empty when there is none."""
+    def pending(self) -> Part | None:
+        """Return the replacement for half a character that nothing completed, once. None when there is none."""
         half, self._half = self._half, ""
-        return REPLACEMENT if half else ""
+        return Part(REPLACEMENT) if half else None
 
     def _decode_odd(self, data: bytes) -> Part:
         """Decode what the strict decoder refuses: half surrogate pairs, bytes that are not UTF-8, and `[DONE]`.
