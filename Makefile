@@ -131,7 +131,7 @@ $(NODE_CLIENTS): tests/clients/package.json tests/clients/package-lock.json $(VE
 	@rm -rf $(@D)
 	@mkdir -p $(@D)
 	@cp $(filter %.json,$^) $(@D)
-	@cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 # After DEV where both are wanted, so that `make -j` does not run pip twice at a time.

@@ -92,7 +92,7 @@ def stream(client: openai.OpenAI, options: dict[str, Any]) -> dict[str, Any]:
                 answer.close()
                 say({"reached": "left", "id": chunk_id})
                 break
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (whatever a user would see)
         saw["raised"] = told(error)
     if options.get("then") == "retrieve":
         if options.get("pause_before_then"):
@@ -144,7 +144,7 @@ def run(options: dict[str, Any]) -> None:
     with contextlib.closing(make_client(options)) as client:
         try:
             saw = SCENARIOS[options["scenario"]](client, options)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever a user would see)
             saw = {"raised": told(error)}
     say({"saw": saw})
 

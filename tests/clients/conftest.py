@@ -56,10 +56,19 @@ def programs() -> Iterator[dict[str, Program]]:
 @pytest.fixture(params=KINDS)
 def client(request: pytest.FixtureRequest, programs: dict[str, Program]) -> Iterator[Program]:
     """One real client after the other."""
-    yield from lend(programs, request.param)
+    yield from _lend(programs, request.param)
 
 
-def lend(programs: dict[str, Program], kind: str) -> Iterator[Program]:
+@pytest.fixture
+def clients(programs: dict[str, Program]) -> Iterator[list[Program]]:
+    """All real clients: what takes long they do at the same time."""
+    lent = [_lend(programs, kind) for kind in KINDS]
+    yield [next(one) for one in lent]
+    for one in lent:
+        next(one, None)
+
+
+def _lend(programs: dict[str, Program], kind: str) -> Iterator[Program]:
     """Give a test a program, and end one whose scenario the test did not see the end of."""
     program = programs.get(kind) or programs.setdefault(kind, Program(kind))
     yield program

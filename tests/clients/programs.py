@@ -140,7 +140,7 @@ class Program:
             command = [node(), str(HERE / "client.mjs")]
         else:
             command = [str(self._directory / "bin/python"), str(HERE / "client.py")]
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed by `end`)
         self._process = subprocess.Popen(
             command,
             cwd=self._directory,

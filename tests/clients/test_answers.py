@@ -1,6 +1,6 @@
 """What real clients get of an answer: all that the upstream sent, in its order, and nothing else.
 
-The rules are those of the service for OpenAI's chat completions: a docstring says which one a test protects.
+The docstring of a test says what it protects. The numbers of the rules are those of the package's docstring.
 """
 
 from __future__ import annotations
@@ -20,7 +20,19 @@ from tests.clients.steps import CONTENT_CHUNKS, about, asked, content_of, deltas
 from tests.harness.chaos import ChaosProxy
 from tests.harness.script import CREATED, encode_json
 from tests.harness.server import ChatWait
-from tests.harness.upstream import Delta, Done, Event, Finish, Gate, Script, ScriptedUpstream, Token, Usage, answer
+from tests.harness.upstream import (
+    Delta,
+    Done,
+    Event,
+    Finish,
+    Gate,
+    Script,
+    ScriptedUpstream,
+    Step,
+    Token,
+    Usage,
+    answer,
+)
 from tests.live.steps import KEY
 
 COMPLETION_ID = re.compile(r"chatcmpl-cwc_[A-Za-z0-9_-]{22}")
@@ -57,7 +69,7 @@ def choice(index: int, delta: dict[str, Any], finish: str | None = None) -> dict
 def test_answer_that_is_not_streamed_is_the_upstreams_with_an_id_of_the_service(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """`stream: false` is asked as JSON; every chunk's and every answer's id is the service's; no client's key goes on."""
+    """`stream: false` is asked as JSON. The answer gets an id of the service. No client's key goes on."""
     body = about(upstream, whole({"content": TEXT}))
     saw = client.run("create", chatwait.base_url, request=body)
 
@@ -79,7 +91,11 @@ def test_stream_has_each_chunk_of_the_upstream_as_one_chunk_with_one_id(
 ) -> None:
     """One upstream chunk is one frame, never merged (rule 6); nothing but chunks has `data:` (rule 2)."""
     odd = choice(0, {}, None) | {"logprobs": {"content": [], "refusal": None}}
-    steps = [Delta({"role": "assistant", "content": ""}), *map(Token, CONTENT_CHUNKS), chunk(odd, x_odd=[1, None])]
+    steps: list[Step] = [
+        Delta({"role": "assistant", "content": ""}),
+        *map(Token, CONTENT_CHUNKS),
+        chunk(odd, x_odd=[1, None]),
+    ]
     body = about(upstream, Script(steps=[*steps, Finish(), Done()]))
     saw = client.run("stream", chatwait.base_url, request=body)
 
@@ -102,7 +118,7 @@ def test_stream_has_each_chunk_of_the_upstream_as_one_chunk_with_one_id(
 def test_choices_of_one_stream_keep_their_order_until_the_last_one_has_finished(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """A log is whole when all of its `n` choices have finished, not the first (section 1)."""
+    """A log is whole when all of its `n` choices have finished, not the first."""
     steps = [
         chunk(choice(0, {"role": "assistant", "content": "A"}), choice(1, {"role": "assistant", "content": "B"})),
         chunk(choice(0, {"content": "a"}, "stop")),
@@ -167,7 +183,7 @@ def calls_of(completion: dict[str, Any]) -> list[tuple[str, str, str]]:
 def test_tool_calls_in_pieces_come_as_they_were_sent_and_the_stored_answer_has_them_joined(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """What adds more than text is a raw record, in its order (section 1); JSON joins as the SDK does (section 3)."""
+    """What adds more than text is a raw record, in its order; JSON joins as the SDK does."""
     steps = tool_steps()
     body = about(upstream, Script(steps=[*steps, Done()]), tools=TOOLS, tool_choice="auto")
     saw = client.run("stream", chatwait.base_url, request=body, then="retrieve")
@@ -181,7 +197,7 @@ def test_tool_calls_in_pieces_come_as_they_were_sent_and_the_stored_answer_has_t
 def test_accumulator_of_the_sdk_joins_the_calls_of_a_stream(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Ids of calls stay what they are: only the top level's `id` is replaced (section 1)."""
+    """Ids of calls stay what they are: only the top level's `id` is replaced."""
     body = about(upstream, Script(steps=[*tool_steps(), Done()]), tools=TOOLS)
     saw = client.run("accumulate", chatwait.base_url, request=body)
 
@@ -209,7 +225,7 @@ SCHEMA = {
 def test_request_reaches_the_upstream_byte_for_byte(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream, *, is_streamed: bool
 ) -> None:
-    """The same client asks the upstream directly, too. All but what we add for our books is the same (section 3)."""
+    """The same client asks the upstream directly, too. All but what we add for our books is the same."""
     script = answer(['{"größe":', '1,"a":"x"}']) if is_streamed else whole({"content": '{"größe":1,"a":"x"}'})
     more = {"temperature": 0.30000000000000004, "seed": 2**53, "metadata": {"a": "ß"}, "logit_bias": {"50256": -100}}
     extra = {"extra_body": {"top_k": 7, "chat_template_kwargs": {"enable_thinking": False}}}
@@ -230,7 +246,7 @@ def test_request_reaches_the_upstream_byte_for_byte(
 def test_image_of_some_megabytes_reaches_the_upstream(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Content parts are opaque, and a body may have up to OPENAI_MAX_BODY_BYTES (section 3)."""
+    """Content parts are opaque, and a body may have up to OPENAI_MAX_BODY_BYTES."""
     picture = base64.b64encode(random.Random(1).randbytes(3 << 20)).decode()
     parts = [
         {"type": "text", "text": "What is on this picture of the test of images?"},
@@ -250,8 +266,8 @@ def test_image_of_some_megabytes_reaches_the_upstream(
 def test_reasoning_can_be_read_on_the_chunks(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream, name: str
 ) -> None:
-    """Fields that OpenAI does not know are passed on, and are no text of the answer (section 1)."""
-    steps = [Delta({"role": "assistant", name: "Let "}), Delta({name: "me see."}), Token("Yes."), Finish()]
+    """Fields that OpenAI does not know are passed on, and are no text of the answer."""
+    steps: list[Step] = [Delta({"role": "assistant", name: "Let "}), Delta({name: "me see."}), Token("Yes."), Finish()]
     body = about(upstream, Script(steps=[*steps, Done()]))
     saw = client.run("stream", chatwait.base_url, request=body, then="retrieve")
 
@@ -266,7 +282,7 @@ def test_reasoning_can_be_read_on_the_chunks(
 def test_usage_that_is_asked_for_is_the_last_chunk(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """What the client asks for it gets, as the upstream says it (section 3, `stream_options`)."""
+    """What the client asks for it gets, as the upstream says it."""
     body = about(upstream, answer(CONTENT_CHUNKS, usage=USAGE), stream_options={"include_usage": True})
     saw = client.run("stream", chatwait.base_url, request=body, naive=False)
 
@@ -279,7 +295,7 @@ def test_usage_that_is_asked_for_is_the_last_chunk(
 def test_usage_that_is_not_asked_for_shows_no_chunk_without_choices(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Usage is asked for our books and kept from the client, whose `chunk.choices[0]` would fail (section 3)."""
+    """Usage is asked for our books and kept from the client, whose `chunk.choices[0]` would fail."""
     body = about(upstream, answer(CONTENT_CHUNKS, usage=USAGE))
     saw = client.run("stream", chatwait.base_url, request=body, then="retrieve")
 
@@ -293,9 +309,9 @@ def test_usage_that_is_not_asked_for_shows_no_chunk_without_choices(
 def test_chunk_without_choices_that_is_no_usage_stays(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Azure's first chunk tells what its filter found (section 3, `stream_options`)."""
+    """Azure's first chunk tells what its filter found."""
     found = [{"prompt_index": 0, "content_filter_results": {"hate": {"filtered": False, "severity": "safe"}}}]
-    steps = [chunk(prompt_filter_results=found), Token("Hello"), Finish(), Usage(USAGE), Done()]
+    steps: list[Step] = [chunk(prompt_filter_results=found), Token("Hello"), Finish(), Usage(USAGE), Done()]
     body = about(upstream, Script(steps=steps))
     saw = client.run("stream", chatwait.base_url, request=body, naive=False)
 
@@ -308,7 +324,7 @@ def test_chunk_without_choices_that_is_no_usage_stays(
 def test_stored_answer_is_the_one_that_was_not_streamed(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """The upstream's JSON is one raw record, and is read again as it came (section 3, `stream`)."""
+    """The upstream's JSON is one raw record, and is read again as it came."""
     body = about(upstream, whole({"content": TEXT}))
     first = client.run("create", chatwait.base_url, request=body)["completion"]
     again = client.run("retrieve", chatwait.base_url, id=first["id"])
@@ -320,7 +336,7 @@ def test_stored_answer_is_the_one_that_was_not_streamed(
 def test_accumulator_of_the_sdk_and_the_stored_answer_agree(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """JSON of a streamed log joins the deltas as the SDK's accumulator does (section 3)."""
+    """JSON of a streamed log joins the deltas as the SDK's accumulator does."""
     body = about(upstream, answer(CONTENT_CHUNKS, usage=USAGE))
     joined = client.run("accumulate", chatwait.base_url, request=body)["completion"]
     stored = client.run("retrieve", chatwait.base_url, id=joined["id"])["completion"]
@@ -360,7 +376,7 @@ def test_headers_name_the_request_the_stream_and_the_limits(
 def test_request_id_of_the_sdk_is_that_of_the_log(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """Who reports a fault names the id that their SDK shows them (section 3, headers)."""
+    """Who reports a fault names the id that their SDK shows them."""
     body = about(upstream, whole({"content": TEXT}))
     saw = client.run("create", chatwait.base_url, request=body)
 
@@ -369,7 +385,7 @@ def test_request_id_of_the_sdk_is_that_of_the_log(
 
 
 def test_models_are_listed_and_one_with_a_slash_is_found(client: Program, chatwait: ChatWait) -> None:
-    """Strict clients need `created` and `owned_by`; SDKs send the slash of a model's name as %2F (section 3)."""
+    """Strict clients need `created` and `owned_by`; SDKs send the slash of a model's name as %2F."""
     listed = client.run("models", chatwait.base_url)["models"]
     assert {"scripted", "org/model"} <= {model["id"] for model in listed}
     for model in listed:
@@ -388,7 +404,7 @@ def test_model_that_is_not_there_is_not_found(client: Program, chatwait: ChatWai
 
 
 def test_deleted_answer_is_gone(client: Program, chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """DELETE answers as OpenAI does, and from then on the answer is unknown (section 3)."""
+    """DELETE answers as OpenAI does, and from then on the answer is unknown."""
     body = about(upstream, answer(CONTENT_CHUNKS))
     completion_id = client.run("stream", chatwait.base_url, request=body)["chunks"][0]["id"]
     saw = client.run("delete", chatwait.base_url, id=completion_id)
@@ -401,7 +417,7 @@ def test_deleted_answer_is_gone(client: Program, chatwait: ChatWait, upstream: S
 def test_delete_of_a_running_answer_stops_it_and_never_passes_for_its_end(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """DELETE stops the model and cuts the readers (section 3)."""
+    """DELETE stops the model and cuts the readers."""
     body = about(upstream, Script(steps=[Token("One "), Token("two "), Gate("stays shut")]))
     saw = client.run("stream", chatwait.base_url, request=body, delete_after=2)
 
@@ -412,7 +428,7 @@ def test_delete_of_a_running_answer_stops_it_and_never_passes_for_its_end(
 
 
 def test_answer_of_another_key_is_unknown(client: Program, chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
-    """A log is bound to its client's `Authorization`; a foreign one is like none (section 1, Client)."""
+    """A log is bound to its client's `Authorization`; a foreign one is like none."""
     body = about(upstream, answer(CONTENT_CHUNKS))
     completion_id = client.run("stream", chatwait.base_url, request=body)["chunks"][0]["id"]
     foreign = "sk-another-0123456789abcdefghijklmno"
@@ -426,7 +442,7 @@ def test_answer_of_another_key_is_unknown(client: Program, chatwait: ChatWait, u
 def test_two_requests_with_one_idempotency_key_get_one_answer(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """The key is bound to route, body and client; a second request attaches to the first one's log (section 3)."""
+    """The key is bound to route, body and client; a second request attaches to the first one's log."""
     body = about(upstream, answer(CONTENT_CHUNKS))
     keyed = {**body, "extra_headers": {"Idempotency-Key": secrets.token_urlsafe(24)}}
     one, two = (client.run("stream", origin, request=keyed) for origin in (chatwait.base_url, proxy.base_url))
@@ -440,7 +456,7 @@ def test_two_requests_with_one_idempotency_key_get_one_answer(
 
 
 def test_route_that_is_not_served_says_what_is(client: Program, chatwait: ChatWait) -> None:
-    """Other routes of OpenAI's are 404 in OpenAI's shape, and name what is served (section 3)."""
+    """Other routes of OpenAI's are 404 in OpenAI's shape, and name what is served."""
     saw = client.run("embeddings", chatwait.base_url)
     assert "NotFoundError" in saw["raised"]["names"], saw
     assert "/v1/chat/completions" in saw["raised"]["message"]
@@ -449,7 +465,7 @@ def test_route_that_is_not_served_says_what_is(client: Program, chatwait: ChatWa
 def test_two_answers_over_one_client_have_two_ids(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream
 ) -> None:
-    """The same question again is a new answer: without a key nothing is shared (section 3, adopting)."""
+    """The same question again is a new answer: without a key nothing is shared."""
     body = about(upstream, answer(["one"]), answer(["two"]))
     one, two = (client.run("stream", chatwait.base_url, request=body)["chunks"] for _ in range(2))
     assert (content_of(one), content_of(two)) == ("one", "two")

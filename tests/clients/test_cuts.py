@@ -1,6 +1,6 @@
 """A connection that breaks, a worker that dies, a deploy: a real client raises, and can fetch the whole answer.
 
-The rules are those of the service for OpenAI's chat completions: a docstring says which one a test protects.
+The docstring of a test says what it protects. The numbers of the rules are those of the package's docstring.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ from tests.clients.programs import Program
 from tests.clients.steps import CONTENT_CHUNKS, about, asked, content_of, text_of
 from tests.harness.chaos import ChaosProxy, CleanCloseAfter, CutAfter
 from tests.harness.server import ChatWait
-from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token
+from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Step, Token
 from tests.live.steps import log_name, settings
 
 SEEN = 3
 """How many chunks a client has when its connection breaks."""
 TEXT = "".join(CONTENT_CHUNKS)
-STEPS = [*map(Token, CONTENT_CHUNKS[:SEEN]), Gate("cut"), *map(Token, CONTENT_CHUNKS[SEEN:]), Finish(), Done()]
+STEPS: list[Step] = [
+    *map(Token, CONTENT_CHUNKS[:SEEN]),
+    Gate("cut"),
+    *map(Token, CONTENT_CHUNKS[SEEN:]),
+    Finish(),
+    Done(),
+]
 LONG = [f"{number} é🙂 {'.' * 400} " for number in range(60)]
 
 
@@ -54,7 +60,7 @@ def test_cut_is_raised_and_the_stored_answer_is_whole(
 def test_answer_that_still_runs_is_waited_for_after_a_cut(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy
 ) -> None:
-    """GET as JSON waits until the answer is complete (section 3)."""
+    """GET as JSON waits until the answer is complete."""
     body = about(upstream, Script(steps=STEPS))
     client.begin("stream", proxy.base_url, request=body, pause_after=SEEN, then="retrieve")
     client.wait_reached("chunk")
@@ -74,7 +80,8 @@ def test_close_in_the_middle_of_a_frame_never_passes_for_the_end(
     client: Program, chatwait: ChatWait, upstream: ScriptedUpstream, proxy: ChaosProxy, policy: Any
 ) -> None:
     """The head has no `Connection: close`, behind which Node 20 takes any close for the end (rule 4)."""
-    body = about(upstream, Script(steps=[*map(Token, LONG), Finish(), Done()]))
+    steps: list[Step] = [*map(Token, LONG), Finish(), Done()]
+    body = about(upstream, Script(steps=steps))
     proxy.plan(policy)
     saw = client.run("stream", proxy.base_url, request=body, then="retrieve")
 
@@ -112,7 +119,7 @@ def test_killed_worker_never_passes_for_the_end(client: Program, upstream: Scrip
 
 
 def test_drain_that_cannot_wait_longer_never_passes_for_the_end(client: Program, upstream: ScriptedUpstream) -> None:
-    """The drain ends an answer as cancelled or cuts it; in both cases the client raises (rule 3; section 3, Status)."""
+    """The drain ends an answer as cancelled or cuts it; in both cases the client raises (rule 3)."""
     body = about(upstream, Script(steps=STEPS))
     with ChatWait(**settings(upstream, ALLOWED_MODELS="scripted", DRAIN_SECONDS=1)) as chatwait:
         client.begin("stream", chatwait.base_url, request=body, pause_after=SEEN)
