@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from typing import Any
 
-from tests.harness.upstream import RequestRecord, Script, ScriptedUpstream
+from tests.harness.script import CREATED, encode_json
+from tests.harness.upstream import Event, RequestRecord, Script, ScriptedUpstream
 
-__all__ = ["CONTENT_CHUNKS", "about", "asked", "content_of", "deltas", "members", "request", "text_of"]
+__all__ = [
+    "COMPLETION_ID",
+    "CONTENT_CHUNKS",
+    "TEXT",
+    "USAGE",
+    "about",
+    "asked",
+    "choice",
+    "chunk",
+    "content_of",
+    "deltas",
+    "members",
+    "text_of",
+    "whole",
+]
 
-CONTENT_CHUNKS = ["It ", "is ", "é🙂", "\u2028\r\n", 'data: "x"', "."]
-"""An answer's text with what could break a frame in two."""
+COMPLETION_ID = re.compile(r"chatcmpl-cwc_[A-Za-z0-9_-]{22}")
+USAGE = {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15}
 
+CONTENT_CHUNKS = ["It ", "is ", "é🙂", "\u2028\r\n", 'data: "x"', " nothing that a log may hold", "."]
+"""An answer's text with what could break a frame in two, and with enough to be found in a log."""
 
-def request(message: str = "", **more: Any) -> dict[str, Any]:
-    """Write the body of a request with a message of its own."""
-    message = message or f"message {secrets.token_hex(8)}"
-    return {"model": "scripted", "messages": [{"role": "user", "content": message}], **more}
+TEXT = "".join(CONTENT_CHUNKS)
 
 
 def about(upstream: ScriptedUpstream, *scripts: Script, **more: Any) -> dict[str, Any]:
@@ -25,7 +40,8 @@ def about(upstream: ScriptedUpstream, *scripts: Script, **more: Any) -> dict[str
 
     The first script is for the first time that the request is made, and so on; the last one is for all later times.
     """
-    body = request(**more)
+    said = {"role": "user", "content": f"message {secrets.token_hex(8)}"}
+    body: dict[str, Any] = {"model": "scripted", "messages": [said], **more}
     left = list(scripts)
 
     def by(record: RequestRecord) -> Script | None:
@@ -79,3 +95,29 @@ def text_of(completion: dict[str, Any], index: int = 0) -> str | None:
     """Return the text of one choice of a whole answer."""
     text: str | None = completion["choices"][index]["message"]["content"]
     return text
+
+
+def whole(message: dict[str, Any], *, finish: str = "stop", headers: dict[str, str] | None = None) -> Script:
+    """Write the script of an answer that is not streamed."""
+    completion = {
+        "id": "chatcmpl-upstream",
+        "object": "chat.completion",
+        "created": CREATED,
+        "model": "scripted",
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "refusal": None, **message}, "finish_reason": finish},
+        ],
+        "usage": USAGE,
+        "provider_field": {"kept": True},
+    }
+    return Script(headers={"content-type": "application/json", **(headers or {})}, body=encode_json(completion))
+
+
+def chunk(*choices: dict[str, Any], **more: Any) -> Event:
+    """Write a chunk with these choices."""
+    head = {"id": "chatcmpl-upstream", "object": "chat.completion.chunk", "created": CREATED, "model": "scripted"}
+    return Event({**head, "choices": list(choices), **more})
+
+
+def choice(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "finish_reason": finish}

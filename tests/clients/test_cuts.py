@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.clients.programs import Program
-from tests.clients.steps import CONTENT_CHUNKS, about, asked, content_of, text_of
+from tests.clients.steps import CONTENT_CHUNKS, TEXT, about, asked, content_of, text_of
 from tests.harness.chaos import ChaosProxy, CleanCloseAfter, CutAfter
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Step, Token
@@ -20,7 +20,6 @@ from tests.live.steps import log_name, settings
 
 SEEN = 3
 """How many chunks a client has when its connection breaks."""
-TEXT = "".join(CONTENT_CHUNKS)
 STEPS: list[Step] = [
     *map(Token, CONTENT_CHUNKS[:SEEN]),
     Gate("cut"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.clients.programs import Program
-from tests.clients.steps import CONTENT_CHUNKS, about, asked, content_of
+from tests.clients.steps import CONTENT_CHUNKS, TEXT, about, asked, content_of
 from tests.harness.script import encode_json
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Close, Event, Reset, Script, ScriptedUpstream, Step, Token, answer
@@ -125,7 +125,7 @@ def test_answer_after_a_passing_failure_is_whole(
     saw = client.run("stream", chatwait.base_url, request=body)
 
     assert "raised" not in saw, saw["raised"]
-    assert content_of(saw["chunks"]) == "".join(CONTENT_CHUNKS)
+    assert content_of(saw["chunks"]) == TEXT
     assert len(asked(upstream, body)) == 2
 
 

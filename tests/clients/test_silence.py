@@ -9,8 +9,7 @@ import contextlib
 from functools import partial
 
 from tests.clients.programs import Program
-from tests.clients.steps import CONTENT_CHUNKS, about, content_of
-from tests.clients.test_answers import whole
+from tests.clients.steps import CONTENT_CHUNKS, TEXT, about, content_of, whole
 from tests.harness.chaos import ChaosProxy
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Pause, Script, ScriptedUpstream, Token
@@ -50,7 +49,7 @@ def test_heartbeats_keep_a_silent_stream_alive(
         for client in clients:
             saw = client.result()
             assert "raised" not in saw, (client.kind, saw["raised"])
-            assert content_of(saw["chunks"]) == "".join(CONTENT_CHUNKS), client.kind
+            assert content_of(saw["chunks"]) == TEXT, client.kind
 
 
 def test_answer_that_is_not_streamed_may_take_longer_than_a_stream_may_be_silent(
