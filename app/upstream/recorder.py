@@ -16,7 +16,7 @@ from app.upstream.interface import Part
 from app.upstream.json_line import ABSENT, Members, begins_with, members_of, one_line, written
 from app.upstream.spellings import NO_SPELLING, Spellings, decode_string
 
-__all__ = ["MOST_NAMES", "MOST_RAW_BYTES", "SPARE_DEPTH", "Recorder", "whole_answer"]
+__all__ = ["MOST_FINISHED", "MOST_NAMES", "MOST_RAW_BYTES", "SPARE_DEPTH", "Recorder", "whole_answer"]
 
 MOST_RAW_BYTES = 16 * 1_048_576
 """How large the chunks of one answer may be that are in no envelope, all together."""
