@@ -3,9 +3,9 @@
 A dialect is pure: it computes bytes from a log's origin, its records and its end. It has no network, no clock and
 no Flask. One dialect object serves one reader of one log.
 
-The loop passes pieces on without a look inside. A piece is text, and the chunks that the text came in where the log has
-them. A dialect that shows text alone writes records without text as frames without text, because every reader must
-count the same records.
+A piece has the text that its records add. A dialect that shows every chunk asks for the chunks. A dialect that shows
+text alone writes a record without text as a frame without text, because every reader must count the same records. The
+loop passes pieces on without a look inside.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Source(Protocol):
 
     def read(self, max_bytes: int) -> Piece | None:
         """Return the records that follow `after`: at most `max_bytes` of UTF-8 together, or one larger record alone.
-        None at the head. `read(0)` returns one record that has text, with those without text around it."""
+        None at the head. `read(0)` returns one record."""
 
     def read_chunks(self, max_bytes: int) -> Piece | None:
-        """Return the records that follow `after` in a log of chunks, one by one: at most `max_bytes` of JSON together,
-        or one larger record alone. None at the head."""
+        """Return the records that follow `after` in a log of chunks, chunk by chunk: at most `max_bytes` of JSON
+        together, or one larger record alone. None at the head."""
 
 
 class Dialect(Protocol):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
 from app import errors
-from app.dialects.completions.frames import CompletionsFrames
+from app.dialects.completions.frames import CompletionsFrames, pieces
 from app.dialects.interface import Dialect
 from app.streams.chunk import Chunk, Envelope
 from app.streams.interface import End, Kind, Origin, Piece, Status
@@ -31,7 +31,7 @@ __all__ = [
     "end_of",
     "enveloped",
     "frames_of",
-    "pieces_of",
+    "piece_of",
     "raw",
     "read",
 ]
@@ -52,40 +52,42 @@ class Log(NamedTuple):
 
     @property
     def text(self) -> str:
-        return "".join(record if isinstance(record, str) else record.text for record in self.records)
+        return "".join(map(_text_of, self.records))
 
 
 def piece_of(sequence: int, records: Sequence[Chunk | str]) -> Piece:
     chunks = [record for record in records if isinstance(record, Chunk)]
-    text = "".join(record if isinstance(record, str) else record.text for record in records)
+    text = "".join(map(_text_of, records))
     return Piece(sequence, len(records), text, chunks or None)
 
 
 class Records:
-    """A log's records from a place on, as `Source` gives them. `reads` counts."""
+    """A log's records from a place on, as `Source` gives them."""
 
     def __init__(self, log: Log, after: int = 0) -> None:
         self.log = log
         self.after = after
-        self.reads = 0
 
     def read(self, max_bytes: int) -> Piece | None:
-        self.reads += 1
+        piece = self._read(max_bytes, [len(_text_of(record).encode()) for record in self.log.records])
+        return None if piece is None else Piece(piece.sequence, piece.records, piece.text)
+
+    def read_chunks(self, max_bytes: int) -> Piece | None:
+        assert self.log.kind != "text"
+        return self._read(max_bytes, [len(record.data) for record in self.log.records if isinstance(record, Chunk)])
+
+    def _read(self, max_bytes: int, sizes: list[int]) -> Piece | None:
         found: list[Chunk | str] = []
-        for record in self.log.records[self.after :]:
-            max_bytes -= len((record if isinstance(record, str) else record.value).encode())
+        for record, size in zip(self.log.records[self.after :], sizes[self.after :], strict=True):
+            max_bytes -= size
             if found and max_bytes < 0:
                 break
             found.append(record)
         return piece_of(self.after + len(found), found) if found else None
 
 
-def pieces_of(log: Log, max_bytes: int = 0) -> Iterator[Piece]:
-    """Give a whole log: one record a piece, or more."""
-    source = Records(log)
-    while (piece := source.read(max_bytes)) is not None:
-        source.after = piece.sequence
-        yield piece
+def _text_of(record: Chunk | str) -> str:
+    return record if isinstance(record, str) else record.text
 
 
 def end_of(log: Log, status: Status = "complete", **changes: Any) -> End:
@@ -106,7 +108,7 @@ def end_of(log: Log, status: Status = "complete", **changes: Any) -> End:
 
 
 def dialect_of(log: Log) -> CompletionsFrames:
-    return CompletionsFrames(STREAM_ID, log.origin, CREATED, lambda last: pieces_of(log))
+    return CompletionsFrames(STREAM_ID, log.origin, CREATED, lambda last: pieces(log.kind, Records(log)))
 
 
 def read(log: Log, dialect: Dialect, after: int = 0) -> list[bytes]:

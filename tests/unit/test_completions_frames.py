@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import app.upstream.sdk  # loads the SDK as the service has it
 from app.dialects.completions.answer import completion
-from app.dialects.completions.frames import DIRECT_BYTES, FRAMES_BYTES, CompletionsFrames
+from app.dialects.completions.frames import DIRECT_BYTES, FRAMES_BYTES, CompletionsFrames, pieces
 from app.dialects.interface import Dialect
 from app.dialects.native.answer import SHUTDOWN_RETRY_SECONDS
 from app.dialects.native.frames import NativeFrames
@@ -22,6 +22,7 @@ from app.reading import loop
 from app.reading.readers import Readers
 from app.streams.chunk import Chunk
 from app.streams.interface import Origin, Piece, Status
+from app.streams.memory.store import MemoryStore
 from tests.unit.completions import (
     CREATED,
     LOGS,
@@ -34,10 +35,10 @@ from tests.unit.completions import (
     enveloped,
     frames_of,
     piece_of,
-    pieces_of,
     raw,
     read,
 )
+from tests.unit.ends import end_with
 from tests.unit.readings import ignore, log_of
 from tests.unit.test_native_frames import NASTY
 
@@ -109,7 +110,7 @@ def test_stream_of_no_text_has_a_role_and_a_finish() -> None:
 def test_model_of_any_name_leaves_the_text_in_its_place() -> None:
     log = Log("text", ["\0", "b"])
     origin = Origin("c", 'm"\0\\u0000', "2026-09-21T14:13:20.000Z")
-    dialect = CompletionsFrames(STREAM_ID, origin, CREATED, lambda last: pieces_of(log))
+    dialect = CompletionsFrames(STREAM_ID, origin, CREATED, lambda last: pieces(log.kind, Records(log)))
 
     chunks = [frame.json for frame in frames_of(b"".join(read(log, dialect)))]
 
@@ -290,7 +291,7 @@ def test_every_dialect_has_the_same_text(log: Log) -> None:
     native = NativeFrames(STREAM_ID, log.origin)
     tokens = [json.loads(re.search(rb"data: (.*)\n", frame)[1])["content"] for frame in read(log, native)]  # type: ignore[index]
     chunks = [frame.json for frame in frames_of(whole(log)) if frame.data != "[DONE]"]
-    answer = json.loads(completion(STREAM_ID, log.origin, end_of(log), pieces_of(log), CREATED))
+    answer = json.loads(completion(STREAM_ID, log.origin, end_of(log), pieces(log.kind, Records(log)), CREATED))
 
     assert "".join(tokens) == log.text
     assert "".join(content_of(chunk) for chunk in chunks) == log.text
@@ -325,20 +326,8 @@ def test_frames_of_a_long_log_come_together_within_a_bound() -> None:
         together = read(log, dialect_of(log))
 
         assert len(together) > 5, "the premise: more than one part"
-        longest = max(len(frame.data) for frame in frames_of(b"".join(together))) + 100
-        assert all(FRAMES_BYTES <= len(frames) <= FRAMES_BYTES + longest for frames in together[:-1])
+        assert all(FRAMES_BYTES * 0.9 < len(frames) < FRAMES_BYTES * 1.3 for frames in together[:-1])
         assert b"".join(together) + dialect_of(log).end(end_of(log)) == whole(log)
-
-
-def test_few_records_are_read_again_when_frames_are_cut_at_the_bound() -> None:
-    log = Log("chunks", [enveloped(chunk_json({"content": " a"}), " a")] * 5000)
-    source = Records(log)
-    dialect = dialect_of(log)
-    while dialect.next_frames(source):
-        pass
-
-    assert source.after == 5000
-    assert source.reads < 5000 / 50
 
 
 def test_one_record_of_any_size_is_one_frame() -> None:
@@ -365,7 +354,7 @@ def test_log_is_read_again_only_at_the_end_of_a_reader_that_resumed() -> None:
 
     def from_start(last: int) -> Iterator[Piece]:
         calls.append(last)
-        return pieces_of(HELLO, 10_000)
+        return pieces(HELLO.kind, Records(HELLO))
 
     for after, expected in ((0, []), (1, [3]), (3, [3])):
         calls.clear()
@@ -379,34 +368,52 @@ def test_log_is_read_again_only_at_the_end_of_a_reader_that_resumed() -> None:
 
 def test_end_is_not_written_over_records_that_were_not_all_given() -> None:
     for log, given_log in ((HELLO, HELLO._replace(records=HELLO.records[:2])), (Log("text", ["a", "b"]), None)):
-        pieces = [Piece(2, 2, "ab")] if given_log is None else list(pieces_of(given_log))
-        dialect = CompletionsFrames(STREAM_ID, log.origin, CREATED, lambda last, pieces=pieces: iter(pieces))  # type: ignore[misc]
+        given = [Piece(2, 2, "ab")] if given_log is None else list(pieces("chunks", Records(given_log)))
+        dialect = CompletionsFrames(STREAM_ID, log.origin, CREATED, lambda last, given=given: iter(given))  # type: ignore[misc]
         with pytest.raises(ValueError, match="from_start"):
             whole(log, after=1, dialect=dialect)
 
 
-def test_loop_writes_a_log_that_a_native_route_began() -> None:
-    log = log_of("He", "llo", end=True)
-
-    def from_start(last: int) -> Iterator[Piece]:
-        reader = log.reader(0)
-        while (piece := reader.read(0)) is not None:
-            reader.after = piece.sequence
-            yield piece
-
-    def body(after: int) -> bytes:
-        dialect = CompletionsFrames(log.stream_id, log.origin, CREATED, from_start)
-        readers = Readers(limit=10, heartbeat_seconds=10.0)
-        return b"".join(loop.frames(log, after, dialect, readers, left=ignore, drop=ignore))
-
-    opening, *frames = body(0).partition(b"\n")[::2]
+def body_of(log: Any, after: int = 0) -> bytes:
+    """Read a log through the loop, without the opening."""
+    dialect = CompletionsFrames(log.stream_id, log.origin, CREATED, lambda last: pieces(log.origin.kind, log.reader(0)))
+    readers = Readers(limit=10, heartbeat_seconds=10.0)
+    opening, body = b"".join(loop.frames(log, after, dialect, readers, left=ignore, drop=ignore)).split(b"\n", 1)
     assert opening == b": keepalive"
-    chunks = frames_of(frames[0])
-    assert [content_of(frame.json) for frame in chunks[:-1]] == ["He", "llo", ""]
-    assert [frame.id for frame in chunks] == [
-        *(f"{log.stream_id}.{number}" for number in (1, 2)),
-        None,
-        f"{log.stream_id}.3",
+    return body
+
+
+def test_loop_writes_a_log_that_a_native_route_began() -> None:
+    log = log_of("He", "llo")
+
+    frames = frames_of(body_of(log))
+
+    assert [content_of(frame.json) for frame in frames[:-1]] == ["He", "llo", ""]
+    numbers = [f"{log.stream_id}.{number}" for number in (1, 2, 3)]
+    assert [frame.id for frame in frames] == [*numbers[:2], None, numbers[2]]
+    assert body_of(log).endswith(body_of(log, 1))
+
+
+@pytest.mark.parametrize("many", [1, 7, 100])
+def test_loop_writes_a_log_of_chunks_that_came_one_by_one_or_together(many: int) -> None:
+    store = MemoryStore(max_active=1, budget_bytes=10_000_000, retention_seconds=60)
+    log, _ = store.create(Log("chunks", []).origin)
+    chunks = [enveloped(chunk_json({"content": f"\u00e9{number}"}), f"\u00e9{number}") for number in range(200)]
+    chunks[3:3] = [
+        raw(chunk_json({"role": "assistant"})),
+        enveloped(chunk_json({"reasoning": "x"}), "x", is_text=False),
     ]
-    assert body(0).endswith(body(1).removeprefix(b": keepalive\n"))
+    for at in range(0, len(chunks), many):
+        log.append_chunks(chunks[at : at + many])
+    log.finish(end_with())
+
+    frames = frames_of(body_of(log))
+
+    assert [frame.data for frame in frames[:-1]] == [chunk.data for chunk in chunks]
+    assert [frame.id for frame in frames] == [f"{log.stream_id}.{number + 1}" for number in range(len(chunks) + 1)]
+    for after in (1, 5, 150, len(chunks)):
+        assert frames_of(body_of(log, after)) == frames[after:]
+
+
+def test_body_may_not_end_early() -> None:
     assert CompletionsFrames.may_end_early is False

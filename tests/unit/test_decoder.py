@@ -25,7 +25,6 @@ from app.upstream.decoder import (
     EventSplitter,
     Part,
 )
-from app.upstream.interface import Part
 
 
 def split(data: bytes) -> list[bytes]:

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Raw
 
 from app.dialects.completions.errors import error_body
-from app.dialects.completions.joining import Joined, fields_of, items_of, read_chunk, write_object
+from app.dialects.completions.joining import Joined, fields_of, items_of, write_object
 from app.dialects.completions.models import completion_id
 from app.errors import Failure
 from app.streams.interface import End, Origin, Piece
@@ -79,7 +79,7 @@ def as_chunk(answer: str) -> str:
     An answer that is not read stays as it is, too: for its reader that is better than a stream that breaks each time.
     """
     try:
-        fields = _bytes_of(read_chunk(answer))
+        fields = _bytes_of(fields_of(answer))
         fields["object"] = b'"chat.completion.chunk"'
         if fields.get("choices", b"")[:1] == b"[":
             fields["choices"] = _each(fields["choices"], _as_streamed)
