@@ -60,6 +60,8 @@ def count_prompt(contents: Iterable[msgspec.Raw], system_prompt: str, model: str
                 room = COUNTED_BYTES - counted_bytes
                 text, rest = text[:room], text[room:]
                 rest_bytes += len(rest)
+                if not text:
+                    continue
             for piece in _pieces(text):
                 counted += tokens.count(_read(piece), model)
                 counted_bytes += len(piece)

@@ -24,12 +24,16 @@ VALUES_PER_MESSAGE = 50
 LONGEST_MODEL = 200
 LONGEST_OPTIONS_BYTES = 10_000
 MOST_CHOICES = 128
+MOST_WRONG = 20
 LARGEST_DIGITS = 18
 LARGEST: int = 10**LARGEST_DIGITS
 """An integer of more digits is not read, and counts as this."""
 
 LONGEST_NUMBER = 1000
 """A longer number is none."""
+
+READ = ("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n")
+"""The fields that are read. Some servers take `Model` for `model`, so no field may differ from these in case alone."""
 
 LIMITS = ("max_completion_tokens", "max_tokens")
 """Both names of the limit of an answer's tokens. OpenAI knows the first, and other servers mostly the second."""
@@ -38,7 +42,7 @@ UNSET = {"include_usage": (b"null", b"false"), "include_obfuscation": (b"null",)
 """The values of stream options that we replace by ours."""
 
 _INTEGER = re.compile(rb"-?(?:0|[1-9][0-9]*+)")
-_ENTRY = re.compile(r"\$\[(\d+)\]$")
+_ENTRY = re.compile(r"\$\[(\d+)\]`$")
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -126,6 +130,7 @@ def read_forwarded(body: bytes, settings: Settings) -> ForwardedRequest:
         hint=f"A request has at most {settings.openai_max_messages} messages.",
     )
     fields = _Fields(found)
+    fields.check_names()
     model = fields.model()
     messages = fields.messages(settings.openai_max_messages)
     is_streamed = fields.flag("stream")
@@ -165,6 +170,10 @@ class _Fields:
     def __init__(self, found: Opaque) -> None:
         self._found = found
         self.wrong: dict[str, list[str]] = {}
+
+    def check_names(self) -> None:
+        wrong = [name for name in self._found.spans if name not in READ and name.casefold() in READ]
+        self.wrong |= {name: [f"Differs from {name.casefold()} only in case."] for name in wrong[:MOST_WRONG]}
 
     def model(self) -> str:
         raw = self._found.value("model")
