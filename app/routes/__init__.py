@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from app.routes import chat, completions, health, pages, streams
+from app.routes import chat, completions, health, models, pages, streams
 from app.web import access, closing, failures
 
 __all__ = ["register"]
@@ -16,7 +16,7 @@ def register(app: Flask) -> None:
     closing.wrap(app)
     access.register(app)
     failures.register(app)
-    for blueprint in (chat.blueprint, streams.blueprint, completions.blueprint, health.blueprint):
+    for blueprint in (chat.blueprint, streams.blueprint, completions.blueprint, models.blueprint, health.blueprint):
         app.register_blueprint(blueprint)
         app.register_blueprint(blueprint, url_prefix="/v1", name=f"v1_{blueprint.name}")
     pages.register(app)

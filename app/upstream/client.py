@@ -11,13 +11,13 @@ import httpx2
 import msgspec
 
 from app import errors
-from app.upstream import failures, sdk
+from app.upstream import failures, models, sdk
 from app.upstream.answer import StreamedAnswer, WholeAnswer
 from app.upstream.body import ERROR_BODY_BYTES
 from app.upstream.call import Call, current_call
 from app.upstream.decoder import ChunkDecoder
 from app.upstream.framing import BadFraming
-from app.upstream.interface import Answer, Forwarded, Question
+from app.upstream.interface import Answer, Forwarded, Model, Question
 from app.upstream.parameters import Parameters
 from app.upstream.recorder import Recorder
 from app.upstream.transport import Transport
@@ -28,6 +28,9 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 MOST_MODELS = 500
 """For how many models it is remembered what their servers refuse. Clients may be allowed to name any model."""
+
+MODELS_SECONDS = 10.0
+"""How long the list of models may take."""
 
 EVENTS, JSON = "text/event-stream", "application/json"
 
@@ -116,6 +119,32 @@ class OpenAIUpstream:
                 before, left_out = left_out, parameters.left_out
                 if not refused or before == left_out or request.write(left_out) == request.write(before):
                     raise failures.from_sdk_for_client(error) from error
+
+    def models(self) -> list[Model]:
+        request = httpx2.Request("GET", self._sdk.base_url.join("models"), headers=self._headers)
+        request.headers["Accept"] = JSON
+        call = Call()
+        late = threading.Timer(MODELS_SECONDS, call.cancel)
+        late.start()
+        token = current_call.set(call)
+        body = bytearray()
+        try:
+            with contextlib.closing(self._transport.handle_request(request)) as response:
+                if response.status_code >= 300:
+                    raise failures.from_status(response.status_code, None, response.headers)
+                assert isinstance(response.stream, httpx2.SyncByteStream)
+                for piece in response.stream:
+                    body += piece
+                    if len(body) > models.MOST_BYTES:
+                        raise ValueError
+            return models.read_models(bytes(body))
+        except httpx2.TransportError as error:
+            raise errors.UpstreamUnavailable("The model's server did not tell its models.") from error
+        except ValueError as error:
+            raise errors.UpstreamError("The model's server did not answer with a list of models.") from error
+        finally:
+            current_call.reset(token)
+            late.cancel()
 
     def _post_learning(self, question: Question) -> httpx2.Response:
         """Post the question, and post it again without each parameter that the server does not know."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from app.streams.chunk import Chunk
 from app.upstream.call import Call
 
-__all__ = ["Answer", "Forwarded", "Part", "Question", "Upstream"]
+__all__ = ["Answer", "Forwarded", "Model", "Part", "Question", "Upstream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,14 @@ class Forwarded:
     """The upstream's x-ratelimit-* headers, once it has answered."""
 
 
+class Model(NamedTuple):
+    """A model that an upstream lists. Units: `created` in seconds since 1970, 0 where it is not told."""
+
+    name: str
+    created: int = 0
+    owner: str = ""
+
+
 class Part(msgspec.Struct, frozen=True):
     """What one chunk adds to the answer.
 
@@ -108,6 +116,9 @@ class Upstream(Protocol):
 
     def ask(self, question: Question | Forwarded, call: Call) -> Answer:
         """Ask once, without any retry. Raises: errors.UpstreamError."""
+
+    def models(self) -> Sequence[Model]:
+        """List the models that may be asked. Raises: errors.UpstreamError."""
 
     def ready(self) -> bool:
         """Tell whether a question would be answered."""

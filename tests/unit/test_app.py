@@ -1066,7 +1066,9 @@ def test_models_lists_what_may_be_asked_and_the_limits(asked_often: FlaskClient,
 
     assert list(body) == ["object", "data", "default", "limits"]
     assert body["object"] == "list"
-    assert body["data"] == [{"id": "gpt-4o-mini", "object": "model"}, {"id": "other", "object": "model"}]
+    assert body["data"] == [
+        {"id": name, "object": "model", "created": 0, "owned_by": "chatwait"} for name in ("gpt-4o-mini", "other")
+    ]
     assert body["default"] == "gpt-4o-mini"
     limits = body["limits"]
     assert limits["max_message_chars"] == 8000
