@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from app import errors
@@ -98,9 +99,16 @@ def from_sdk_for_client(error: sdk.OpenAIError) -> errors.UpstreamError:
 
 
 def from_report_for_client(report: object) -> errors.UpstreamError:
-    """Map an error inside a client's own stream. What the upstream says goes with it."""
+    """Map an error inside a client's own stream. What the upstream says of the request goes with it. An error with the
+    number of another status is the upstream's own trouble."""
     mapped = from_report(report)
-    mapped.reported = _reported(502, report)
+    told = _reported(mapped.status, report)
+    code = told.code if told is not None else None
+    if told is not None and code is not None:
+        if not code.isdecimal():
+            mapped.reported = told
+        elif code in map(str, TOLD):
+            mapped.reported = replace(told, status=int(code))
     return mapped
 
 
