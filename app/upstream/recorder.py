@@ -77,7 +77,7 @@ class Recorder:
 
     def decode(self, data: bytes) -> Part:
         """Return the part. Raises: BrokenStream for data that is no chunk, ErrorReported for an error inside."""
-        prefix, suffix, begin, end, envelope, is_text = self._last
+        prefix, suffix, begin, end, envelope, is_text, _ = self._last
         if data.startswith(prefix) and data.endswith(suffix):
             try:
                 value = decode_string(data[begin:end])
@@ -98,7 +98,7 @@ class Recorder:
             return self._decode_odd(data)
         if (found := self._spellings.find(data)) is not None:
             self._last, value = found
-            _, _, _, _, envelope, is_text = self._last
+            _, _, _, _, envelope, is_text, _ = self._last
             return Part("", None, None, False, (Chunk(value if is_text else "", value, envelope),), len(value))
         _check_size(data)
         read = _read(data)
