@@ -11,12 +11,14 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from app.streams.chunk import Envelope
+from app.streams.chunk import LONGEST_ENVELOPE_BYTES, Envelope
 from app.upstream.contents import decode_chunk, strings_of
 from app.upstream.json_line import members_of
 
-__all__ = ["MOST_PLACES", "NO_SPELLING", "Spelling", "Spellings", "decode_string"]
+__all__ = ["LONGEST_SPELLING_BYTES", "MOST_PLACES", "NO_SPELLING", "Spelling", "Spellings", "decode_string"]
 
+LONGEST_SPELLING_BYTES = 2 * LONGEST_ENVELOPE_BYTES
+"""How much may stand around a string, where the upstream writes more spaces than we do."""
 MOST_PLACES = 8
 """How many places of a chunk are tried in search of its string, or of its time."""
 
@@ -76,8 +78,10 @@ class Spellings:
     def learn(self, envelope: Envelope, data: bytes, string: bytes, named: tuple[str, str]) -> Spelling | None:
         """Learn how a chunk is spelled whose one string is written as `string`. `named` is its field and its value.
 
-        None when the string is not found.
+        None when the string is not found, or there is too much around it.
         """
+        if len(data) - len(string) > LONGEST_SPELLING_BYTES:
+            return None
         spelling = _spelling_of(envelope, data, string, named)
         if spelling is not None:
             self._spellings[envelope] = spelling

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app.streams.chunk import MOST_ENVELOPES, Envelope
 from app.upstream.envelopes import MOST_SEEN, Envelopes, Opened, opened
 from app.upstream.json_line import members_of, one_line
-from app.upstream.spellings import MOST_PLACES, Spellings
+from app.upstream.spellings import LONGEST_SPELLING_BYTES, MOST_PLACES, Spellings
 from tests.unit.chunk_shapes import SHAPES, spelled
 
 ENVELOPE = Envelope("p", "s", True)
@@ -132,6 +132,14 @@ def test_spelling_is_forgotten_when_all_are() -> None:
 def test_spelling_of_a_string_that_stands_in_too_many_places_before_is_not_learned() -> None:
     for places, is_learned in ((MOST_PLACES - 1, True), (MOST_PLACES, False)):
         data = b'{"x":[' + b'"a",' * places + b'1],"choices":[{"delta":{"content":"a"}}]}'
+
+        assert (Spellings().learn(ENVELOPE, data, b'"a"', ("content", "a")) is not None) is is_learned
+
+
+def test_spelling_with_too_much_around_the_string_is_not_learned() -> None:
+    around = len(b'{"choices":[{"delta":{"content":}}]}')
+    for spaces, is_learned in ((LONGEST_SPELLING_BYTES - around, True), (LONGEST_SPELLING_BYTES - around + 1, False)):
+        data = b'{"choices":[{"delta":{' + b" " * spaces + b'"content":"a"}}]}'
 
         assert (Spellings().learn(ENVELOPE, data, b'"a"', ("content", "a")) is not None) is is_learned
 
