@@ -149,8 +149,6 @@ class _Scan:
                     utf8.decode(block)
                 self._is_blank = self._is_blank and (not block or block.isspace())
                 self._look(block)
-            if utf8 is not None:
-                utf8.decode(b"", final=True)
         except UnicodeDecodeError:
             raise errors.InvalidJson("The body is not UTF-8.") from None
         if self._is_blank:

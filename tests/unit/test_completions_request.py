@@ -423,6 +423,12 @@ def test_system_prompt_goes_before_the_messages_whose_bytes_stay() -> None:
             b'{"include_usage":"yes","include_obfuscation":0}',
             True,
         ),
+        (
+            b'{"\\ud83d":"\\ude00","include_usage":false}',
+            b'{"\\ud83d":"\\ude00","include_usage":true}',
+            b'{"include_obfuscation":false,"\\ud83d":"\\ude00","include_usage":true}',
+            False,
+        ),
         (b"[]", b"[]", b"[]", False),
         (b'"{}"', b'"{}"', b'"{}"', False),
     ],

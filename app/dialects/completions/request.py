@@ -280,12 +280,12 @@ def _stream_options(found: Opaque, given: _Options | None, settings: Settings) -
     wanted = {"include_usage": b"true"}
     if settings.asks_openai:
         wanted["include_obfuscation"] = b"false"
-    value = found.value("stream_options")
-    if value is None or value == b"null":
+    if found.value("stream_options") in (None, b"null"):
         return [_added(found, "stream_options", b"{%b}" % b",".join(map(_member, wanted.items())))]
     if given is None:
         return []
-    at = found.spans["stream_options"][0]
+    at, end = found.spans["stream_options"]
+    value = found.readable[at:end]
     additions = []
     missing = []
     for name, text in wanted.items():
@@ -293,8 +293,8 @@ def _stream_options(found: Opaque, given: _Options | None, settings: Settings) -
         if not sent:
             missing.append(_member((name, text)))
         elif sent in UNSET[name]:
-            start, end = last_value(value, name)
-            additions.append(Addition("stream_options", at + start, at + end, text))
+            start, stop = last_value(value, name)
+            additions.append(Addition("stream_options", at + start, at + stop, text))
     if missing:
         comma = b"," if value[1:-1].strip() else b""
         additions.append(Addition("stream_options", at + 1, at + 1, b",".join(missing) + comma))
