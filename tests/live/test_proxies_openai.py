@@ -17,9 +17,10 @@ from tests.harness.ledger import RequestRecord
 from tests.harness.net import reserve_port
 from tests.harness.proxies import Proxy
 from tests.harness.reader import get, open_stream, post, request
-from tests.harness.upstream import Close, Gate, Raw, Reset, Script, ScriptedUpstream, Stall, Step
+from tests.harness.server import ChatWait
+from tests.harness.upstream import Close, Gate, Raw, Reset, Script, ScriptedUpstream, Stall, Step, answer
 from tests.live.fronts import HTTP_1_0, KINDS, NAMES, front, front_of_two
-from tests.live.rawhttp import CHUNKED, chunks, raw
+from tests.live.rawhttp import CHUNKED, chunks, is_read, raw
 from tests.live.steps import new_key, poll
 from tests.live.test_proxies_access import BASIC, TOKEN, WRONG, guarded, let_in
 
@@ -39,6 +40,7 @@ ROUTES = (
 NATIVE = ("/v1/chat/wait", "/v1/chat/streaming/completions", "/v1/models", "/completion")
 SHIPPED = [f"{name} shipped" for name in NAMES]
 QUESTION = {"model": "scripted", "messages": [{"role": "user", "content": "Hi"}]}
+JSON = {"Content-Type": "application/json"}
 KEY = {"Authorization": "Bearer sk-canary-of-a-client"}
 
 
@@ -150,6 +152,29 @@ def test_path_prefix_leaves_openais_routes_what_they_need(service: ScriptedUpstr
         assert record.headers["authorization"] == KEY["Authorization"]
 
 
+def retrieved(base_url: str, name: str, authorization: dict[str, str]) -> int:
+    return get(f"{base_url}{ASK}/{name}", authorization).status
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answer_is_given_to_its_client_alone_through_a_proxy(
+    name: str, chatwait: ChatWait, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """Behind `basic` all users are one client: nobody shows the service who asks."""
+    upstream.always(answer(["a", "b"]))
+    (tmp_path / "guarded").mkdir()
+    question = {**QUESTION, "model": "gpt-4o-mini", "stream": True}
+    with front(f"{name} shipped", tmp_path, chatwait.port) as proxy:
+        asked = post(proxy.base_url + ASK, question, headers=KEY)
+        assert asked.status == 200
+        found = [retrieved(proxy.base_url, asked.headers["x-stream-id"], who) for who in (KEY, {}, TOKEN, KEY)]
+    assert found == [200, 404, 404, 200]
+    with guarded(name, tmp_path / "guarded", chatwait.port) as proxy:
+        asked = post(proxy.base_url + ASK, question, headers=BASIC)
+        assert retrieved(proxy.base_url, asked.headers["x-stream-id"], BASIC) == 200
+    assert [retrieved(chatwait.base_url, asked.headers["x-stream-id"], who) for who in ({}, BASIC)] == [200, 404]
+
+
 # Errors of their own
 
 
@@ -218,7 +243,9 @@ def test_errors_of_the_service_pass_as_they_are(kind: str, service: ScriptedUpst
 # Large bodies
 
 
-@pytest.mark.parametrize(("name", "options"), [("nginx", []), ("nginx", ["shared"]), ("haproxy", [])])
+@pytest.mark.parametrize(
+    ("name", "options"), [("nginx", []), ("nginx", ["shared"]), ("haproxy", []), ("haproxy", ["shared"])]
+)
 def test_body_of_33_mebibytes_is_passed_on_while_it_comes(
     name: str, options: list[str], service: ScriptedUpstream, tmp_path: Path
 ) -> None:
@@ -234,7 +261,7 @@ def test_body_of_33_mebibytes_is_passed_on_while_it_comes(
             with closing(Wire("127.0.0.1", proxy.port, timeout=30)) as wire:
                 head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2 * len(half)}\r\n\r\n"
                 wire.send(head.encode() + half)
-                poll(lambda: service.connections_open == 1, seconds=10, what="it to reach the service")
+                poll(lambda: service.connections_open > 0, seconds=10, what="it to reach the service")
                 wire.send(half)
                 assert wire.read_reply("POST").status == 200
             assert len(service.requests[-1].body) == 33 * MEBIBYTE
@@ -250,6 +277,15 @@ def test_body_of_unknown_length_is_passed_on_without_a_file(service: ScriptedUps
             assert wire.read_reply("POST").status == 200
     assert len(service.requests[-1].body) == 3 * MEBIBYTE
     assert "temporary file" not in proxy.output
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_body_that_is_too_large_is_refused_by_the_service(kind: str, chatwait: ChatWait, tmp_path: Path) -> None:
+    """Its limit is below that of the proxies, and it takes what is on its way: nobody is reset while sending."""
+    with front(kind, tmp_path, chatwait.port) as proxy:
+        refused = post(proxy.base_url + ASK, data=b"a" * (32 * MEBIBYTE + 1), headers=JSON, timeout=30)
+    assert_openai(refused, 413, "body_too_large", "invalid_request_error", is_final=True)
+    assert refused.json["error"]["correlation_id"] == refused.headers["x-correlation-id"]
 
 
 def test_larger_bodies_are_refused_by_nginx_with_a_word_to_sdks(service: ScriptedUpstream, tmp_path: Path) -> None:
@@ -305,19 +341,30 @@ def keys_of(records: list[RequestRecord]) -> set[tuple[str | None, str | None]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_request_that_is_sent_twice_has_the_same_key_of_the_proxy(name: str, path: str, tmp_path: Path) -> None:
     """Never the client's header: to come back with a key means more than to send a request once. The whole request is
-    sent again, and another request gets another key."""
+    sent again, also when its body came after its head. Another request gets another key."""
+    body = json.dumps({"messages": "a" * 10_000}).encode()
+    fields = ("Content-Type: application/json", "Proxy-Idempotency-Key: chosen-by-a-client")
     with two(name, tmp_path) as (proxy, services):
         for count in (1, 2):
-            post(proxy.base_url + path, QUESTION, headers={**KEY, "Proxy-Idempotency-Key": "chosen-by-a-client"})
+            with closing(Wire("127.0.0.1", proxy.port)) as wire:
+                wire.send(raw(f"POST {path} HTTP/1.1", *fields, f"Content-Length: {len(body)}"))
+                poll(lambda wire=wire: is_read(proxy.port, [wire.socket]), seconds=5, what="the head is read")
+                wire.send(body)
+                reply = wire.read_reply("POST")
             records = arrived(services)
-            assert len({record.connection for record in records} | {0}) > 1
             assert len(records) >= 2 * count
-            assert {(record.path, record.body) for record in records} == {(path, json.dumps(QUESTION).encode())}
+            assert {(record.path, record.body) for record in records} == {(path, body)}
             keys = keys_of(records)
             assert len(keys) == count
             assert {own for own, _ in keys} == {None}
-            assert all(len(str(key)) >= 32 and key != "chosen-by-a-client" for _, key in keys)
-        assert all(service.requests for service in services)
+            assert all(len(str(key)) >= 32 for _, key in keys)
+            if "die" not in path:
+                assert (reply.status, reply.json) == (503, {})
+            elif "completions" in path:
+                assert_openai(reply, told_dead(name), "unavailable", "server_error")
+            else:
+                assert_native(reply, told_dead(name), "unavailable")
+        assert all(arrived([service]) for service in services)
 
 
 @pytest.mark.parametrize("path", [ASK, "/v1/chat/wait"])
