@@ -14,15 +14,20 @@ from app.upstream.body import BODY, Body
 from app.upstream.decoder import BrokenStream, ErrorReported, EventSplitter
 from app.upstream.interface import Part
 from app.upstream.rate_limits import rate_limits_of
-from app.upstream.recorder import MOST_RAW_BYTES, whole_answer
+from app.upstream.recorder import whole_answer
 
 __all__ = ["StreamedAnswer", "WholeAnswer"]
 
 
-class Decoder(Protocol):
-    """Makes parts of the data of events. `is_clients_own`: the client gets to know what the upstream says."""
+Mapped = Callable[[object], errors.UpstreamError]
+"""Maps an error that the upstream reported in its answer."""
 
-    is_clients_own: bool
+MOST_BODY_BYTES = 16 * 1_048_576
+"""How large an answer may be that is not streamed."""
+
+
+class Decoder(Protocol):
+    """Makes parts of the data of events."""
 
     def decode(self, data: bytes) -> Part:
         """Raises: BrokenStream, ErrorReported."""
@@ -33,10 +38,11 @@ class Decoder(Protocol):
 class StreamedAnswer:
     """The event stream of one response. It is an `Answer`."""
 
-    def __init__(self, response: httpx2.Response, decoder: Decoder) -> None:
+    def __init__(self, response: httpx2.Response, decoder: Decoder, mapped: Mapped = failures.from_report) -> None:
         self._response = response
         self._split = EventSplitter().feed
         self._decoder = decoder
+        self._mapped = mapped
         self.rate_limits = rate_limits_of(response.headers)
 
     def receive(self, take: Callable[[Sequence[Part]], bool]) -> bool:
@@ -53,7 +59,8 @@ class StreamedAnswer:
                 raise
             return take(parts)
 
-        return _received(self._response, arrived, is_clients_own=self._decoder.is_clients_own)
+        with _as_our_own(self._mapped):
+            return _received(self._response, arrived)
 
     def pending(self) -> Part | None:
         return self._decoder.pending()
@@ -63,54 +70,57 @@ class StreamedAnswer:
 
 
 class WholeAnswer:
-    """The JSON of one response that was not streamed. It is an `Answer` of one part."""
+    """The JSON of one response that is not streamed. It is an `Answer` of one part, and of signs of life before it."""
 
-    def __init__(self, response: httpx2.Response, completion_id: str) -> None:
+    def __init__(self, response: httpx2.Response, completion_id: str, mapped: Mapped) -> None:
         self._response = response
         self._completion_id = completion_id
-        self._body = bytearray()
+        self._mapped = mapped
+        self._body = bytearray()  # The buffer grows in place: many pieces cost no copies.
         self.rate_limits = rate_limits_of(response.headers)
 
     def receive(self, take: Callable[[Sequence[Part]], bool]) -> bool:
+        is_wanted = True
+
         def arrived(received: bytes) -> bool:
+            nonlocal is_wanted
+            if len(self._body) + len(received) > MOST_BODY_BYTES:
+                raise BrokenStream("it is larger than 16 MiB")
             self._body += received
-            if len(self._body) > MOST_RAW_BYTES:
-                raise BrokenStream("it is too large")
-            return take([])  # a sign of life
+            is_wanted = take([])
+            return is_wanted
 
-        more = _received(self._response, arrived, is_clients_own=True)
-        if not more and self._body:
+        with _as_our_own(self._mapped):
+            if _received(self._response, arrived) or not is_wanted:
+                return True
             body, self._body = bytes(self._body), bytearray()
-            with _as_our_own(is_clients_own=True):
-                part = whole_answer(body, self._completion_id)
-            take([part])
-        return more
+            part = whole_answer(body, self._completion_id)
+        take([part])
+        return False
 
-    def pending(self) -> None:
+    def pending(self) -> Part | None:
         return None
 
     def close(self) -> None:
         self._response.close()
 
 
-def _received(response: httpx2.Response, arrived: Callable[[bytes], bool], *, is_clients_own: bool) -> bool:
+def _received(response: httpx2.Response, arrived: Callable[[bytes], bool]) -> bool:
     """Give the bytes of a response to `arrived`, as `Answer.receive` says."""
     body: Body | None = response.extensions.get(BODY)
-    with _as_our_own(is_clients_own=is_clients_own):
-        if body is not None:
-            return body.receive(arrived)
-        return not all(map(arrived, response.iter_raw()))  # a transport of the tests' own
+    if body is not None:
+        return body.receive(arrived)
+    return not all(map(arrived, response.iter_raw()))  # a transport of the tests' own
 
 
 @contextmanager
-def _as_our_own(*, is_clients_own: bool) -> Iterator[None]:
+def _as_our_own(mapped: Mapped) -> Iterator[None]:
     """Raises: errors.UpstreamError for what goes wrong inside the block."""
     try:
         yield
     except BrokenStream as error:
         raise errors.UpstreamError(f"The model's server sent something other than an answer: {error}.") from None
     except ErrorReported as report:
-        mapped = failures.from_report_for_client if is_clients_own else failures.from_report
         raise mapped(report.error) from None
     except httpx2.TransportError as error:
         raise errors.UpstreamError("The connection to the model's server broke.") from error

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 import httpx2
 import msgspec
@@ -19,7 +20,9 @@ from app.upstream.decoder import ChunkDecoder
 from app.upstream.framing import BadFraming
 from app.upstream.interface import Answer, Forwarded, Model, Question
 from app.upstream.parameters import Parameters
+from app.upstream.rate_limits import rate_limits_of
 from app.upstream.recorder import Recorder
+from app.upstream.reports import ReportReader
 from app.upstream.transport import Transport
 
 __all__ = ["OpenAIUpstream"]
@@ -73,6 +76,9 @@ class OpenAIUpstream:
             if isinstance(value, str)
         }
         self._headers = httpx2.Request("POST", self._url, headers=headers).headers  # with Host
+        self._reports = ReportReader(
+            secrets=[api_key, self._url.password], hosts=[self._url.host, self._url.raw_host.decode("ascii")]
+        )
         self._bare = httpx2.Request("POST", self._url)  # for errors: they must not keep the question
 
     def ask(self, question: Question | Forwarded, call: Call) -> Answer:
@@ -96,29 +102,43 @@ class OpenAIUpstream:
                 raise errors.UpstreamError("The model's server did not answer with an event stream.")
             if not is_streamed and kind != JSON and not kind.endswith("+json"):
                 raise errors.UpstreamError("The model's server did not answer with JSON.")
-        except errors.UpstreamError:
+        except errors.UpstreamError as error:
+            error.rate_limits = rate_limits_of(response.headers)
             response.close()
             raise
         if isinstance(question, Question):
             return StreamedAnswer(response, ChunkDecoder())
+        mapped = partial(failures.from_report_for_client, reader=self._reports)
         if not is_streamed:
-            return WholeAnswer(response, question.completion_id)
+            return WholeAnswer(response, question.completion_id, mapped)
         recorder = Recorder(question.completion_id, choices=question.choices, keeps_usage=question.keeps_usage)
-        return StreamedAnswer(response, recorder)
+        return StreamedAnswer(response, recorder, mapped)
 
     def _forward(self, request: Forwarded) -> httpx2.Response:
-        """Post a client's own request. What the server refuses of our additions is left out."""
+        """Post a client's own request, and post it again without each of our additions that the server does not know.
+
+        The server may quote the client where it seems to refuse an addition. So nothing is learned for other requests
+        unless this request is accepted without the addition.
+        """
         parameters = self._parameters_of(request.model)
-        left_out = parameters.left_out
+        tried = parameters.copy()
+        learned: list[str] = []
+        sent = request.write(tried.left_out)
         while True:
             try:
-                return self._post(request.write(left_out), accept=EVENTS if request.is_streamed else JSON)
+                response = self._post(sent, accept=EVENTS if request.is_streamed else JSON)
             except sdk.OpenAIError as error:
-                if refused := failures.refused_parameter(error):
+                refused = failures.refused_parameter(error)
+                if refused:
+                    tried.learn(refused)
+                if not refused or (again := request.write(tried.left_out)) == sent:
+                    raise failures.from_sdk_for_client(error, self._reports) from error
+                sent = again
+                learned.append(refused)
+            else:
+                for refused in learned:
                     parameters.learn(refused)
-                before, left_out = left_out, parameters.left_out
-                if not refused or before == left_out or request.write(left_out) == request.write(before):
-                    raise failures.from_sdk_for_client(error) from error
+                return response
 
     def models(self) -> list[Model]:
         request = httpx2.Request("GET", self._sdk.base_url.join("models"), headers=self._headers)
@@ -195,6 +215,7 @@ class OpenAIUpstream:
                     break
         body = None if _is_packed(response) else failures.read_body(bytes(content[:ERROR_BODY_BYTES]))
         response.request = self._bare
+        response.extensions[failures.SAID] = body
         return self._sdk._make_status_error(f"Error code: {response.status_code}", body=body, response=response)
 
     def _parameters_of(self, model: str) -> Parameters:

@@ -161,8 +161,6 @@ def built(value: msgspec.Raw) -> Any:
 class ChunkDecoder:
     """The data of one event → the part it adds. Joins characters whose halves came in two events."""
 
-    is_clients_own = False
-
     def __init__(self) -> None:
         self._half = ""
 

@@ -1,4 +1,5 @@
-"""Maps errors of the SDK and of the wire to our errors. The upstream's texts are never passed on."""
+"""Maps errors of the SDK and of the wire to our errors. The upstream's texts are never passed on, unless a client's own
+request was sent on: then the client gets to know what the upstream says of it (`Reported`)."""
 
 from __future__ import annotations
 
@@ -7,15 +8,15 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from app import errors
-from app.observability.redaction import redact
 from app.upstream import sdk
 from app.upstream.rate_limits import rate_limits_of
+from app.upstream.reports import JUDGING, ReportReader, status_in
 
 __all__ = [
+    "SAID",
     "from_report",
     "from_report_for_client",
     "from_sdk",
@@ -29,12 +30,8 @@ LONGEST_RETRY_AFTER_SECONDS = 3600
 MOST_NODES = 200
 """How many lists and objects the JSON of an error may have. An error with more of them is read as text."""
 
-TOLD = (400, 404, 413, 422, 429)
-"""With these statuses the upstream judges the request, and its client is told what the upstream says."""
-
-LONGEST_TOLD_CHARS = 1000
-LONGEST_NAME_CHARS = 100
-_GAPS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+SAID = "chatwait.said"
+"""The extension of a response under which the whole body of its error is found. The SDK keeps a part of the body."""
 
 _TOO_LONG = re.compile(
     r"context.?length|context.?size|context.?window|maximum context|too many tokens|prompt.{0,20}too long|"
@@ -85,31 +82,38 @@ def from_sdk(error: sdk.OpenAIError) -> errors.UpstreamError:
     return errors.UpstreamError()
 
 
-def from_sdk_for_client(error: sdk.OpenAIError) -> errors.UpstreamError:
+def from_sdk_for_client(error: sdk.OpenAIError, reader: ReportReader) -> errors.UpstreamError:
     """Map an error of a client's own request. What the upstream says of the request goes with it."""
     mapped = from_sdk(error)
-    if isinstance(error, sdk.APIStatusError):
-        mapped.rate_limits = rate_limits_of(error.response.headers)
-        if error.status_code in TOLD:
-            if type(mapped) is errors.UpstreamError:
-                mapped = errors.UpstreamRefused(mapped.detail)
-                mapped.rate_limits = rate_limits_of(error.response.headers)
-            mapped.reported = _reported(error.status_code, error.body)
+    if not isinstance(error, sdk.APIStatusError):
+        return mapped
+    status = error.status_code
+    if status in JUDGING:
+        mapped = _final(mapped, status)
+        said = reader.read(error.response.extensions.get(SAID), status)
+        mapped.reported = said or errors.Reported(status, mapped.detail, code=mapped.error_code)
+    mapped.rate_limits = rate_limits_of(error.response.headers)
     return mapped
 
 
-def from_report_for_client(report: object) -> errors.UpstreamError:
-    """Map an error inside a client's own stream. What the upstream says of the request goes with it. An error with the
-    number of another status is the upstream's own trouble."""
+def from_report_for_client(report: object, reader: ReportReader) -> errors.UpstreamError:
+    """Map an error that came in place of a client's own answer, or in it. What the upstream says of the request goes
+    with it. An error without a code of its own, or with the number of another status, is the upstream's own trouble."""
     mapped = from_report(report)
-    told = _reported(mapped.status, report)
-    code = told.code if told is not None else None
-    if told is not None and code is not None:
-        if not code.isdecimal():
-            mapped.reported = told
-        elif code in map(str, TOLD):
-            mapped.reported = replace(told, status=int(code))
+    status = status_in(report)
+    if status is not None:
+        mapped = _final(mapped, status)
+    said = reader.read(report, status or mapped.status)
+    if said is not None and (status is not None or not (said.code or "0").isdecimal()):
+        mapped.reported = said
     return mapped
+
+
+def _final(mapped: errors.UpstreamError, status: int) -> errors.UpstreamError:
+    """A client's own request that was refused would be refused again, unless only the rate was too high."""
+    if status == 429 or type(mapped) is not errors.UpstreamError:
+        return mapped
+    return errors.UpstreamRefused(mapped.detail)
 
 
 def from_report(report: object) -> errors.UpstreamError:
@@ -163,31 +167,6 @@ def refused_parameter(error: sdk.OpenAIError) -> str | None:
         (text.find(name), name) for name in ("stream_options", "max_completion_tokens", "max_tokens") if name in text
     ]
     return min(found)[1] if found else None
-
-
-def _reported(status: int, body: object) -> errors.Reported | None:
-    """Read what an upstream says of a request: its four fields, redacted. None where it says nothing."""
-    found: Any = body
-    if isinstance(found, dict) and found.get("error"):
-        found = found["error"]
-    if not isinstance(found, dict):
-        found = {"message": found}
-    message = found.get("message") or found.get("detail") or found.get("error")
-    if isinstance(message, dict | list):
-        message = json.dumps(message)[:LONGEST_TOLD_CHARS]
-    told = _told(message, LONGEST_TOLD_CHARS)
-    if not told:
-        return None
-    kind, param, code = (_told(found.get(name), LONGEST_NAME_CHARS) for name in ("type", "param", "code"))
-    return errors.Reported(status, told, kind, param, code)
-
-
-def _told(value: object, longest: int) -> str | None:
-    """Write one field on one line, redacted. None for what is no text or number."""
-    if not isinstance(value, str) and type(value) is not int:
-        return None
-    line = _GAPS.sub(" ", str(value)[: 4 * longest]).strip().encode("utf-8", "replace").decode()
-    return redact(line, longest=longest - 1)
 
 
 def _text(report: Any) -> str:

@@ -22,6 +22,12 @@ class Parameters:
         self._limit = limit
         self._left_out: set[str] = set()
 
+    def copy(self) -> Parameters:
+        """Return parameters that learn by themselves."""
+        copied = Parameters(self._limit)
+        copied._left_out |= self._left_out
+        return copied
+
     def body(self, question: Question) -> dict[str, Any]:
         """Write the request's body."""
         body: dict[str, Any] = {

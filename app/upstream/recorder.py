@@ -56,8 +56,6 @@ class Recorder:
     Most records are found by their bytes alone. They are the same that come of decoding the chunk.
     """
 
-    is_clients_own = True
-
     def __init__(self, completion_id: str, *, choices: int, keeps_usage: bool) -> None:
         """`completion_id` becomes the id of every chunk. `choices` is how many answers were asked for.
 
