@@ -18,7 +18,7 @@ from tests.harness.net import reserve_port
 from tests.harness.proxies import Proxy
 from tests.harness.reader import get, open_stream, post, request
 from tests.harness.server import ChatWait
-from tests.harness.upstream import Close, Gate, Raw, Reset, Script, ScriptedUpstream, Stall, Step, answer
+from tests.harness.upstream import Close, Gate, Raw, Reset, Script, ScriptedUpstream, Stall, Step, Token, answer
 from tests.live.fronts import HTTP_1_0, KINDS, NAMES, front, front_of_two
 from tests.live.rawhttp import CHUNKED, chunks, is_read, raw
 from tests.live.steps import new_key, poll
@@ -443,6 +443,26 @@ def test_answer_that_is_closed_behind_http_1_0_looks_whole(
     service.open("read")
     with over(kind, tmp_path, service.port) as proxy:
         assert post(proxy.base_url + ASK, QUESTION).body == b"data: {}\n\n"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, OVER_1_0])
+def test_answer_that_the_service_cuts_is_a_broken_one_for_the_client(
+    kind: str, chatwait: ChatWait, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """Here because somebody erases it."""
+    upstream.always(Script(steps=[Token("a"), Stall()]))
+    question = {**QUESTION, "model": "gpt-4o-mini", "stream": True}
+    with (
+        over(kind, tmp_path, chatwait.port) as proxy,
+        open_stream(proxy.base_url + ASK, json=question, headers={"Host": "localhost"}) as connection,
+    ):
+        pieces = connection.pieces()
+        while b'"a"' not in next(pieces):
+            pass
+        stream_id = connection.headers["x-stream-id"]
+        assert request("DELETE", f"{chatwait.base_url}{ASK}/{stream_id}").status == 200
+        with pytest.raises(Dropped):
+            b"".join(pieces)
 
 
 def over(kind: str, directory: Path, port: int) -> Proxy:
