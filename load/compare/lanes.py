@@ -124,7 +124,7 @@ def paced(
     figures |= _spread("gap", gaps)
     for factor in (2, 5):
         figures[f"sustained_{factor}x"] = sum(max(each.gaps, default=0.0) * 1000 <= factor * gap_ms for each in whole)
-    figures["cpu_us_per_token"] = cpu / max(figures["tokens"], 1)
+    figures["cpu_us_per_token"] = cpu / figures["tokens"] if figures["tokens"] else math.nan
     figures["tokens_per_arrival"] = figures["tokens"] / max(len(gaps) + len(times), 1)
     figures["core_share"] = cpu / 1e6 / took
     figures["client_core_share"] = own / took
@@ -161,7 +161,7 @@ def requests(target: Target, connections: int, tokens: int, seconds: float, *, s
     return {
         "failures": failures,
         "requests_per_second": len(taken) / took,
-        "cpu_us_per_request": cpu / max(len(taken), 1),
+        "cpu_us_per_request": cpu / len(taken) if taken else math.nan,
         "client_core_share": own / took,
         **_spread("answer", taken),
     }
@@ -176,7 +176,7 @@ def whole_answers(target: Target, tokens: int, per_second: float, seconds: float
     cpu = target.meter.cpu_us() - cpu
     return {
         "failures": failures,
-        "cpu_us_per_request": cpu / max(len(taken), 1),
+        "cpu_us_per_request": cpu / len(taken) if taken else math.nan,
         "client_core_share": own / took,
         **_spread("answer", taken),
     }

@@ -51,6 +51,8 @@ PACKAGES = ("openai", "resumable-stream", "redis")
 START_SECONDS = 90.0
 STOP_SECONDS = 10.0
 MOST_STREAMS = 600
+OUR_MODEL = "gpt-4o-mini"
+"""What our service asks for, and lets its clients ask for."""
 
 
 class NotStarted(Exception):
@@ -154,6 +156,7 @@ class Subject:
     wait_path: str = "/chat/wait"
     speaks_openai: bool = False
     asks_usage: bool = True
+    model: str = MODEL
     more_frames: int | None = None
     """How many frames an answer has beside one for each token. None: frames are not counted."""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -199,7 +202,7 @@ class Subject:
         question = f"tokens={tokens} gap_ms={gap_ms}" + ("" if where == CONTENT else f" in={where}")
         body: dict[str, object] = {"message": question, "max_tokens": min(tokens, 4096)}
         if self.speaks_openai:
-            body = {"model": MODEL, "messages": [{"role": "user", "content": question}], "stream": stream}
+            body = {"model": self.model, "messages": [{"role": "user", "content": question}], "stream": stream}
             if stream and self.asks_usage:
                 body["stream_options"] = {"include_usage": True}
         return request("POST", path, port, json.dumps(body).encode(), self.headers)
@@ -258,6 +261,7 @@ def subjects(service: Path, references: Path, litellm: Path) -> list[Subject]:
                 "PORT": "$port",
                 "OPENAI_BASE_URL": "http://$upstream/v1",
                 "OPENAI_API_KEY": f"sk-{key}",
+                "OPENAI_MODEL": OUR_MODEL,
                 "ENV_FILE": os.devnull,
                 "MAX_ACTIVE_STREAMS": str(MOST_STREAMS),
                 "MAX_READERS": str(2 * MOST_STREAMS),
@@ -345,6 +349,7 @@ def as_openai(subject: Subject) -> Subject:
         wait_path="/v1/chat/completions",
         speaks_openai=True,
         asks_usage=False,
+        model=OUR_MODEL,
         more_frames=3,  # one that tells the role, one that tells the end, and [DONE]
         headers={"Authorization": "Bearer sk-none"},
     )
