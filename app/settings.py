@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +20,11 @@ from app.embedded_model.model import CONTEXT_TOKENS_PER_SLOT, MODEL_ID
 from app.setting_values import is_this_machine
 
 __all__ = ["BadSettings", "Settings", "needs_local_model", "plain", "read_settings", "table"]
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+ANY_MODEL = "*"
+"""The value of ALLOWED_MODELS that lets a request name any model."""
 
 OTHER_CONNECTIONS = 200
 """How many connections a worker has room for beside those of readers and generations."""
@@ -44,7 +49,7 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of one process. Every field is the environment variable of its name in upper case."""
+    """The settings of one process. Every field but `named` is the environment variable of its name in upper case."""
 
     openai_api_key: str = _setting(
         "",
@@ -57,7 +62,9 @@ class Settings:
     )
     openai_model: str = _setting("gpt-4o-mini", parse.text, "The model for requests that name none.")
     allowed_models: tuple[str, ...] = _setting(
-        (), parse.names, "The models that a request may name, separated by commas. When empty, only OPENAI_MODEL."
+        (),
+        parse.names,
+        "The models that a request may name, separated by commas. * allows any model. When empty, only OPENAI_MODEL.",
     )
     system_prompt: str = _setting(
         "", parse.text, "The system message that begins every conversation. When empty, there is none."
@@ -90,6 +97,20 @@ class Settings:
     )
     max_body_bytes: int = _setting(
         1_048_576, parse.whole, "The largest request body, in bytes.", at_least=1024, at_most=104_857_600
+    )
+    openai_max_messages: int = _setting(
+        10_000,
+        parse.whole,
+        "The most messages in a request to the routes of OpenAI's interface.",
+        at_least=1,
+        at_most=1_000_000,
+    )
+    openai_max_body_bytes: int = _setting(
+        33_554_432,
+        parse.whole,
+        "The largest request body on the routes of OpenAI's interface, in bytes.",
+        at_least=1024,
+        at_most=1_073_741_824,
     )
     timeout_seconds: float = _setting(
         30.0,
@@ -169,11 +190,32 @@ class Settings:
     log_level: str = _setting(
         "INFO", parse.level, "DEBUG, INFO, WARNING, ERROR or CRITICAL. DEBUG also logs a line for every chunk."
     )
+    named: frozenset[str] = frozenset()
+    """The fields whose values the operator chose, and those that the embedded model limits. A limit that nobody chose
+    does not bind the routes of OpenAI's interface, whose clients know their model's limits."""
 
     @property
     def local_model(self) -> bool:
         """The embedded model answers: there is neither a key nor a base URL."""
         return not self.openai_api_key and not self.openai_base_url
+
+    @property
+    def asks_openai(self) -> bool:
+        """OpenAI itself answers, and not another server that speaks its protocol."""
+        return not self.local_model and self.openai_base_url in ("", OPENAI_URL)
+
+    def allows(self, model: str) -> bool:
+        """Tell whether a request may name this model."""
+        return model in self.allowed_models or self.allows_any
+
+    @property
+    def allows_any(self) -> bool:
+        return ANY_MODEL in self.allowed_models
+
+    @property
+    def listed_models(self) -> tuple[str, ...]:
+        """The allowed models that have a name."""
+        return tuple(model for model in self.allowed_models if model != ANY_MODEL)
 
     @property
     def sends_key_unencrypted(self) -> bool:
@@ -200,7 +242,7 @@ class Settings:
     def upload_bytes(self) -> int:
         """How many bytes of request bodies one worker may hold: a quarter of its memory for logs, and at least one
         body."""
-        return max(self.stream_memory_mb * 1_048_576 // 4, self.max_body_bytes)
+        return max(self.stream_memory_mb * 1_048_576 // 4, self.max_body_bytes, self.openai_max_body_bytes)
 
     @property
     def limits(self) -> dict[str, int | float]:
@@ -213,6 +255,8 @@ class Settings:
             "default_max_tokens",
             "max_answer_chars",
             "max_body_bytes",
+            "openai_max_messages",
+            "openai_max_body_bytes",
             "timeout_seconds",
             "max_generation_seconds",
             "retention_seconds",
@@ -241,7 +285,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     known = {**_read_env_file(environ), **environ}
     values: dict[str, Any] = {}
     wrong: list[str] = []
-    for setting in fields(Settings):
+    for setting in _variables():
         variable = setting.name.upper()
         raw = known.get(variable, "")
         if not raw.strip():
@@ -256,7 +300,12 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     wrong += _contradictions(settings)
     if wrong:
         raise BadSettings("\n".join(wrong))
-    return _completed(settings, named=set(values))
+    return _completed(replace(settings, named=frozenset(values)))
+
+
+def _variables() -> list[Field[Any]]:
+    """List the fields that are environment variables."""
+    return [setting for setting in fields(Settings) if "read" in setting.metadata]
 
 
 _MAY_HOLD_SECRETS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "REDIS_URL")
@@ -285,19 +334,19 @@ def _contradictions(settings: Settings) -> list[str]:
     return wrong
 
 
-def _completed(settings: Settings, *, named: set[str]) -> Settings:
+def _completed(settings: Settings) -> Settings:
     """Fill in the defaults that depend on other settings."""
     changes: dict[str, Any] = {}
+    listed = settings.listed_models
     if settings.local_model:
         changes["openai_model"] = MODEL_ID
         changes["allowed_models"] = (MODEL_ID,)
+        changes["named"] = settings.named | LOCAL_LIMITS.keys()
         for name, limit in LOCAL_LIMITS.items():
             changes[name] = min(getattr(settings, name), limit)
-    elif not settings.allowed_models:
-        changes["allowed_models"] = (settings.openai_model,)
-    elif "openai_model" not in named:
-        changes["openai_model"] = settings.allowed_models[0]
-    elif settings.openai_model not in settings.allowed_models:
+    elif listed and "openai_model" not in settings.named:
+        changes["openai_model"] = listed[0]
+    elif settings.openai_model not in listed:
         changes["allowed_models"] = (settings.openai_model, *settings.allowed_models)
     if not settings.allowed_hosts:
         host = settings.host.lower()
@@ -347,7 +396,7 @@ def needs_local_model(environ: Mapping[str, str] | None = None) -> bool:
 def table() -> list[tuple[str, str, str, str]]:
     """List the settings for docs/settings.md and `.env.example`. Shape: (variable, default, range, help)."""
     rows = []
-    for setting in fields(Settings):
+    for setting in _variables():
         low, high = setting.metadata["min"], setting.metadata["max"]
         default: Any = setting.default
         shown = ",".join(default) if isinstance(default, tuple) else str(default if low is None else plain(default))

@@ -3,9 +3,9 @@
 A dialect is pure: it computes bytes from a log's origin, its records and its end. It has no network, no clock and
 no Flask. One dialect object serves one reader of one log.
 
-Every record adds text, so a piece is text. The loop passes pieces on without a look inside. So other kinds of records
-(a tool call, a reasoning step) can become fields of `Piece`. A dialect that shows text alone would write such a record
-as a frame without text, because every reader must count the same records.
+A piece has the text that its records add. A dialect that shows every chunk asks for the chunks. A dialect that shows
+text alone writes a record without text as a frame without text, because every reader must count the same records. The
+loop passes pieces on without a look inside.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ class Source(Protocol):
     def read(self, max_bytes: int) -> Piece | None:
         """Return the records that follow `after`: at most `max_bytes` of UTF-8 together, or one larger record alone.
         None at the head. `read(0)` returns one record."""
+
+    def read_chunks(self, max_bytes: int) -> Piece | None:
+        """Return the records that follow `after` in a log of chunks, chunk by chunk: at most `max_bytes` of JSON
+        together, or one larger record alone. None at the head."""
 
 
 class Dialect(Protocol):

@@ -20,7 +20,7 @@ LONGEST_SECRET_CHARS = 2_048
 
 _SECRETS = re.compile(
     r"""
-      cw_[A-Za-z0-9_-]{16,}+                                       # a stream id: the right to read it and to stop it
+      cwc?_[A-Za-z0-9_-]{16,}+                                     # a stream id: the right to read it and to stop it
     | (?:\b|(?<=_)|(?<=\\[nrt])|(?<=%[0-9A-F][0-9A-F]))(?:
           (?:sk|rk|pk)[-_][A-Za-z0-9_*-]{8,}+                        # OpenAI (which masks with *), Anthropic, Stripe
         | (?:gsk|npm|r8|pplx|xai|nvapi)[-_][A-Za-z0-9_-]{16,}+       # Groq, npm, Replicate, Perplexity, xAI, NVIDIA

@@ -9,8 +9,9 @@ finds logs by id, begins one log for each idempotency key, and keeps everything 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol, Self
@@ -34,11 +35,15 @@ __all__ = [
     "Store",
     "StreamLog",
     "Totals",
+    "belongs_to",
+    "bound_to",
+    "is_bound",
     "log_name",
     "new_stream_id",
 ]
 
-STREAM_ID_PREFIX = "cw_"
+STREAM_ID_PREFIXES: Mapping[Kind, str] = {"text": "cw_", "chunks": "cwc_", "json": "cwc_"}
+"""What a log holds can be told from its id. Version 0.1 knows the first prefix alone, and finds no other stream."""
 
 Status = Literal["complete", "cancelled", "failed"]
 
@@ -47,9 +52,24 @@ Kind = Literal["text", "chunks", "json"]
 not streamed."""
 
 
-def new_stream_id() -> str:
+def new_stream_id(kind: Kind = "text") -> str:
     """Make a capability: URL-safe, without a dot, ending in 128 random bits."""
-    return STREAM_ID_PREFIX + secrets.token_urlsafe(16)
+    return STREAM_ID_PREFIXES[kind] + secrets.token_urlsafe(16)
+
+
+def bound_to(stream_id: str, credential: str) -> str:
+    """Name the client that a log is bound to, by what it shows to prove who it is. Empty: it shows nothing."""
+    return hashlib.sha256(f"{stream_id}{credential}".encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def is_bound(stream_id: str) -> bool:
+    """Tell whether the log of an id may be bound to a client."""
+    return not stream_id.startswith(STREAM_ID_PREFIXES["text"])
+
+
+def belongs_to(origin: Origin, stream_id: str, credential: str) -> bool:
+    """Tell whether a client that shows a credential may read a log. The comparison takes the same time for all."""
+    return origin.client is None or hmac.compare_digest(origin.client, bound_to(stream_id, credential))
 
 
 def log_name(stream_id: str) -> str:
@@ -153,6 +173,13 @@ class Reader(Protocol):
         The reader's place does not move. None at the head.
         """
 
+    def read_chunks(self, max_bytes: int) -> Piece | None:
+        """Return the records behind `after` of a log of chunks, chunk by chunk: at most `max_bytes` of JSON together,
+        but at least one record.
+
+        The reader's place does not move. None at the head.
+        """
+
     def wait(self) -> None:
         """Return when the log may hold something new, or when `nudge` is called. May return for nothing."""
 
@@ -181,6 +208,8 @@ class StreamLog(Protocol):
     origin: Origin
     end_read: bool
     """Somebody has been given the end."""
+    is_erased: bool
+    """The records are gone, and readers are to be cut off."""
 
     @property
     def head(self) -> int:
@@ -199,6 +228,9 @@ class StreamLog(Protocol):
 
         Never waits. Raises: Overloaded, and adds nothing, when there is no memory left for the records.
         """
+
+    def append_chunks(self, chunks: Sequence[Chunk]) -> bool:
+        """Add records to a log of chunks, as `append` adds them to a log of text."""
 
     def finish(self, write: Callable[[Totals], End]) -> bool:
         """End the log, once only: the first caller's `write` makes the end. Any later call returns False and changes
@@ -219,8 +251,9 @@ class StreamLog(Protocol):
         that worker has.
         """
 
-    def reader(self, after: int, *, only_end: bool = False) -> Reader:
-        """Make a reader that has all records up to `after`. A reader with `only_end` sleeps through records."""
+    def reader(self, after: int, *, only_end: bool = False, is_counted: bool = True) -> Reader:
+        """Make a reader that has all records up to `after`. A reader with `only_end` sleeps through records. One that
+        another reader follows at once is not counted among those that attached."""
 
     def text(self) -> str:
         """Return the text of all records up to `head`."""
@@ -273,10 +306,11 @@ class Store(Protocol):
         """Tell whether a key, hashed, has begun a log. Raises: StoreUnavailable."""
 
     def create(
-        self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0
+        self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0, credential: str | None = None
     ) -> tuple[StreamLog, bool]:
         """Begin a log, or return the one that the same key and request began. True when it is new.
 
+        A log that is begun with a `credential` is bound to it: whoever shows another one finds no such log.
         `prompt_bytes` is the memory of the log's question, which counts with the log until `release_prompt`. One
         question counts for half of the budget at most, and so do all questions together.
 
@@ -284,13 +318,19 @@ class Store(Protocol):
         StoreUnavailable.
         """
 
-    def find(self, stream_id: str, *, reach: int = 0) -> StreamLog:
-        """Return a log, and note that it was used.
+    def find(self, stream_id: str, *, reach: int = 0, credential: str = "") -> StreamLog:
+        """Return a log, and note that it was used. A log that is bound to another `credential` counts as unknown.
 
         `reach` is a sequence number that a client names. A copy of another worker's log is first brought up to that
         number.
 
         Raises: StreamExpired, StreamUnknown, StoreUnavailable, Overloaded.
+        """
+
+    def erase(self, log: StreamLog) -> None:
+        """Forget a log for good: its records, its key, and that there was such a log. Its readers are cut off.
+
+        Raises: StoreUnavailable.
         """
 
     def stop_admitting(self) -> None:

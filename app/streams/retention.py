@@ -126,6 +126,15 @@ class Retention(Generic[Log]):
             self.release_prompt(log)
             self.used_bytes -= log.cost
 
+    def remove(self, log: Log) -> None:
+        """Forget a log at once, whether it goes on, has ended, or is here no more."""
+        with self.lock:
+            if self.live.get(log.stream_id) is log:
+                self.discount(log)
+            elif self.finished.get(log.stream_id) is log:
+                del self.finished[log.stream_id]
+                self.used_bytes -= log.cost
+
     def kept(self, stream_id: str) -> Log | None:
         """Return a log, which counts as used now. None when it is not here, or has expired."""
         with self.lock:

@@ -15,7 +15,7 @@ import msgspec
 
 from app.upstream.interface import Part
 
-__all__ = ["BrokenStream", "ChunkDecoder", "ErrorReported", "EventSplitter"]
+__all__ = ["BrokenStream", "ChunkDecoder", "ErrorReported", "EventSplitter", "built"]
 
 LONGEST_EVENT_BYTES = 1_048_576
 LONGEST_VALUE_BYTES = 16_384
@@ -146,12 +146,12 @@ class _OddChunk(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Chunk).decode
 
 
-def _built(value: msgspec.Raw) -> Any:
+def built(value: msgspec.Raw) -> Any:
     """Decode a value, or keep the beginning of a long value as text. None when the value is absent.
 
     Raises: msgspec.DecodeError, UnicodeDecodeError, RecursionError.
     """
-    if value is _ABSENT:
+    if len(value) == 0:
         return None
     if len(value) > LONGEST_VALUE_BYTES:
         return bytes(memoryview(value)[:LONGEST_VALUE_BYTES]).decode("utf-8", "replace")
@@ -171,17 +171,17 @@ class ChunkDecoder:
         try:
             chunk = _decode(data)
             is_error = chunk.object == "error" and chunk.choices is None
-            usage, error = _built(chunk.usage), _built(chunk.error) or (is_error and _built(chunk.message))
+            usage, error = built(chunk.usage), built(chunk.error) or (is_error and built(chunk.message))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # ValidationError is a DecodeError.
             return self._decode_odd(data)
         if error or is_error:
             raise ErrorReported(error or None)
         return self._part(chunk.choices, usage, joined=not self._half)
 
-    def pending(self) -> str:
-        """Return the replacement for half a character that nothing completed, once. Empty when there is none."""
+    def pending(self) -> Part | None:
+        """Return the replacement for half a character that nothing completed, once. None when there is none."""
         half, self._half = self._half, ""
-        return REPLACEMENT if half else ""
+        return Part(REPLACEMENT) if half else None
 
     def _decode_odd(self, data: bytes) -> Part:
         """Decode what the strict decoder refuses: half surrogate pairs, bytes that are not UTF-8, and `[DONE]`.

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,8 @@ def test_env_example_names_every_setting_with_its_default(tmp_path: Path) -> Non
     }
     uncommented = tmp_path / "env"
     uncommented.write_text(re.sub(r"^#([A-Z_]+=)", r"\1", example, flags=re.MULTILINE), encoding="utf-8")
-    assert read_settings({"ENV_FILE": str(uncommented)}) == read_settings({"ENV_FILE": os.devnull})
+    given, left_out = read_settings({"ENV_FILE": str(uncommented)}), read_settings({"ENV_FILE": os.devnull})
+    assert replace(given, named=left_out.named) == left_out
 
 
 @functools.cache
@@ -244,7 +246,7 @@ def test_decisions_stand_in_rooms_that_exist() -> None:
 
 
 def test_settings_are_all_documented_with_help() -> None:
-    assert len(table()) == len(Settings.__dataclass_fields__)
+    assert len(table()) == len(Settings.__dataclass_fields__.keys() - {"named"})
     assert all(help_text.endswith(".") for _, _, _, help_text in table())
 
 

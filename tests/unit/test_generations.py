@@ -376,8 +376,8 @@ class EndlessAnswer:
             time.sleep(0.001)
         raise errors.UpstreamUnavailable
 
-    def pending(self) -> str:
-        return ""
+    def pending(self) -> None:
+        return None
 
     def close(self) -> None: ...
 

@@ -305,6 +305,11 @@ def test_model_not_listed_is_not_allowed() -> None:
     assert read({"message": "a", "model": "other"}).model == "other"
 
 
+def test_model_of_any_name_is_allowed_where_the_operator_allows_all() -> None:
+    assert read({"message": "a", "model": "gpt-4"}, allowed_models=("gpt-4o-mini", "*")).model == "gpt-4"
+    assert read({"message": "a"}, allowed_models=("gpt-4o-mini", "*")).model == "gpt-4o-mini"
+
+
 # Fingerprints
 
 

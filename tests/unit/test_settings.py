@@ -40,6 +40,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "MAX_INPUT_TOKENS": ([*WHOLE, "0", "10000001"], "1 to 10000000"),
     "MAX_ANSWER_CHARS": ([*WHOLE, "0", "100000001"], "1 to 100000000"),
     "MAX_BODY_BYTES": ([*WHOLE, "0", "1023", "104857601"], "1024 to 104857600"),
+    "OPENAI_MAX_MESSAGES": ([*WHOLE, "0", "1000001"], "1 to 1000000"),
+    "OPENAI_MAX_BODY_BYTES": ([*WHOLE, "0", "1023", "1073741825"], "1024 to 1073741824"),
     "TIMEOUT_SECONDS": ([*SECONDS, "3601"], "1 to 3600"),
     "MAX_GENERATION_SECONDS": ([*SECONDS, "86401"], "1 to 86400"),
     "MAX_ACTIVE_STREAMS": ([*WHOLE, "0", "20001"], "1 to 20000"),
@@ -136,10 +138,12 @@ def test_settings_without_anything_have_the_defaults_of_the_contract() -> None:
         openai_base_url="http://model.test/v1",
         allowed_models=("gpt-4o-mini",),
         allowed_hosts=("localhost", "127.0.0.1", "[::1]"),
+        named=frozenset({"openai_base_url"}),
     )
     assert (settings.max_tokens, settings.default_max_tokens, settings.max_message_chars) == (16384, 4096, 8000)
     assert (settings.max_context_messages, settings.max_input_tokens) == (100, 32000)
     assert (settings.max_answer_chars, settings.max_body_bytes) == (1_000_000, 1_048_576)
+    assert (settings.openai_max_messages, settings.openai_max_body_bytes) == (10_000, 33_554_432)
     assert (settings.timeout_seconds, settings.max_generation_seconds) == (30, 600)
     assert (settings.max_active_streams, settings.max_readers, settings.stream_memory_mb) == (1000, 2000, 256)
     assert (settings.retention_seconds, settings.abandoned_seconds) == (3600, 300)
@@ -191,6 +195,44 @@ def test_models_allowed_are_the_default_one_where_none_are_listed() -> None:
     assert (settings.openai_model, settings.allowed_models) == ("b", ("a", "b"))
     settings = read(OPENAI_MODEL="c", ALLOWED_MODELS="a,b")
     assert (settings.openai_model, settings.allowed_models) == ("c", ("c", "a", "b"))
+
+
+def test_star_allows_any_model_and_is_no_model_itself() -> None:
+    settings = read(ALLOWED_MODELS="*")
+    assert (settings.openai_model, settings.listed_models) == ("gpt-4o-mini", ("gpt-4o-mini",))
+    assert settings.allows("anything")
+    settings = read(ALLOWED_MODELS="*,a,b")
+    assert (settings.openai_model, settings.listed_models) == ("a", ("a", "b"))
+    assert settings.allows("anything")
+    settings = read(ALLOWED_MODELS="a,*", OPENAI_MODEL="c")
+    assert (settings.openai_model, settings.listed_models) == ("c", ("c", "a"))
+    settings = read(ALLOWED_MODELS="a,b")
+    assert settings.allows("b")
+    assert not settings.allows("c")
+    assert not settings.allows("*")
+    assert not read(OPENAI_BASE_URL="", ALLOWED_MODELS="*").allows("anything")
+
+
+def test_settings_that_the_operator_chose_are_named() -> None:
+    assert read(MAX_TOKENS="16384", PORT=" ").named == {"openai_base_url", "max_tokens"}
+    assert read(OPENAI_BASE_URL="", PORT="1").named == {"port", *LOCAL_LIMITS}
+    assert Settings().named == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "asks"),
+    [
+        ("k", "", True),
+        ("k", "https://api.openai.com/v1", True),
+        ("k", "https://api.openai.com/v1/", True),
+        ("", "https://api.openai.com/v1", True),
+        ("k", "https://api.openai.com.test/v1", False),
+        ("k", "http://model.test/v1", False),
+        ("", "", False),
+    ],
+)
+def test_settings_tell_whether_openai_itself_is_asked(key: str, url: str, asks: bool) -> None:
+    assert read(OPENAI_API_KEY=key, OPENAI_BASE_URL=url).asks_openai is asks
 
 
 @pytest.mark.parametrize(
@@ -384,7 +426,9 @@ def test_env_file_that_is_not_there_is_an_empty_one_unless_it_is_named(
 def test_table_has_a_row_for_each_field_with_its_help() -> None:
     rows = table()
 
-    assert [row[0] for row in rows] == [field.name.upper() for field in dataclasses.fields(Settings)]
+    assert [row[0] for row in rows] == [
+        field.name.upper() for field in dataclasses.fields(Settings) if field.name != "named"
+    ]
     for variable, _, span, text in rows:
         assert text.endswith((".", "*.")), variable
         allowed = BAD.get(variable, ([], ""))[1]
@@ -459,5 +503,7 @@ def test_key_is_known_to_go_elsewhere_unencrypted(key: str, url: str, is_unencry
 
 
 def test_room_for_bodies_is_a_quarter_of_the_memory_and_never_less_than_one_body() -> None:
-    assert read(STREAM_MEMORY_MB="64").upload_bytes == 16 * 1_048_576
-    assert read(STREAM_MEMORY_MB="1", MAX_BODY_BYTES="1048576").upload_bytes == 1_048_576
+    assert read(STREAM_MEMORY_MB="256").upload_bytes == 64 * 1_048_576
+    small = {"STREAM_MEMORY_MB": "1", "OPENAI_MAX_BODY_BYTES": "1024"}
+    assert read(**small, MAX_BODY_BYTES="1048576").upload_bytes == 1_048_576
+    assert read(STREAM_MEMORY_MB="64").upload_bytes == 32 * 1_048_576

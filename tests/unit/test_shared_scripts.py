@@ -40,7 +40,7 @@ def create(client: redis.Redis, *, may: int = 1, keys: tuple[str, ...] = (HASH, 
 
 
 def commit(client: redis.Redis, *chunks: str, first: int = 1, fence: int = 1) -> Any:
-    (answer,) = run(client, scripts.COMMIT, (HASH, LOG), LIVE_MS, fence, first, len(chunks), *chunks)
+    (answer,) = run(client, scripts.COMMIT, (HASH, LOG), LIVE_MS, fence, "t", first, len(chunks), *chunks)
     return answer
 
 
@@ -145,7 +145,7 @@ def test_commit_of_several_streams_answers_each_in_its_place(client: redis.Redis
     for number in range(5):
         run(client, scripts.CREATE, (f"{HASH}{number}",), 1, LIVE_MS, "", *fields())
         keys += (f"{HASH}{number}", f"{LOG}{number}")
-        arguments += (1, 1, 2, "a", f"{number}")
+        arguments += (1, "t", 1, 2, "a", f"{number}")
     client.delete(f"{HASH}0", f"{HASH}2")
     client.set(f"{HASH}2", "x")
     client.sadd(f"{LOG}3", "x")

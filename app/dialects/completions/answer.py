@@ -10,12 +10,15 @@ from typing import Any
 from msgspec import Raw
 
 from app.dialects.completions.errors import error_body
-from app.dialects.completions.joining import Joined, fields_of, items_of, read_chunk, write_object
+from app.dialects.completions.joining import Joined, fields_of, items_of, write_object
 from app.dialects.completions.models import completion_id
 from app.errors import Failure
 from app.streams.interface import End, Origin, Piece
 
 __all__ = ["as_chunk", "completion", "deleted", "failed_answer", "finish_reason_of", "running"]
+
+
+_USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
 def completion(stream_id: str, origin: Origin, end: End, pieces: Iterable[Piece], created: int) -> bytes:
@@ -41,9 +44,10 @@ def completion(stream_id: str, origin: Origin, end: End, pieces: Iterable[Piece]
         "created": b"%d" % created,
         "model": _written(origin.model),
         "choices": _only_choice("".join(texts), end) if origin.kind == "text" else joined.choices(),
-        "usage": json.dumps(end.usage._asdict()).encode("ascii"),
+        "usage": json.dumps({name: getattr(end.usage, name) for name in _USAGE}).encode("ascii"),
     }
-    return write_object(members | joined.members)
+    told = {name: value for name, value in joined.members.items() if name not in members or value != b"null"}
+    return write_object(members | told)
 
 
 def failed_answer(failure: Failure, correlation_id: str, partial: bytes) -> bytes:
@@ -78,7 +82,7 @@ def as_chunk(answer: str) -> str:
     An answer that is not read stays as it is, too: for its reader that is better than a stream that breaks each time.
     """
     try:
-        fields = _bytes_of(read_chunk(answer))
+        fields = _bytes_of(fields_of(answer))
         fields["object"] = b'"chat.completion.chunk"'
         if fields.get("choices", b"")[:1] == b"[":
             fields["choices"] = _each(fields["choices"], _as_streamed)

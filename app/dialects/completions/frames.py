@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from json.encoder import encode_basestring_ascii
 
 from app.dialects.completions.answer import as_chunk, finish_reason_of
@@ -16,18 +16,15 @@ from app.dialects.completions.errors import error_body, failure_of
 from app.dialects.completions.models import completion_id
 from app.dialects.interface import Source
 from app.streams.chunk import Chunk, Envelope
-from app.streams.interface import End, Origin, Piece
+from app.streams.interface import End, Kind, Origin, Piece
 
-__all__ = ["DIRECT_BYTES", "FRAMES_BYTES", "CompletionsFrames"]
+__all__ = ["DIRECT_BYTES", "FRAMES_BYTES", "CompletionsFrames", "pieces"]
 
 FRAMES_BYTES = 16_384
-"""Frames are written together until they have so many bytes."""
+"""How much JSON is written together."""
 
 DIRECT_BYTES = 65_536
 """The most bytes of several frames that are written past the loop."""
-
-READ_BYTES = 256
-"""How much UTF-8 is asked of a log of chunks at a time. The frames of so much text have about FRAMES_BYTES."""
 
 _DATA = "data: "
 _ROLE = {"role": "assistant"}
@@ -38,8 +35,8 @@ class CompletionsFrames:
 
     `created` is in seconds since 1970. The end tells the SHA-256 of all records as this dialect writes them. A reader
     that resumed has not been written all of them, so at its end, and only then, `from_start` is called with the number
-    of the last record. It gives all records up to that one. A log of text is given one record a piece, because its
-    pieces have no boundaries inside.
+    of the last record. It gives all records up to that one, as `pieces` reads them. Writing them takes about 1 µs a
+    record, so `from_start` may let others run in between.
     """
 
     may_end_early = False
@@ -78,24 +75,24 @@ class CompletionsFrames:
         return self.heartbeat(head=head)
 
     def next_frames(self, source: Source) -> bytes | None:
-        frames: list[bytes] = []
-        size = 0
-        read_bytes = 0 if self._origin.kind == "text" else READ_BYTES
-        while size < FRAMES_BYTES and (piece := source.read(read_bytes)) is not None:
-            for sequence, frame in self._frames(piece):
-                frames.append(frame)
-                size += len(frame)
-                source.after = sequence
-                if size >= FRAMES_BYTES:
-                    break
-        return b"".join(frames) if frames else None
+        if self._origin.kind != "text":
+            piece = source.read_chunks(FRAMES_BYTES)
+            if piece is None:
+                return None
+            source.after = piece.sequence
+            return self._frames(piece)
+        written = b""
+        while len(written) < FRAMES_BYTES and (piece := source.read(0)) is not None:
+            source.after = piece.sequence
+            written += self._frames(piece)
+        return written or None
 
     def frame_of(self, piece: Piece) -> bytes | None:
-        if piece.records == 1:
-            return self._frame(piece.sequence, piece.text if piece.chunks is None else piece.chunks[0])
         if piece.chunks is None:
-            return None
-        frames = b"".join(frame for _, frame in self._frames(piece))
+            return self._frames(piece) if piece.records == 1 else None
+        if piece.records == 1:
+            return self._frame(piece.sequence, piece.chunks[0])
+        frames = self._frames(piece)
         return frames if len(frames) <= DIRECT_BYTES else None
 
     def heartbeat(self, *, head: int) -> bytes:
@@ -114,11 +111,12 @@ class CompletionsFrames:
         last = f"{_DATA}[DONE]{self._id}{end.records + 1}\n"
         return f"{first}{last}: records={end.records} sha256={self._sha256(end.records)}\n\n".encode("ascii")
 
-    def _frames(self, piece: Piece) -> Iterator[tuple[int, bytes]]:
-        """Write the records of a piece, one by one, with their sequence numbers."""
-        records: Sequence[Chunk | str] = (piece.text,) if piece.chunks is None else piece.chunks
-        for sequence, record in enumerate(records, piece.sequence - piece.records + 1):
-            yield sequence, self._frame(sequence, record)
+    def _frames(self, piece: Piece) -> bytes:
+        """Write the records of a piece, of which one of a log of text is one."""
+        if piece.chunks is None:
+            return self._frame(piece.sequence, piece.text)
+        first = piece.sequence - piece.records + 1
+        return b"".join([self._frame(first + place, chunk) for place, chunk in enumerate(piece.chunks)])
 
     def _frame(self, sequence: int, record: Chunk | str) -> bytes:
         """Write a record, which is a text or a chunk. Hash it if it is the first one that is not hashed."""
@@ -171,11 +169,20 @@ class CompletionsFrames:
             self._hash = hashlib.sha256()
             self._hashed = 0
             for piece in self._from_start(records):
-                for _ in self._frames(piece):
-                    pass  # writing a frame hashes it
+                self._frames(piece)  # hashes them, too
             if self._hashed != records:
                 raise ValueError("`from_start` has not given every record, or not one by one")
         return self._hash.hexdigest()
+
+
+def pieces(kind: Kind, source: Source) -> Iterator[Piece]:
+    """Read the records of a log from a place on, and move the place.
+
+    Those of a log of text come one by one, because its pieces have no boundaries inside.
+    """
+    while (piece := source.read(0) if kind == "text" else source.read_chunks(FRAMES_BYTES)) is not None:
+        source.after = piece.sequence
+        yield piece
 
 
 def _compact(content: object) -> str:

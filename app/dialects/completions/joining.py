@@ -8,6 +8,8 @@ It differs from openai-python where servers differ from OpenAI:
 - A role, an id or a name that comes again is not doubled: some servers repeat them in each chunk.
 - Tool calls without an `index` are told apart by their ids. openai-python refuses them.
 - Indexes need not come in order, nor without gaps. The entries stand in the order of their indexes.
+- The logprobs of a choice's first chunk count once. openai-python doubles them where the choice is not in the stream's
+  first chunk.
 - Of numbers and booleans the last one stays. openai-python adds them up.
 - What contradicts its earlier kind (a text, then a list) is left out.
 """
@@ -24,7 +26,7 @@ from msgspec import Raw
 from app import errors
 from app.streams.chunk import Chunk, Envelope
 
-__all__ = ["MOST_MEMBERS", "Joined", "fields_of", "items_of", "read_chunk", "write_object"]
+__all__ = ["MOST_MEMBERS", "Joined", "fields_of", "items_of", "write_object"]
 
 MOST_MEMBERS = 100_000
 """How many members and entries all choices of a completion have together at most."""
@@ -39,8 +41,6 @@ _HOLE = r"\u0000"
 """Stands for an envelope's string while the envelope is looked at. No server sends it by itself."""
 
 _NOTHING = Raw(b"null")
-_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u[dD][89a-fA-F]..|.)")
-"""An escape in JSON. Those of six characters are halves of surrogate pairs, and those of twelve are whole pairs."""
 
 _UNJOINED = ("index", "type")
 _NOT_DOUBLED = ("role", "id", "name")
@@ -177,7 +177,7 @@ class Joined:
 
     def _add(self, data: str) -> None:
         try:
-            self._add_fields(read_chunk(data))
+            self._add_fields(fields_of(data))
         except (msgspec.DecodeError, RecursionError, ValueError):
             raise errors.UpstreamError(
                 "The model's answer has a part that is not valid JSON, or that is nested too deeply."
@@ -306,7 +306,7 @@ class Joined:
 
         None for an envelope in which something else counts each time. All of the envelope has been added once.
         """
-        fields = read_chunk(envelope.prefix + _HOLE + envelope.suffix)
+        fields = fields_of(envelope.prefix + _HOLE + envelope.suffix)
         choices = _objects(fields.pop("choices", _NOTHING))
         if len(choices) != 1:
             return None
@@ -362,11 +362,3 @@ def _objects(array: bytes | Raw) -> list[dict[str, Raw]]:
     if bytes(array)[:1] != b"[":
         return []
     return [fields_of(item) for item in items_of(array) if bytes(item)[:1] == b"{"]
-
-
-def read_chunk(data: str) -> dict[str, Raw]:
-    """Read the members of a chunk. Half a surrogate pair, which is no character, becomes U+FFFD."""
-    try:
-        return fields_of(data)
-    except msgspec.DecodeError:
-        return fields_of(_ESCAPE.sub(lambda found: r"\ufffd" if len(found[0]) == len(r"\ud800") else found[0], data))

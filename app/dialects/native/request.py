@@ -131,7 +131,7 @@ def read_request(body: bytes, settings: Settings) -> ChatRequest:
             f"The message has {len(message)} characters. This server accepts at most {settings.max_message_chars}."
         )
     model = loaded.get("model", settings.openai_model)
-    if model not in settings.allowed_models:
+    if not settings.allows(model):
         raise errors.ModelNotAllowed
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in loaded["context"]]
     if settings.system_prompt:

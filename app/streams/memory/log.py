@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from app.platform.gevent_loop import plain_lock
+from app.streams.chunk import Chunk
+from app.streams.chunk_text import ChunkText, text_for
 from app.streams.finishing import finish_once
 from app.streams.interface import Binding, End, Origin, Piece, Totals
 from app.streams.readership import LogReader, Readership
 from app.streams.retention import LOG_OVERHEAD_BYTES, Keeper
-from app.streams.text import Text
 
 __all__ = ["MemoryLog"]
 
@@ -31,6 +32,7 @@ class MemoryLog:
         "end",
         "end_read",
         "head",
+        "is_erased",
         "origin",
         "prompt_bytes",
         "stream_id",
@@ -46,11 +48,12 @@ class MemoryLog:
         self.head = 0
         self.end: End | None = None
         self.end_read = False
+        self.is_erased = False
         self.prompt_bytes = prompt_bytes
         self.cost = LOG_OVERHEAD_BYTES + prompt_bytes
         self.used_at = time.monotonic()
         self._keeper = keeper
-        self._text = Text()
+        self._text = text_for(origin.kind)
         self._is_closed = False
         self._lock = plain_lock()
         self._readership = Readership(self._lock)
@@ -72,6 +75,22 @@ class MemoryLog:
         self._readership.tell(Piece(head, len(records), added))
         return True
 
+    def append_chunks(self, chunks: Sequence[Chunk]) -> bool:
+        added = "".join([chunk.text for chunk in chunks])
+        data = added.encode()
+        text = self._text
+        assert isinstance(text, ChunkText)
+        with self._lock:
+            if self._is_closed:
+                return False
+            size = text.size_with_chunks(chunks, data) + LOG_OVERHEAD_BYTES
+            if size > self.cost:
+                self._keeper.make_room_for(self, size)
+            text.add_chunks(chunks, data)
+            head = self.head = len(text)
+        self._readership.tell(Piece(head, len(chunks), added, chunks))
+        return True
+
     def release_prompt(self) -> None:
         self._keeper.release_prompt(self)
 
@@ -91,7 +110,7 @@ class MemoryLog:
         self._is_closed = False
 
     def is_decided(self) -> bool:
-        return self.end is not None
+        return self.end is not None or self.is_erased
 
     def totals(self) -> Totals:
         return self._text.totals()
@@ -104,17 +123,29 @@ class MemoryLog:
         self._readership.nudge()
         return True
 
+    def erase(self) -> None:
+        """Forget the records, and send the readers away."""
+        with self._lock:
+            self._is_closed = self.is_erased = True
+            self.head = 0
+            self._text = text_for(self.origin.kind)
+        self._readership.release()
+
     def book(self, write: Callable[[str], None]) -> None:
         write("response_complete")
 
     # Its readers
 
-    def reader(self, after: int, *, only_end: bool = False) -> LogReader:
-        return LogReader(self, after, only_end=only_end)
+    def reader(self, after: int, *, only_end: bool = False, is_counted: bool = True) -> LogReader:
+        return LogReader(self, after, only_end=only_end, is_counted=is_counted)
 
     def read(self, after: int, max_bytes: int) -> Piece | None:
         # `append` raises `head` last, so every record up to `head` is complete.
         return self._text.piece(after, self.head, max_bytes)
+
+    def read_chunks(self, after: int, max_bytes: int) -> Piece | None:
+        assert isinstance(self._text, ChunkText)
+        return self._text.chunks(after, self.head, max_bytes)
 
     def text(self) -> str:
         return self._text.until(self.head)

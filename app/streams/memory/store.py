@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 from app import errors
-from app.streams.interface import Binding, Origin, new_stream_id
+from app.streams.interface import Binding, Origin, StreamLog, belongs_to, bound_to, new_stream_id
 from app.streams.memory.log import MemoryLog
 from app.streams.retention import Retention
 
@@ -29,7 +30,8 @@ class MemoryStore:
         )
         self._keys: dict[str, tuple[str, str]] = {}
         # Streams that are gone are kept as hashes, the oldest first. 100,000 ids would take ten times the memory.
-        self._gone: OrderedDict[int, int | None] = OrderedDict()
+        # Of one that was bound to a client, so is the client.
+        self._gone: OrderedDict[int, tuple[int | None, str | None]] = OrderedDict()
         self._gone_keys: dict[int, int] = {}
 
     @property
@@ -60,22 +62,25 @@ class MemoryStore:
             return key in self._keys or hash(key) in self._gone_keys
 
     def create(
-        self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0
+        self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0, credential: str | None = None
     ) -> tuple[MemoryLog, bool]:
         with self._retention.lock:
             if binding is not None:
-                bound = self._bound(binding)
+                bound = self._bound(binding, credential or "")
                 if bound is not None:
                     return bound, False
             self.admit()
             counted = self._retention.admit_prompt(prompt_bytes)
-            log = MemoryLog(self, new_stream_id(), origin, binding, prompt_bytes=counted)
+            stream_id = new_stream_id(origin.kind)
+            if credential is not None:
+                origin = replace(origin, client=bound_to(stream_id, credential))
+            log = MemoryLog(self, stream_id, origin, binding, prompt_bytes=counted)
             self._retention.begin(log)
             if binding is not None:
                 self._keys[binding.key] = (log.stream_id, binding.fingerprint)
             return log, True
 
-    def _bound(self, binding: Binding) -> MemoryLog | None:
+    def _bound(self, binding: Binding, credential: str) -> MemoryLog | None:
         """Return the log that this key began, if it did."""
         known = self._keys.get(binding.key)
         if known is None:
@@ -88,17 +93,28 @@ class MemoryStore:
         stream_id, fingerprint = known
         if fingerprint != binding.fingerprint:
             raise errors.IdempotencyKeyReused
-        return self.find(stream_id)
+        return self.find(stream_id, credential=credential)
 
-    def find(self, stream_id: str, *, reach: int = 0) -> MemoryLog:
+    def find(self, stream_id: str, *, reach: int = 0, credential: str = "") -> MemoryLog:
         with self._retention.lock:
             log = self._retention.kept(stream_id)
             if log is not None:
+                if not belongs_to(log.origin, stream_id, credential):
+                    raise errors.StreamUnknown
                 return log
             # Expired streams return 410, unknown ones 404.
-            if hash(stream_id) in self._gone:
-                raise errors.StreamExpired
-            raise errors.StreamUnknown
+            gone = self._gone.get(hash(stream_id))
+            if gone is None or gone[1] not in (None, bound_to(stream_id, credential)):
+                raise errors.StreamUnknown
+            raise errors.StreamExpired
+
+    def erase(self, log: StreamLog) -> None:
+        assert isinstance(log, MemoryLog)
+        with self._retention.lock:
+            self._retention.remove(log)
+            if log.binding is not None and self._keys.get(log.binding.key, ("", ""))[0] == log.stream_id:
+                del self._keys[log.binding.key]
+            log.erase()
 
     # What a log tells
 
@@ -125,8 +141,8 @@ class MemoryStore:
             self._gone_keys[hash(key)] = hash(fingerprint)
         else:
             key = None
-        self._gone[hash(log.stream_id)] = None if key is None else hash(key)
+        self._gone[hash(log.stream_id)] = None if key is None else hash(key), log.origin.client
         while len(self._gone) > REMEMBERED:
-            _, old_key = self._gone.popitem(last=False)
+            _, (old_key, _) = self._gone.popitem(last=False)
             if old_key is not None:
                 self._gone_keys.pop(old_key, None)

@@ -16,6 +16,10 @@ REMEMBERED_SECONDS = 86_400
 """How long a stream whose text is gone is still answered with 410 instead of 404."""
 
 
+TOLD_MS = 60_000
+"""How long workers that follow a stream can still hear that it was erased."""
+
+
 def bound_text(stream_id: str, binding: Binding | None) -> str:
     """Write what stands under an idempotency key: the stream and the fingerprint of its request."""
     return "" if binding is None else f"{stream_id} {binding.fingerprint}"
@@ -39,6 +43,10 @@ class Commands:
     def keys(self, stream_id: str) -> tuple[str, str]:
         """Name a stream's hash and its entries."""
         return f"{self._tag}:{stream_id}", f"{self._tag}:{stream_id}:log"
+
+    def tombstone_key(self, stream_id: str) -> str:
+        """Name what stands where a stream was erased. The scripts know this name too (`guarded.lua`)."""
+        return f"{self.keys(stream_id)[0]}:erased"
 
     def binding_key(self, key: str) -> str:
         return f"{self._tag}:key:{key}"
@@ -84,6 +92,14 @@ class Commands:
             *(stream.fence, count, end, kind, self.kept_ms, remembered_ms),
             *(int(frees_key), bound_text(stream.stream_id, stream.binding)),
         )
+
+    def erase(self, stream_id: str, binding: Binding | None) -> Command:
+        """Erase a stream. The tombstone stands for longer than anything that could bring the stream back."""
+        hash_key, entries_key = self.keys(stream_id)
+        binding_keys = () if binding is None else (self.binding_key(binding.key),)
+        keys = (hash_key, entries_key, self.tombstone_key(stream_id), *binding_keys)
+        stands_ms = self.live_ms + self.kept_ms + REMEMBERED_SECONDS * 1000
+        return script(scripts.ERASE, keys, stream_id, stands_ms, TOLD_MS, f"{records.LARGEST}-0")
 
     def page(self, stream_id: str, after: int) -> Command:
         """Read entries behind a sequence number, PAGE_ENTRIES at most."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from app import errors
+from app.streams.interface import belongs_to, is_bound
 from app.streams.retention import Retention
 from app.streams.shared import records
 from app.streams.shared.commands import PAGE_ENTRIES, Commands
@@ -79,15 +80,20 @@ class Copies:
 
     # A new one
 
-    def find(self, stream_id: str) -> SharedLog:
-        """Return a copy, made now if it is not here. Raises: StreamUnknown, StreamExpired, Overloaded,
-        StoreUnavailable."""
+    def find(self, stream_id: str, credential: str | None) -> SharedLog:
+        """Return a copy, made now if it is not here. No credential: for this worker's own use.
+
+        Raises: StreamUnknown, also when the log is bound to another credential; StreamExpired, Overloaded,
+        StoreUnavailable.
+        """
         if not records.STREAM_ID.fullmatch(stream_id):
             raise errors.StreamUnknown
         while True:
             with self._retention.lock:
                 log = self.table.get(stream_id) or self._retention.kept(stream_id)
                 if log is not None:
+                    if credential is not None and not belongs_to(log.origin, stream_id, credential):
+                        raise self.unknown()
                     return log
                 loading = self._loading.get(stream_id)
                 if loading is None:
@@ -97,18 +103,26 @@ class Copies:
                 continue
             try:
                 with self._damage.is_gone(stream_id):
-                    return self._load(stream_id)
+                    return self._load(stream_id, credential)
             finally:
                 with self._retention.lock:
                     self._loading.pop(stream_id, None)
                 done.set()
 
-    def _load(self, stream_id: str) -> SharedLog:
+    def _load(self, stream_id: str, credential: str | None) -> SharedLog:
         hash_key, _ = self._commands.keys(stream_id)
-        told, page = self._committer.read(("HGETALL", hash_key), self._commands.page(stream_id, 0))
+        asked = ("HGETALL", hash_key), self._commands.page(stream_id, 0)
+        if is_bound(stream_id):  # the records are loaded for their own client alone
+            (told,), page = self._committer.read(asked[0]), None
+        else:
+            told, page = self._committer.read(*asked)
         if not told:
             raise self.unknown()
         stream = records.read_stream(stream_id, told)
+        if credential is not None and not belongs_to(stream.origin, stream_id, credential):
+            raise self.unknown()
+        if page is None:
+            (page,) = self._committer.read(asked[1])
         if not page and stream.is_ended:
             raise errors.StreamExpired
         log = SharedLog.copied(self._keeper, stream)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from app.streams.chunk import Chunk
+from app.streams.chunk_text import ChunkText
 from app.streams.interface import End
 from app.streams.shared import records
 from app.streams.shared.records import Damaged
 from app.streams.text import Text
 
-__all__ = ["Copy"]
+__all__ = ["Copy", "Found"]
+
+
+class Found(NamedTuple):
+    """The records that entries hold: their texts, the chunks of a log of chunks, and all text together."""
+
+    texts: Sequence[str]
+    chunks: Sequence[Chunk]
+    text: str
 
 
 class Copy:
@@ -27,16 +38,20 @@ class Copy:
         self.spoiled_since: float | None = None
         """Since when the stream's hash has been unusable although its owner lives."""
 
-    def read(self, entries: list[Any], head: int, text: Text) -> tuple[list[str], End | None]:
+    def read(self, entries: list[Any], head: int, text: Text) -> tuple[Found, End | None]:
         """Read entries behind a sequence number, and check an end against the text before it.
 
-        Raises: Damaged.
+        Raises: Damaged, Erased.
         """
-        texts, end = records.read_entries(entries, head)
+        chunks: list[Chunk] = []
+        if isinstance(text, ChunkText):
+            chunks, end = records.read_chunk_entries(entries, head, text.envelopes)
+            texts = [chunk.text for chunk in chunks]
+        else:
+            texts, end = records.read_entries(entries, head)
+        found = Found(texts, chunks, "".join(texts))
         if end is not None:
-            measured = records.damage(
-                "the text that its end tells of", lambda: text.measured_with("".join(texts).encode())
-            )
+            measured = records.damage("the text that its end tells of", lambda: text.measured_with(found.text.encode()))
             if measured != (end.characters, end.sha256):
                 raise Damaged("the text that its end tells of")
-        return texts, end
+        return found, end

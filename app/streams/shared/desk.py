@@ -41,10 +41,13 @@ class WritersDesk:
         mailbox: Mailbox,
         missed: Callable[[], None],
         followed: Callable[[str], None],
+        erased: Callable[[str], None],
     ) -> None:
-        """`missed` hears that Valkey has lost a stream, `followed` that another worker writes a stream from now on."""
+        """`missed` hears that Valkey has lost a stream, `followed` that another worker writes a stream from now on,
+        `erased` that another worker has erased a stream."""
         self.unbooked = Unbooked()
         self.missed = missed
+        self.erased = erased
         self._committer = committer
         self._commands = commands
         self._damage = damage

@@ -133,7 +133,7 @@ class Leases:
         copy, is_followed = log.copy, log.is_followed
         if copy is None or not is_followed:
             if is_ours and log.is_dropped:
-                self._copies.find(log.stream_id)  # the next round ends it
+                self._copies.find(log.stream_id, None)  # the next round ends it
             return
         if owner is None:
             # Valkey has lost the stream. A producer that lives writes it anew. Otherwise this copy is all that is left.

@@ -12,18 +12,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from app.platform.gevent_loop import plain_lock
+from app.streams.chunk import Chunk
+from app.streams.chunk_text import ChunkText, text_for
 from app.streams.finishing import finish_once
 from app.streams.interface import End, Piece, Totals
 from app.streams.readership import LogReader, Readership
 from app.streams.retention import LOG_OVERHEAD_BYTES, Keeper
 from app.streams.shared import state
-from app.streams.shared.copy import Copy
+from app.streams.shared.copy import Copy, Found
 from app.streams.shared.owned import Desk, Owned
-from app.streams.shared.records import Stream
+from app.streams.shared.records import Erased, Stream, write_chunk
 from app.streams.shared.state import Arrow, State, step
-from app.streams.text import Text
 
 __all__ = ["SharedLog", "SharingKeeper"]
+
+ALL_BYTES = 1 << 40
+"""More than the JSON of any log."""
 
 
 class SharingKeeper(Keeper["SharedLog"], Protocol):
@@ -31,6 +35,9 @@ class SharingKeeper(Keeper["SharedLog"], Protocol):
 
     def attached(self, log: SharedLog) -> None:
         """Hear that a reader has attached to a log that has not ended."""
+
+    def erased(self, log: SharedLog) -> None:
+        """Hear that another worker has erased the log."""
 
 
 class SharedLog:
@@ -48,6 +55,7 @@ class SharedLog:
         "end",
         "end_read",
         "head",
+        "is_erased",
         "lock",
         "noted",
         "origin",
@@ -66,6 +74,7 @@ class SharedLog:
         self.head = 0
         self.end: End | None = None
         self.end_read = False
+        self.is_erased = False
         self.prompt_bytes = prompt_bytes
         self.cost = LOG_OVERHEAD_BYTES + prompt_bytes
         self.used_at = time.monotonic()
@@ -76,7 +85,7 @@ class SharedLog:
         """How many of the readers that attached here Valkey knows of."""
         self.attached_elsewhere = 0
         self._keeper = keeper
-        self.records = Text()
+        self.records = text_for(stream.origin.kind)
         self._has_end = threading.Event()
         self._read_elsewhere_at = 0.0
         self.lock = plain_lock()
@@ -143,6 +152,48 @@ class SharedLog:
         owned.changed()
         return True
 
+    def append_chunks(self, chunks: Sequence[Chunk]) -> bool:
+        with self.lock:
+            owned = self.owned
+            if owned is None or owned.is_closed:
+                return False
+            first = len(self.records) + 1
+            self._add_chunks(chunks)
+            if owned.is_sending:
+                owned.append_entries(self._written(chunks, first))
+            piece = self._raise_head(len(self.records)) if self.state.shows_ahead else None
+        if piece is not None:
+            self._readership.tell(piece)
+        owned.changed()
+        return True
+
+    def _add_chunks(self, chunks: Sequence[Chunk]) -> None:
+        """Keep records without showing them. Called with the lock held."""
+        records = self.records
+        assert isinstance(records, ChunkText)
+        data = "".join([chunk.text for chunk in chunks]).encode()
+        size = records.size_with_chunks(chunks, data) + LOG_OVERHEAD_BYTES
+        if size > self.cost:
+            self._keeper.make_room_for(self, size)
+        records.add_chunks(chunks, data)
+
+    def _written(self, chunks: Sequence[Chunk], first: int) -> list[bytes]:
+        """Write records as Valkey keeps them."""
+        records = self.records
+        assert isinstance(records, ChunkText)
+        written = []
+        for number, chunk in enumerate(chunks, first):
+            form, begins = records.form_of(chunk, number)
+            written.append(write_chunk(chunk, form, begins=begins))
+        return written
+
+    def entries(self, first: int, last: int) -> list[bytes]:
+        """Return the records from `first` to `last` as Valkey keeps them. Called with the lock held."""
+        if self.origin.kind == "text":
+            return self.records.records(first, last)
+        piece = self._piece(first - 1, last)
+        return [] if piece is None else self._written(piece.chunks or (), first)
+
     def _add(self, records: Sequence[str], data: bytes) -> None:
         """Keep records, whose UTF-8 together is `data`, without showing them. Called with the lock held."""
         text = self.records
@@ -157,11 +208,24 @@ class SharedLog:
     def _raise_head(self, head: int) -> Piece | None:
         """Let readers have the records up to `head`, and return those that are new to them. Called with the lock held,
         under which the caller has found that readers may have these records."""
-        shown = self.head
-        piece = self.records.piece(shown, head, self.records.size)
+        piece = self._piece(self.head, head)
         if piece is not None:
             self.head = head
         return piece
+
+    def _piece(self, after: int, head: int) -> Piece | None:
+        """Return all records behind `after`, up to `head`. None for none."""
+        records = self.records
+        if not isinstance(records, ChunkText):
+            return records.piece(after, head, records.size)
+        pieces: list[Piece] = []
+        while (piece := records.chunks(after, head, records.size + ALL_BYTES)) is not None:
+            pieces.append(piece)
+            after = piece.sequence
+        if len(pieces) < 2:
+            return pieces[0] if pieces else None
+        chunks = [chunk for piece in pieces for chunk in piece.chunks or ()]
+        return Piece(after, len(chunks), "".join([piece.text for piece in pieces]), chunks)
 
     # Its end
 
@@ -289,15 +353,24 @@ class SharedLog:
             copy = self.copy
             if copy is None or self.state is not State.FOLLOWED:
                 return
-            texts, end = copy.read(entries, self.head, self.records)
-            data = "".join(texts)
-            if texts:
-                self._add(texts, data.encode())
+            try:
+                found, end = copy.read(entries, self.head, self.records)
+            except Erased:
+                found, end, is_erased = Found((), (), ""), None, True
+            else:
+                is_erased = False
+            if found.texts:
+                if found.chunks:
+                    self._add_chunks(found.chunks)
+                else:
+                    self._add(found.texts, found.text.encode())
                 self.head = len(self.records)
             if end is not None:
                 self._go(state.END_READ)
-        if texts:
-            self._readership.tell(Piece(self.head, len(texts), data))
+        if is_erased:
+            self._keeper.erased(self)
+        if found.texts:
+            self._readership.tell(Piece(self.head, len(found.texts), found.text, found.chunks or None))
         if end is not None:
             self._show_end(end)
 
@@ -309,18 +382,37 @@ class SharedLog:
             self._go(state.DROPPED)
             return True
 
+    def erase(self) -> None:
+        """Forget the records for good, and send the readers away."""
+        with self.lock:
+            if self.is_erased:
+                return
+            self.is_erased = True
+            if self.owned is not None:
+                self.owned.is_closed = True
+                self.owned.stop()
+            self.state = state.State.DROPPED
+            self.head = 0
+            self.records = text_for(self.origin.kind)
+        self._has_end.set()
+        self._readership.release()
+
     def _go(self, arrow: Arrow) -> None:
         """Change the state. Called with the lock held."""
         self.state = step(self.state, arrow)
 
     # Its readers
 
-    def reader(self, after: int, *, only_end: bool = False) -> LogReader:
-        return LogReader(self, after, only_end=only_end)
+    def reader(self, after: int, *, only_end: bool = False, is_counted: bool = True) -> LogReader:
+        return LogReader(self, after, only_end=only_end, is_counted=is_counted)
 
     def read(self, after: int, max_bytes: int) -> Piece | None:
         # `head` is raised last, so every record up to `head` is complete.
         return self.records.piece(after, self.head, max_bytes)
+
+    def read_chunks(self, after: int, max_bytes: int) -> Piece | None:
+        assert isinstance(self.records, ChunkText)
+        return self.records.chunks(after, self.head, max_bytes)
 
     def text(self) -> str:
         return self.records.until(self.head)
@@ -332,7 +424,7 @@ class SharedLog:
         self._readership.add(reader)
         if self.is_dropped:
             reader.release()
-        elif self.end is None and self.state is not State.CUT_OFF:
+        elif self.end is None and self.state is not State.CUT_OFF and reader.is_counted:
             self._keeper.attached(self)
 
     def detach(self, reader: LogReader) -> None:

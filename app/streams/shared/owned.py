@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Final, Protocol
 
-from app.streams.interface import Binding, End, Origin, Totals
+from app.streams.interface import Binding, End, Kind, Origin, Totals
 from app.streams.shared.booking import BOOKED, CUT_OFF_BOOKED, Booking, Unbooked
 from app.streams.shared.committer import Commit
 from app.streams.shared.connection import Command
+from app.streams.shared.records import field_of
 from app.streams.shared.replies import (
     Behind,
     CommitReply,
     Done,
     Ended,
+    Erased,
     Fenced,
     FinishReply,
     Missing,
@@ -33,6 +35,10 @@ MOST_REPAIRS = 3
 
 MOST_RECORDS = 512
 """How many records of a log one batch takes."""
+
+
+FIRST_RECORDS: Final[dict[Kind, int]] = {"text": 1, "chunks": 2, "json": 1}
+"""With so many records an answer has begun. OpenAI's first chunk tells the role alone."""
 
 
 class Desk(Protocol):
@@ -65,6 +71,9 @@ class Desk(Protocol):
 
     def end_stored(self, stream_id: str) -> None: ...
 
+    def erased(self, stream_id: str) -> None:
+        """Hear that another worker has erased the stream."""
+
 
 class OwnedLog(Protocol):
     """The log, as this role knows it."""
@@ -74,10 +83,13 @@ class OwnedLog(Protocol):
     binding: Binding | None
     state: State
     owned: Owned | None
+    is_erased: bool
     records: Text
     lock: AbstractContextManager[object]
     noted: int
     attached_elsewhere: int
+
+    def entries(self, first: int, last: int) -> list[bytes]: ...
 
     def show_decided(self, end: End) -> None: ...
 
@@ -115,6 +127,12 @@ class Owned:
         """How many records Valkey has."""
         return self._written or 0
 
+    @property
+    def is_awaited(self) -> bool:
+        """Readers have nothing of the answer yet, or wait for its end. False while Valkey has lost the stream."""
+        written = self._written
+        return written is not None and (self.end is not None or written < FIRST_RECORDS[self.log.origin.kind])
+
     def append(self, records: Sequence[str], data: bytes) -> None:
         """Hear of new records, whose UTF-8 together is `data`. Called with the log's lock held."""
         unsent = self._unsent
@@ -124,6 +142,16 @@ class Owned:
             unsent.append(data)
         else:
             unsent += [record.encode() for record in records]
+
+    @property
+    def is_sending(self) -> bool:
+        """New records are kept for the next commit. False: the commit reads them from the log."""
+        return self._unsent is not None
+
+    def append_entries(self, entries: list[bytes]) -> None:
+        """Hear of new records as Valkey keeps them. Called with the log's lock held."""
+        if self._unsent is not None:
+            self._unsent += entries
 
     def stop(self) -> None:
         """Keep nothing more for Valkey."""
@@ -147,7 +175,7 @@ class Owned:
         self.is_closed = False
 
     def is_decided(self) -> bool:
-        return self.end is not None or self.log.owned is not self
+        return self.end is not None or self.log.owned is not self or self.log.is_erased
 
     def totals(self) -> Totals:
         return self.log.records.totals()
@@ -174,14 +202,14 @@ class Owned:
                 records, self._unsent = self._unsent, []
             else:
                 last = min(total, first - 1 + MOST_RECORDS)
-                records = log.records.records(first, last)
+                records = log.entries(first, last)
                 self._unsent = [] if last == total else None
             is_all = self._unsent is not None
             if is_lost:
                 self._written = 0
         if not is_all:
             self.changed()
-        commit = Commit(self._desk.keys(log.stream_id), self.fence, first, records)
+        commit = Commit(self._desk.keys(log.stream_id), self.fence, first, records, field=field_of(log.origin.kind))
         if is_lost:
             commit.restore = self._desk.restoring(self)
         if is_all and end is not None:
@@ -242,7 +270,9 @@ class Owned:
 
     def _not_written(self, reply: CommitReply | FinishReply) -> None:
         is_lost = self._written is None  # as another reply of the same batch has said
-        if isinstance(reply, Missing):
+        if isinstance(reply, Erased):
+            self._desk.erased(self.log.stream_id)
+        elif isinstance(reply, Missing):
             self._send_again(None)
             self._desk.missed()
         elif isinstance(reply, Fenced):

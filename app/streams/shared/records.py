@@ -10,28 +10,35 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import astuple
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from app import errors
-from app.streams.interface import Binding, End, Origin, Status
+from app.streams.chunk import MOST_ENVELOPES, Chunk, Envelope
+from app.streams.interface import STREAM_ID_PREFIXES, Binding, End, Kind, Origin, Status
 from app.tokens.usage import Usage
 
 __all__ = [
     "LARGEST",
     "Damaged",
+    "Erased",
     "Stream",
     "damage",
     "end_kind",
+    "field_of",
     "leads_to_its_end",
     "read_binding",
+    "read_chunk",
+    "read_chunk_entries",
     "read_end",
     "read_entries",
     "read_number",
     "read_owner",
     "read_stream",
+    "write_chunk",
     "write_end",
     "write_stream",
 ]
@@ -39,17 +46,26 @@ __all__ = [
 LARGEST = 2**53
 """No count, fence or sequence number comes near it, and Lua's numbers are exact up to it."""
 
-STREAM_ID = re.compile(r"cw_[A-Za-z0-9_-]{22}")
+STREAM_ID = re.compile(r"cwc?_[A-Za-z0-9_-]{22}")
 _OWNER = re.compile(rb"[A-Za-z0-9_-]{1,64}")
-_BOUND = re.compile(rb"(cw_[A-Za-z0-9_-]{22}) ([\x21-\x7e]{1,128})")
+_BOUND = re.compile(rb"(cwc?_[A-Za-z0-9_-]{22}) ([\x21-\x7e]{1,128})")
 _PLAIN = re.compile(r"[\x20-\x7e]{1,128}")
+_CLIENT = re.compile(r"[0-9a-f]{64}")
+_LINE = re.compile(r"\{[\x20-\x7e]*\}")
 LONGEST_MODEL_CHARS = 1000
+
+FORMAT = 2
+"""The format of logs of chunks. A hash without a format is version 0.1's, and its log is one of text."""
 
 T = TypeVar("T")
 
 
 class Damaged(Exception):
     """A stored value is not one that this program writes. The text names the value, and quotes nothing."""
+
+
+class Erased(Exception):
+    """The stream was erased for good."""
 
 
 class Stream(NamedTuple):
@@ -82,6 +98,15 @@ class _Error(msgspec.Struct):
     origin: str
     retryable: bool
     retry_after_seconds: int | msgspec.UnsetType | None = msgspec.UNSET
+    reported: _Reported | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class _Reported(msgspec.Struct):
+    status: int
+    message: str
+    type: str | None = None
+    param: str | None = None
+    code: str | None = None
 
 
 class _Content(msgspec.Struct):
@@ -141,13 +166,20 @@ def write_stream(stream: Stream) -> tuple[str | int, ...]:
         *("owner", stream.owner, "fence", stream.fence, "head", 0, "bytes", 0, "attached", stream.attached),
         *("correlation_id", origin.correlation_id, "model", origin.model, "created", origin.created),
         *("prompt_tokens", origin.prompt_tokens),
+        *(() if origin.kind == "text" else ("format", FORMAT, "kind", origin.kind)),
+        *(() if origin.client is None else ("client", origin.client)),
         *(() if binding is None else ("key", binding.key, "fingerprint", binding.fingerprint)),
     )
 
 
 def read_stream(stream_id: str, told: list[bytes]) -> Stream:
-    """Read a hash as HGETALL gives it. Raises: Damaged."""
+    """Read a hash as HGETALL gives it. Raises: Damaged; StoreUnavailable when a newer version has written it."""
     have = dict(zip(told[::2], told[1::2], strict=True))
+    if read_number(have.get(b"format", b"1"), "format") > FORMAT:
+        raise errors.StoreUnavailable(
+            "A newer version of this server has written the stream, and this server process cannot read it.",
+            retry_after_seconds=5,
+        )
 
     def text(name: bytes, longest: int = 128) -> str:
         value = have[name].decode()
@@ -160,7 +192,23 @@ def read_stream(stream_id: str, told: list[bytes]) -> Stream:
         if not _PLAIN.fullmatch(correlation_id) or datetime.fromisoformat(created).tzinfo is None:
             raise ValueError
         prompt_tokens = read_number(have[b"prompt_tokens"], "prompt_tokens")
-        return Origin(correlation_id, text(b"model", LONGEST_MODEL_CHARS), created, prompt_tokens)
+        model = text(b"model", LONGEST_MODEL_CHARS)
+        return Origin(correlation_id, model, created, prompt_tokens, kind(), client())
+
+    def kind() -> Kind:
+        stored = have.get(b"kind", b"text").decode()
+        for known, prefix in STREAM_ID_PREFIXES.items():
+            if stored == known and stream_id.startswith(prefix):
+                return known
+        raise ValueError
+
+    def client() -> str | None:
+        if b"client" not in have:
+            return None
+        stored = have[b"client"].decode()
+        if not _CLIENT.fullmatch(stored):
+            raise ValueError
+        return stored
 
     def binding() -> Binding | None:
         return Binding(text(b"key"), text(b"fingerprint")) if b"key" in have else None
@@ -204,6 +252,7 @@ def write_end(origin: Origin, end: End) -> bytes:
             failure.origin,
             failure.retryable,
             msgspec.UNSET if failure.retry_after_seconds is None else failure.retry_after_seconds,
+            msgspec.UNSET if failure.reported is None else _Reported(*astuple(failure.reported)),
         ),
     )
     return json.dumps(msgspec.to_builtins(_End(end_kind(end), content, end.frees_key))).encode()
@@ -252,37 +301,112 @@ def _failure(error: _Error) -> errors.Failure:
         origin=error.origin,
         retryable=error.retryable,
         retry_after_seconds=None if error.retry_after_seconds is msgspec.UNSET else error.retry_after_seconds,
+        reported=errors.Reported(*msgspec.structs.astuple(error.reported)) if error.reported else None,
     )
 
 
-def read_entries(entries: list[Any], head: int) -> tuple[list[str], End | None]:
-    """Read entries: return the texts of the records behind `head`, and the end if it is there. Known entries are passed
-    over.
+def field_of(kind: Kind) -> str:
+    """Name the field of an entry that holds a record."""
+    return "t" if kind == "text" else "c"
 
-    Shape of `entries`: [[id, [name, value]], ...]. Raises: Damaged when an entry is malformed or missing.
+
+def write_chunk(chunk: Chunk, form: int | None, *, begins: bool) -> bytes:
+    """Write a record of a log of chunks: raw behind the text that it adds, or the value behind its envelope's letter.
+
+    `form` is the number of its envelope, None to write the chunk raw. `begins`: the record is the first one with this
+    envelope, which is written too.
     """
-    texts: list[str] = []
+    if form is None:
+        text = json.dumps(chunk.text) if chunk.text else ""
+        return (text + chunk.data).encode("ascii")
+    value = chunk.value.encode()
+    if begins and chunk.envelope is not None:
+        envelope = (chunk.envelope.prefix, chunk.envelope.suffix, chunk.envelope.is_text)
+        return b"+%b\n%b" % (json.dumps(envelope).encode(), value)
+    return b"%c%b" % (_FIRST_LETTER + form, value)
+
+
+_FIRST_LETTER = ord("a")
+
+
+class _Shape(msgspec.Struct, array_like=True):
+    prefix: str
+    suffix: str
+    is_text: bool
+
+
+def read_chunk(stored: bytes, envelopes: list[Envelope]) -> Chunk:
+    """Read a record of a log of chunks. `envelopes` are those of the records before, and may grow by one.
+
+    Raises: ValueError, LookupError, TypeError for anything that `write_chunk` would not write.
+    """
+    mark = stored[:1]
+    if mark in (b"{", b'"'):
+        written = stored.decode("ascii")
+        text, place = json.JSONDecoder().raw_decode(written) if mark == b'"' else ("", 0)
+        if not _LINE.fullmatch(written, place):
+            raise ValueError
+        text.encode()
+        return Chunk(text, written[place:])
+    if mark == b"+":
+        shape, _, value = stored[1:].partition(b"\n")
+        if len(envelopes) >= MOST_ENVELOPES:
+            raise ValueError
+        envelope = Envelope(*msgspec.structs.astuple(msgspec.json.decode(shape, type=_Shape)))
+        if not _LINE.fullmatch(f"{envelope.prefix}{envelope.suffix}"):
+            raise ValueError
+        envelopes.append(envelope)
+    else:
+        value = stored[1:]
+        if not mark or mark < b"a":
+            raise ValueError
+        envelope = envelopes[mark[0] - _FIRST_LETTER]
+    written = value.decode()
+    return Chunk(written if envelope.is_text else "", written, envelope)
+
+
+def read_entries(entries: list[Any], head: int) -> tuple[list[str], End | None]:
+    """Read entries of a log of text: return the texts of the records behind `head`, and the end if it is there. Known
+    entries are passed over.
+
+    Shape of `entries`: [[id, [name, value]], ...]. Raises: Damaged when an entry is malformed or missing; Erased.
+    """
+    return _read_entries(entries, head, b"t", bytes.decode)
+
+
+def read_chunk_entries(entries: list[Any], head: int, envelopes: list[Envelope]) -> tuple[list[Chunk], End | None]:
+    """Read entries of a log of chunks as `read_entries` does. `envelopes` are those of the records up to `head`, and
+    may grow. Raises: Damaged, Erased."""
+    return _read_entries(entries, head, b"c", lambda stored: read_chunk(stored, envelopes))
+
+
+def _read_entries(
+    entries: list[Any], head: int, field: bytes, read: Callable[[bytes], T]
+) -> tuple[list[T], End | None]:
+    found: list[T] = []
     end: End | None = None
     try:
         for entry_id, (name, value) in entries:
             place, _, part = entry_id.partition(b"-")
             if part != b"0":
                 raise Damaged("the place of an entry")
+            if name == b"erased":
+                raise Erased
             sequence = int(place)
             if sequence <= head:
                 continue
             if sequence != head + 1 or end is not None:
                 raise Damaged("the order of its entries")
-            if name == b"t":
-                texts.append(value.decode())
+            if name == field:
+                found.append(read(value))
                 head += 1
             elif name == b"e":
                 end = read_end(value, sequence)
             else:
                 raise Damaged("the name of an entry")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise Damaged("an entry") from error
-    return texts, end
+    return found, end
 
 
 def leads_to_its_end(owner: object, fence: object, end: object) -> bool:

@@ -9,6 +9,7 @@ __all__ = [
     "CommitReply",
     "Done",
     "Ended",
+    "Erased",
     "Fenced",
     "FinishReply",
     "Missing",
@@ -42,6 +43,10 @@ class Missing(NamedTuple):
     """Valkey has lost the stream, or a part of it."""
 
 
+class Erased(NamedTuple):
+    """The stream was erased for good."""
+
+
 class Spoiled(NamedTuple):
     """The stream's keys hold something that this program does not write."""
 
@@ -58,7 +63,7 @@ class Behind(NamedTuple):
     head: int
 
 
-NotWritten: TypeAlias = Missing | Spoiled | Fenced | Behind
+NotWritten: TypeAlias = Missing | Erased | Spoiled | Fenced | Behind
 CommitReply: TypeAlias = Written | Ended | NotWritten
 FinishReply: TypeAlias = Done | Ended | NotWritten
 
@@ -87,6 +92,8 @@ def _not_written(answer: Any) -> NotWritten:
     kind = answer[0]
     if kind == b"missing":
         return Missing()
+    if kind == b"erased":
+        return Erased()
     if kind == b"damaged":
         return Spoiled()
     if kind == b"fenced":

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["ADOPT", "ATTACH", "CANCEL", "COMMIT", "CREATE", "FINISH", "RESTORE", "WAKE"]
+__all__ = ["ADOPT", "ATTACH", "CANCEL", "COMMIT", "CREATE", "ERASE", "FINISH", "RESTORE", "WAKE"]
 
 _LUA = Path(__file__).parent / "lua"
 
@@ -28,6 +28,7 @@ ATTACH = _read("attach")
 CANCEL = _read("cancel")
 COMMIT = _read("commit")
 CREATE = _read("create")
+ERASE = _read("erase")
 FINISH = _read("finish")
 RESTORE = _read("restore")
 WAKE = _read("wake")

@@ -11,9 +11,10 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from app import errors
-from app.streams.interface import Binding, End, Origin, StreamLog, new_stream_id
+from app.streams.interface import Binding, End, Origin, StreamLog, bound_to, new_stream_id
 from app.streams.retention import Retention
 from app.streams.shared import records
 from app.streams.shared.booking import BOOKED
@@ -70,7 +71,13 @@ class SharedStore:
             live_ms=self._commands.live_ms,
             back=self._look_again,
         )
-        self._mailbox = Mailbox(self._committer, self._commands, live=self._retention.live, is_read=self._look_at)
+        self._mailbox = Mailbox(
+            self._committer,
+            self._commands,
+            live=self._retention.live,
+            is_read=self._look_at,
+            erased=self._erased_elsewhere,
+        )
         self._tail = Tail(
             Connection(url, name=f"{name}-tail", timeout_seconds=lease_seconds / 2),
             wake=self._commands.wake_key(self.worker),
@@ -106,6 +113,7 @@ class SharedStore:
             mailbox=self._mailbox,
             missed=self._leases.renew,  # without the sign of life, which is probably lost too, others would adopt it
             followed=self._follow,
+            erased=self._erased_elsewhere,
         )
         self._trees = Trees(self._committer, self._commands)
         self._cancel: Callable[[str, str], object] = lambda stream_id, reason: None
@@ -210,13 +218,16 @@ class SharedStore:
         return self._committer.read(("EXISTS", self._commands.binding_key(key))) != [0]
 
     def create(
-        self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0
+        self, origin: Origin, binding: Binding | None = None, *, prompt_bytes: int = 0, credential: str | None = None
     ) -> tuple[SharedLog, bool]:
         if self._committer.is_late(time.monotonic()):
             raise errors.StoreUnavailable(retry_after_seconds=2)
         log: SharedLog | None = None
         refusal: errors.ChatError | None = None
-        stream = Stream(new_stream_id(), origin, binding, self.worker, 1)
+        stream_id = new_stream_id(origin.kind)
+        if credential is not None:
+            origin = replace(origin, client=bound_to(stream_id, credential))
+        stream = Stream(stream_id, origin, binding, self.worker, 1)
         try:
             log = self._begin(stream, prompt_bytes)
         except errors.ChatError as error:
@@ -242,7 +253,7 @@ class SharedStore:
             finally:
                 refusal = None  # an error and a frame that know each other would keep all callers alive
         assert binding is not None
-        return self._bound(binding, answer), False
+        return self._bound(binding, answer, credential or ""), False
 
     def _begin(self, stream: Stream, prompt_bytes: int) -> SharedLog:
         """Count a new log. Raises: ShuttingDown, Overloaded."""
@@ -253,24 +264,61 @@ class SharedStore:
             self._retention.begin(log)
             return log
 
-    def _bound(self, binding: Binding, answer: Answer) -> SharedLog:
+    def _bound(self, binding: Binding, answer: Answer, credential: str) -> SharedLog:
         """Return the log that an idempotency key began. Raises: IdempotencyKeyReused, StreamExpired."""
         with self._damage.is_gone(binding.key):
             stream_id, fingerprint = records.read_binding(answer)
         if fingerprint != binding.fingerprint:
             raise errors.IdempotencyKeyReused
         try:
-            return self.find(stream_id)
+            return self.find(stream_id, credential=credential)
         except errors.StreamUnknown:
             raise errors.StreamExpired from None
 
-    def find(self, stream_id: str, *, reach: int = 0) -> SharedLog:
-        log = self._copies.find(stream_id)
+    def find(self, stream_id: str, *, reach: int = 0, credential: str = "") -> SharedLog:
+        log = self._copies.find(stream_id, credential)
+        if log.end is not None and log.origin.kind != "text":
+            self._look_for_tombstone(log)
         if log.head < reach and log.is_followed:
             self._copies.catch_up(log, reach)
             if log.is_dropped:
                 raise errors.Overloaded(retry_after_seconds=2)
         return log
+
+    # Erasing
+
+    def erase(self, log: StreamLog) -> None:
+        assert isinstance(log, SharedLog)
+        (answer,) = self._committer.ask(self._commands.erase(log.stream_id, log.binding))
+        if isinstance(answer, Refusal):
+            raise errors.StoreUnavailable(retry_after_seconds=2)
+        self._mailbox.note_erased(log)
+        self.erased(log)
+
+    def erased(self, log: SharedLog) -> None:
+        """Forget a log here that is erased on Valkey."""
+        with self._retention.lock:
+            if self._copies.remove(log):
+                self._retention.discount(log)
+            else:
+                self._retention.remove(log)
+        log.erase()
+        self._abort(log.stream_id)
+
+    def _erased_elsewhere(self, stream_id: str) -> None:
+        with self._retention.lock:
+            log = self._retention.live.get(stream_id) or self._retention.finished.get(stream_id)
+        if log is not None:
+            self.erased(log)
+
+    def _look_for_tombstone(self, log: SharedLog) -> None:
+        """Look whether another worker has erased a log that has ended: no news of it comes here any more. A log that
+        goes on is told. Raises: StreamUnknown, StoreUnavailable."""
+        if self._committer.read(("EXISTS", self._commands.tombstone_key(log.stream_id))) != [0]:
+            self.erased(log)
+            raise errors.StreamUnknown
+
+    # Ending by request
 
     def cancel(self, stream_id: str) -> tuple[End | None, int]:
         with self._damage.is_gone(stream_id):

@@ -7,7 +7,7 @@
 local function finish()
   local have = redis.call('HMGET', KEYS[1], 'fence', 'end', 'head', 'attached')
   local head, attached = whole(have[3]), whole(have[4]) or 0
-  if not have[1] then return {'missing'} end
+  if not have[1] then return lost(KEYS[1]) end
   if not held(have[1]) then return {'damaged'} end
   if have[1] ~= ARGV[1] then return {'fenced', head or 0} end
   if have[2] then return {'ended', attached} end

@@ -22,6 +22,16 @@ local function held(text)
   return (whole(text) or 0) > 0
 end
 
+-- Names the key that stands for a stream that was erased.
+local function tombstone(hash)
+  return hash .. ':erased'
+end
+
+-- Answers for a stream that is not there: it was erased for good, or it is missing.
+local function lost(hash)
+  return {redis.call('EXISTS', tombstone(hash)) == 1 and 'erased' or 'missing'}
+end
+
 -- Adds something at a key that nobody would miss. What is damaged there is deleted.
 local function leave(command, key, ...)
   local answer = guarded(redis.call, command, key, ...)
