@@ -84,7 +84,7 @@ class Asked:
 
     @property
     def after(self) -> int:
-        """Give the record that a client of OpenAI's has, by the contract's rule: the cursor's, else `starting_after`."""
+        """Give the record that a client of OpenAI's has: the cursor's, else `starting_after`."""
         query = parse_qs(urlsplit(self.target if "://" in self.target else f"//x{self.target}").query)
         number = self.cursor.rpartition(".")[2] if self.cursor else query.get("starting_after", [""])[0]
         return int(number) if number.isascii() and number.isdigit() else 0
