@@ -419,7 +419,7 @@ OVER_1_0 = "nginx shipped, over HTTP/1.0"
 def test_answer_that_is_cut_is_a_broken_one_for_the_client(
     kind: str, service: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    """Behind HTTP/1.0 (the default of nginx before 1.29.7 towards us), only a reset tells a cut from an end."""
+    """Behind HTTP/1.0, nginx's default towards us, only a reset tells a cut from an end."""
     is_old = kind in ("nginx plain", OVER_1_0)
     sent = b'data: {"id": "x"}\nid: cwc_x.1\n\n'
     service.by(lambda _: cut_script(sent, is_old=is_old, how=Reset() if is_old else Close()))
