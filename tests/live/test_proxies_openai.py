@@ -378,6 +378,25 @@ def test_key_of_a_client_is_left_alone(name: str, path: str, tmp_path: Path) -> 
     assert keys_of(records) == {(own["Idempotency-Key"], None)}
 
 
+def test_service_begins_once_what_a_proxy_sends_twice(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
+    """For each client, because a key belongs to one. A client's own key counts alone."""
+    upstream.always(answer(["a"]))
+    question = {**QUESTION, "model": "gpt-4o-mini", "stream": True}
+    of_proxy = {"Proxy-Idempotency-Key": secrets.token_hex(16)}
+
+    def begun(headers: dict[str, str]) -> str:
+        return post(chatwait.base_url + ASK, question, headers=headers).headers["x-stream-id"]
+
+    own = new_key()
+    first = begun({**KEY, **of_proxy})
+    assert begun({**KEY, **of_proxy}) == first
+    others = [begun({**TOKEN, **of_proxy}), begun({**KEY, **of_proxy, **own})]
+    assert begun({**KEY, **own}) == others[1]
+    assert len({first, *others}) == 3 == len(upstream.completions)
+    odd = post(chatwait.base_url + ASK, question, headers={"Proxy-Idempotency-Key": "a" * 16})
+    assert (odd.status, odd.json["error"]["code"]) == (400, "invalid_request")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_large_body_is_sent_once(name: str, tmp_path: Path) -> None:
     """What is passed on as it comes cannot be sent again. The refusal is the service's own."""
