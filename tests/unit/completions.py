@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from json.encoder import encode_basestring_ascii
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
@@ -161,11 +160,26 @@ def raw(chunk: object, text: str = "") -> Chunk:
     return Chunk(text, json.dumps(chunk, separators=(",", ":")))
 
 
-def enveloped(chunk: object, value: str, *, is_text: bool = True) -> Chunk:
-    """Record a chunk as its envelope and the one string in it that is `value`."""
-    before, hole, after = json.dumps(chunk, separators=(",", ":")).rpartition(encode_basestring_ascii(value))
+def enveloped(chunk: Any, value: str, *, is_text: bool = True) -> Chunk:
+    """Record a chunk as its envelope and the one string in its first choice's delta that is `value`."""
+    choice, *others = chunk["choices"]
+    holes = iter([_HOLE])
+    dug = {**chunk, "choices": [{**choice, "delta": _dig(choice["delta"], value, holes)}, *others]}
+    before, hole, after = json.dumps(dug, separators=(",", ":")).partition(_HOLE)
     assert hole
-    return Chunk(value if is_text else "", value, Envelope(f'{before}"', f'"{after}', is_text))
+    return Chunk(value if is_text else "", value, Envelope(before, after, is_text))
+
+
+_HOLE = "<the hole>"
+
+
+def _dig(value: Any, text: str, holes: Iterator[str]) -> Any:
+    """Replace the first string in a delta that is a text."""
+    if isinstance(value, dict):
+        return {name: _dig(inner, text, holes) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_dig(inner, text, holes) for inner in value]
+    return next(holes, value) if value == text else value
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)

@@ -103,7 +103,7 @@ def _as_streamed(place: int, choice: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _as_indexed(place: int, call: dict[str, bytes]) -> dict[str, bytes]:
-    return call if "index" in call else {"index": b"%d" % place, **call}
+    return {"index": b"%d" % place, **call}
 
 
 def _each(array: bytes, change: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> bytes:
