@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-long mutants check coverage bench compare golden image pictures clean
+.PHONY: help run test test-long test-clients mutants check coverage bench compare golden image pictures clean
 
 # The first Python that is new enough; `make PYTHON=/path/to/python3 run` names another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -23,6 +23,11 @@ LOCAL := .venv/local-$(KEY)
 COMPARE := .venv/compare
 REFERENCES := $(COMPARE)/references/references
 LITELLM := $(COMPARE)/litellm/litellm
+
+# The clients and the suites that `make test-clients` runs, each in an environment of its own.
+CLIENTS := .venv/clients
+PYTHON_CLIENTS := $(patsubst %,$(CLIENTS)/%/installed,openai-3 openai-2 llm-comply)
+NODE_CLIENTS := $(CLIENTS)/node/installed
 
 BIN := .venv/bin
 # Many processes read two hundred files of tests: what pytest makes of them is kept, whatever the environment says.
@@ -44,6 +49,11 @@ test-long: $(DEV) ## Run the long tests
 	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "The embedded model could not be installed. Its tests are skipped." >&2
 	$(PYTEST) -m long -n 8 --dist worksteal tests
 
+test-clients: $(DEV) ## Run the tests with real clients of OpenAI's interface, from PyPI and npm (Node 20 or later)
+	@$(MAKE) --silent --no-print-directory --keep-going $(PYTHON_CLIENTS) $(NODE_CLIENTS) || \
+		echo "Not all clients could be installed. The tests of the others are skipped." >&2
+	$(PYTEST) -n 3 tests/clients
+
 mutants: $(DEV) ## Break app/ on purpose, and name the faults that the tests do not notice (MUTANTS=--all: four times as many)
 	@$(MAKE) --silent --no-print-directory $(LOCAL) || echo "The embedded model could not be installed. Its tests are skipped." >&2
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.mutants $(MUTANTS)
@@ -57,7 +67,7 @@ check: $(DEV) ## Check format, lint, types and layers, and test what stands arou
 
 coverage: $(DEV) $(LOCAL) ## Run all tests, and list the lines and branches of app/ that no test reaches
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -m "" tests || true
+	$(BIN)/coverage run -m pytest -m "" --ignore tests/clients tests || true
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -107,6 +117,21 @@ $(REFERENCES) $(LITELLM): $(VENV)
 	@echo "Installing the compared programs into $(@D) (once) ..."
 	@"$(PYTHON)" -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check --no-input install -r $(filter %.txt,$^)
+	@touch $@
+
+$(PYTHON_CLIENTS): $(CLIENTS)/%/installed: tests/clients/requirements-%.txt $(VENV)
+	@echo "Installing $* into $(@D) (once) ..."
+	@"$(PYTHON)" -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check --no-input install -r $<
+	@touch $@
+
+$(NODE_CLIENTS): tests/clients/package.json tests/clients/package-lock.json $(VENV)
+	@echo "Installing the packages of npm into $(@D) (once) ..."
+	@command -v npm >/dev/null || { echo "npm is missing. On Debian and Ubuntu: apt-get install nodejs npm" >&2; exit 1; }
+	@rm -rf $(@D)
+	@mkdir -p $(@D)
+	@cp $(filter %.json,$^) $(@D)
+	@cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 # After DEV where both are wanted, so that `make -j` does not run pip twice at a time.

@@ -29,6 +29,7 @@
     │   ├── ProducerLost              503 producer_lost
     │   └── InternalError             500 internal_error
     └── UpstreamError                 origin: upstream; itself 502 upstream_error
+        ├── UpstreamRefused           502 upstream_refused, or the upstream's status
         ├── UpstreamUnavailable       503 upstream_unavailable
         ├── UpstreamRateLimited       429 upstream_rate_limited
         ├── UpstreamAuthFailed        502 upstream_auth_failed
@@ -41,7 +42,9 @@ No text holds a stack trace, a host name, a key, a stream id or the upstream's o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 __all__ = ["ChatError", "Failure", "Reported"]  # code that raises the others says `errors.MessageEmpty`
@@ -341,6 +344,16 @@ class UpstreamError(ChatError):
     action = "Ask again. If it happens again, give the operator the correlation id."
     origin = "upstream"
     retryable = True
+    rate_limits: Mapping[str, str] = MappingProxyType({})
+    """The x-ratelimit-* headers that came with it."""
+
+
+class UpstreamRefused(UpstreamError):
+    error_code = "upstream_refused"
+    message = "The model's server refused the request."
+    why = "The model's server does not accept a request of this form."
+    action = "Change the request as the error of the model's server says."
+    retryable = False
 
 
 class UpstreamUnavailable(UpstreamError):

@@ -206,7 +206,11 @@ class Settings:
 
     def allows(self, model: str) -> bool:
         """Tell whether a request may name this model."""
-        return model in self.allowed_models or ANY_MODEL in self.allowed_models
+        return model in self.allowed_models or self.allows_any
+
+    @property
+    def allows_any(self) -> bool:
+        return ANY_MODEL in self.allowed_models
 
     @property
     def listed_models(self) -> tuple[str, ...]:

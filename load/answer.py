@@ -20,6 +20,9 @@ TERMINALS: Final = {"done": "complete", "cancelled": "cancelled", "failed": "fai
 
 KNOWN: Final = {"start", "token", "ping", "unresumable", "resumable", *TERMINALS}
 
+COMPLETION: Final = "cwc_"
+"""How the id of a stream begins that OpenAI's route began: its records may have no text."""
+
 HOLE: Final = "a sequence number is missing, repeated or out of order"
 ID: Final = "the id of a frame is not <stream_id>.<sequence>"
 
@@ -231,7 +234,8 @@ class Answer:
 
     def _take_token(self, token: dict[str, Any], sequence: int | None, received_at: float) -> None:
         count, content = token.get("count"), token.get("content")
-        if not isinstance(count, int) or count < 1 or not isinstance(content, str) or not content:
+        may_be_empty = (self.stream_id or "").startswith(COMPLETION)
+        if not isinstance(count, int) or count < 1 or not isinstance(content, str) or not (content or may_be_empty):
             raise Incomplete("a token has no count or no content", f"{count!r}, {content!r}")
         _same(ID, sequence, token.get("sequence"))
         if sequence != self.tokens + count:

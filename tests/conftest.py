@@ -21,6 +21,7 @@ FIRST = (
     "test_leases.",
     "test_patched.",
     "test_schemathesis.",
+    "test_silence_usual.",
     "test_upstream_faults.",
 )
 """How the names of the files begin that are run first."""

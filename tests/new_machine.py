@@ -25,7 +25,7 @@ UPTIME = 5.0
 SYSTEM = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 OPTIONAL = (
     *("chromium", "chromium-browser", "chromium-headless-shell", "nginx", "haproxy", "redis-server", "valkey-server"),
-    *("openssl", "curl", "ip", "systemd-analyze"),
+    *("openssl", "curl", "ip", "systemd-analyze", "node", "npm"),
 )
 """What no command of ours may need. The tests of these parts are skipped, and the summary says so."""
 

@@ -13,7 +13,7 @@ from app.generation.turns import DueEnds, Turns
 from app.observability import facts
 from app.observability.observer import tell
 from app.streams.interface import StreamLog, log_name
-from app.upstream.interface import Question, Upstream
+from app.upstream.interface import Forwarded, Question, Upstream
 
 __all__ = ["Generations", "check", "check_tail"]
 
@@ -46,7 +46,7 @@ class Generations:
         """How many generations have not ended."""
         return sum(generation.log.end is None for generation in list(self._live.values()))
 
-    def start(self, log: StreamLog, question: Question) -> None:
+    def start(self, log: StreamLog, question: Question | Forwarded) -> None:
         """Begin to generate into a new log."""
         generation = Generation(log, question, upstream=self._upstream, bounds=self._bounds, turns=self._turns)
         self._live[log.stream_id] = generation
@@ -56,7 +56,7 @@ class Generations:
                 correlation_id=log.origin.correlation_id,
                 model=question.model,
                 max_tokens=question.max_tokens,
-                messages=len(question.messages),
+                messages=question.messages_count,
                 prompt_tokens=log.origin.prompt_tokens,
             )
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app import errors
 from app.generation.ending import Ending, Figures, book, decide
@@ -18,7 +18,7 @@ from app.observability import facts
 from app.observability.observer import tell
 from app.streams.interface import StreamLog, log_name
 from app.upstream.call import Call
-from app.upstream.interface import Answer, Question, Upstream
+from app.upstream.interface import Answer, Forwarded, Question, Upstream
 
 __all__ = ["Bounds", "Generation"]
 
@@ -44,14 +44,23 @@ class Generation:
     """One generation, in a thread of its own from `run` to its end."""
 
     def __init__(
-        self, log: StreamLog, question: Question, *, upstream: Upstream, bounds: Bounds, turns: Turns | None = None
+        self,
+        log: StreamLog,
+        question: Question | Forwarded,
+        *,
+        upstream: Upstream,
+        bounds: Bounds,
+        turns: Turns | None = None,
     ) -> None:
         """`turns` is shared by generations: those that fail at the same moment end one after the other."""
         self.log = log
-        self.bounds = bounds
+        # The upstream says nothing until an answer that is not streamed is whole.
+        is_silent = isinstance(question, Forwarded) and not question.is_streamed
+        self.bounds = replace(bounds, silence_seconds=bounds.generation_seconds) if is_silent else bounds
+        self._attempts = 1 if isinstance(question, Forwarded) and question.asked_once else ATTEMPTS
         self.started = time.monotonic()
         self._upstream = upstream
-        self._question: Question | None = question
+        self._question: Question | Forwarded | None = question
         self._turns = turns or Turns()
         self._call = Call()
         self._stopped = threading.Event()
@@ -64,6 +73,8 @@ class Generation:
         """Ask, read the answer into the log, and end it. Returns when nothing of the generation runs any more."""
         try:
             self._answer = self._ask()
+            if isinstance(self._question, Forwarded):
+                self._question.rate_limits.update(self._answer.rate_limits)
             self._forget_question()
             self.intake.last_life = time.monotonic()
             self._read(self._answer)
@@ -71,6 +82,8 @@ class Generation:
         except _Stopped:
             self._fail(errors.InternalError())  # does nothing, unless another thread has failed to end it
         except errors.ChatError as error:
+            if isinstance(error, errors.UpstreamError) and isinstance(self._question, Forwarded):
+                self._question.rate_limits.update(error.rate_limits)
             with self._turns:
                 if self.intake.is_whole:
                     self.end()  # the answer was there before its stream went wrong
@@ -119,7 +132,7 @@ class Generation:
 
     def _delay(self, error: errors.UpstreamError, asked: int) -> float | None:
         """Choose how long to wait before the next attempt. None when there must be no other attempt. Units: seconds."""
-        if asked >= ATTEMPTS or self._stopped.is_set():
+        if asked >= self._attempts or self._stopped.is_set():
             return None
         left = self.started + self.bounds.silence_seconds - time.monotonic()
         delay = random.uniform(0, BACKOFF_SECONDS * 2 ** (asked - 1))

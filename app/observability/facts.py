@@ -112,13 +112,13 @@ class RequestFailed(_Failed, frozen=True, kw_only=True):
 
 
 class StreamStarted(Fact, frozen=True, kw_only=True):
-    """A generation begins. Units: `max_tokens` and `prompt_tokens` in tokens; `messages` is a count."""
+    """A generation begins. Units: `max_tokens` (None: unlimited), `prompt_tokens` in tokens; `messages` is a count."""
 
     event = "stream_started"
     stream: str
     correlation_id: str
     model: str
-    max_tokens: int
+    max_tokens: int | None
     messages: int
     prompt_tokens: int
 

@@ -16,6 +16,7 @@ __all__ = [
     "is_dead",
     "is_quiet",
     "progress",
+    "resets",
     "shut",
     "shut_reading",
     "unacknowledged",
@@ -101,6 +102,13 @@ def progress(sock: socket.socket) -> Progress | None:
 _TCP_INFO_BYTES = 128
 _LAST_ACK_RECV = struct.Struct("=I")
 _BYTES_ACKED = struct.Struct("=Q")
+
+
+def resets(sock: socket.socket, *, on: bool) -> None:
+    """Have a connection's close, however it comes, reset the connection instead of ending it in order. Bytes that the
+    other side has not taken are lost then."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", int(on), 0))
 
 
 def shut(sock: socket.socket) -> None:

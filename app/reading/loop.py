@@ -26,20 +26,24 @@ def frames(
     *,
     left: Callable[[int], None],
     drop: Callable[[], None],
+    cut: Callable[[], None] | None = None,
+    ends: Callable[[], None] = lambda: None,
     departed: Callable[[], bool] | None = None,
     connection: DirectWriter | None = None,
 ) -> Iterator[bytes]:
     """Yield the frames that follow the record `after`, up to the log's end.
 
     `left` is called once with the last record that was sent. `drop` breaks the connection when the connection takes
-    nothing, and when the loop leaves before the log's end although the dialect's bodies may not end early. `departed`
-    tells whether the client has sent its last byte. The reader is counted inside the generator, because the `finally`
-    of a generator that never began never runs.
+    nothing. `cut` breaks it when the loop leaves before the log's end although the dialect's bodies may not end early,
+    or when the log is erased. `ends` hears that the log's end is written next. `departed` tells whether the client has
+    sent its last byte. The reader is counted inside the generator, because the `finally` of a generator that never
+    began never runs.
 
     While the loop sleeps at the head, the log's `append` writes the next frames to `connection` itself. The loop wakes
     when the connection does not take all of them at once.
     """
     sharing = log.sharing
+    cut = cut or drop
     with log.reader(after) as reader:
         has_left = False
 
@@ -65,6 +69,9 @@ def frames(
             while True:
                 # The end is looked at before the log is read. If it is there, all records are there too.
                 end = log.end
+                if log.is_erased:
+                    cut()
+                    return
                 sent: bytes | None
                 if sharing is not None and sharing.is_unresumable is not reader.knows_unresumable:
                     reader.knows_unresumable = not reader.knows_unresumable
@@ -75,12 +82,14 @@ def frames(
                     if end is not None:
                         reader.frame_at = time.monotonic()
                         reader.sending = True
-                        yield dialect.end(end)
+                        last = dialect.end(end)
+                        ends()
+                        yield last
                         log.end_read = True
                         return
                     if reader.is_released:
                         if not dialect.may_end_early:
-                            drop()
+                            cut()
                         return
                     if time.monotonic() - reader.frame_at < readers.heartbeat_seconds:
                         reader.wait()

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 
 from app import errors
-from app.streams.interface import Reader
+from app.streams.interface import Reader, StreamLog
 
 __all__ = ["LOOK_SECONDS", "Place", "Readers", "is_foreign"]
 
@@ -114,6 +114,12 @@ class Readers:
         self._leaving = True
         for reader in list(self._due):
             reader.release()
+
+    def cut(self, log: StreamLog) -> None:
+        """Break the connections of all readers of a log that was erased."""
+        for reader, drop in list(self._drops.items()):
+            if reader.log is log:
+                drop()
 
     def remove(self, reader: Reader) -> None:
         for kept in (self._due, self._drops, self._looks, self._departed):

@@ -9,7 +9,7 @@ from app import errors
 from app.reading.readers import LOOK_SECONDS, Readers, is_foreign
 from app.streams.interface import End, StreamLog
 
-__all__ = ["wait"]
+__all__ = ["wait", "wait_for_first"]
 
 
 def wait(
@@ -45,5 +45,20 @@ def wait(
                     if gone():
                         break
             return log.end
+        finally:
+            readers.remove(reader)
+
+
+def wait_for_first(log: StreamLog, readers: Readers, *, seconds: float, gone: Callable[[], bool]) -> None:
+    """Wait for the first record of a log or for its end, for at most `seconds`, and no longer than the client is there
+    or the worker works. The reader that follows is the one that counts."""
+    deadline = time.monotonic() + seconds
+    with log.reader(0, is_counted=False) as reader:
+        readers.add(reader, every_seconds=0.0)
+        try:
+            while not log.head and log.end is None and not reader.is_released:
+                reader.wait()
+                if time.monotonic() >= deadline or gone():
+                    return
         finally:
             readers.remove(reader)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from app.reading.readers import Readers
 from app.streams.interface import StreamLog
 
-__all__ = ["whole"]
+__all__ = ["sliced", "whole"]
 
 PIECE_BYTES = 8064
 """UTF-8 read from the log at a time."""
+
+SLICE_BYTES = 65_536
 
 
 def whole(
@@ -39,5 +41,18 @@ def whole(
                 yield write(piece.text)
             reader.frame_at = time.monotonic()
             yield after
+        finally:
+            readers.remove(reader)
+
+
+def sliced(log: StreamLog, body: bytes, readers: Readers, *, drop: Callable[[], None]) -> Iterator[bytes]:
+    """Yield a body that was made of a log, slice by slice. The connection counts as a reader, as in `whole`."""
+    with log.reader(log.head) as reader:
+        readers.add(reader, drop=drop)
+        reader.sending = True
+        try:
+            for begin in range(0, len(body), SLICE_BYTES):
+                reader.frame_at = time.monotonic()
+                yield body[begin : begin + SLICE_BYTES]
         finally:
             readers.remove(reader)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from app.dialects.native.answer import error_body
-from app.routes import chat, health, pages, streams
+from app.routes import chat, completions, health, models, pages, streams
 from app.web import access, closing, failures
 
 __all__ = ["register"]
@@ -16,8 +15,8 @@ def register(app: Flask) -> None:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     closing.wrap(app)
     access.register(app)
-    failures.register(app, error_body)
-    for blueprint in (chat.blueprint, streams.blueprint, health.blueprint):
+    failures.register(app)
+    for blueprint in (chat.blueprint, streams.blueprint, completions.blueprint, models.blueprint, health.blueprint):
         app.register_blueprint(blueprint)
         app.register_blueprint(blueprint, url_prefix="/v1", name=f"v1_{blueprint.name}")
     pages.register(app)

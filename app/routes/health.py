@@ -1,4 +1,4 @@
-"""Liveness, readiness, and what the service offers."""
+"""Liveness and readiness."""
 
 from __future__ import annotations
 
@@ -27,14 +27,6 @@ def show_ready() -> Response:
     is_ready = not {"unavailable", "stopping"} & set(parts.values())
     body = {"status": "ready" if is_ready else "unavailable", "timestamp": utc_now(), "parts": parts}
     return as_json(body, 200 if is_ready else 503)
-
-
-@blueprint.get("/models")
-def show_models() -> Response:
-    """The models a request may name, and the limits a client should know."""
-    settings = worker().settings
-    models = [{"id": model, "object": "model"} for model in settings.allowed_models]
-    return as_json({"object": "list", "data": models, "default": settings.openai_model, "limits": settings.limits})
 
 
 def _parts() -> dict[str, str]:

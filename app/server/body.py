@@ -65,6 +65,15 @@ class Bodies:
             yield body
 
     @contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """Count so many bytes of an answer's body, which is in memory as requests' bodies are. Raises: Overloaded."""
+        kept = Arriving(None, size)
+        with self._room.kept(kept):
+            self._room.hold(kept, size)
+            self._room.is_complete(kept)
+            yield
+
+    @contextmanager
     def _counted(self, environ: dict[str, Any], arriving: Arriving, size: Callable[[], int]) -> Iterator[None]:
         """Count the bytes of a body as soon as gunicorn receives them. gunicorn holds up to a piece until the rest of
         it comes.

@@ -251,8 +251,9 @@ class StreamLog(Protocol):
         that worker has.
         """
 
-    def reader(self, after: int, *, only_end: bool = False) -> Reader:
-        """Make a reader that has all records up to `after`. A reader with `only_end` sleeps through records."""
+    def reader(self, after: int, *, only_end: bool = False, is_counted: bool = True) -> Reader:
+        """Make a reader that has all records up to `after`. A reader with `only_end` sleeps through records. One that
+        another reader follows at once is not counted among those that attached."""
 
     def text(self) -> str:
         """Return the text of all records up to `head`."""

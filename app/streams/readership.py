@@ -38,6 +38,7 @@ class LogReader:
         "after",
         "deliver",
         "frame_at",
+        "is_counted",
         "is_departed",
         "is_released",
         "knows_unresumable",
@@ -46,10 +47,11 @@ class LogReader:
         "sending",
     )
 
-    def __init__(self, log: ReadLog, after: int, *, only_end: bool) -> None:
+    def __init__(self, log: ReadLog, after: int, *, only_end: bool, is_counted: bool = True) -> None:
         self.log = log
         self.after = after
         self.only_end = only_end
+        self.is_counted = is_counted
         self.sending = False
         self.is_released = False
         self.is_departed = False
@@ -130,7 +132,7 @@ class Readership:
         with self._lock:
             # The list is a new one, because `tell` walks the old one without the lock.
             self._readers = [*self._readers, reader]
-            self.attached += 1
+            self.attached += reader.is_counted
             self.unread_since = None
 
     def remove(self, reader: LogReader) -> bool:

@@ -178,10 +178,10 @@ class ChunkDecoder:
             raise ErrorReported(error or None)
         return self._part(chunk.choices, usage, joined=not self._half)
 
-    def pending(self) -> str:
-        """Return the replacement for half a character that nothing completed, once. Empty when there is none."""
+    def pending(self) -> Part | None:
+        """Return the replacement for half a character that nothing completed, once. None when there is none."""
         half, self._half = self._half, ""
-        return REPLACEMENT if half else ""
+        return Part(REPLACEMENT) if half else None
 
     def _decode_odd(self, data: bytes) -> Part:
         """Decode what the strict decoder refuses: half surrogate pairs, bytes that are not UTF-8, and `[DONE]`.

@@ -1,4 +1,5 @@
-"""Maps errors of the SDK and of the wire to our errors. The upstream's texts are never passed on."""
+"""Maps errors of the SDK and of the wire to our errors. The upstream's texts are never passed on, unless a client's own
+request was sent on: then the client gets to know what the upstream says of it (`Reported`)."""
 
 from __future__ import annotations
 
@@ -11,12 +12,26 @@ from typing import Any
 
 from app import errors
 from app.upstream import sdk
+from app.upstream.rate_limits import rate_limits_of
+from app.upstream.reports import JUDGING, ReportReader, status_in
 
-__all__ = ["from_report", "from_sdk", "read_body", "refused_parameter", "retry_after_seconds"]
+__all__ = [
+    "SAID",
+    "from_report",
+    "from_report_for_client",
+    "from_sdk",
+    "from_sdk_for_client",
+    "read_body",
+    "refused_parameter",
+    "retry_after_seconds",
+]
 
 LONGEST_RETRY_AFTER_SECONDS = 3600
 MOST_NODES = 200
 """How many lists and objects the JSON of an error may have. An error with more of them is read as text."""
+
+SAID = "chatwait.said"
+"""The extension of a response under which the whole body of its error is found. The SDK keeps a part of the body."""
 
 _TOO_LONG = re.compile(
     r"context.?length|context.?size|context.?window|maximum context|too many tokens|prompt.{0,20}too long|"
@@ -65,6 +80,40 @@ def from_sdk(error: sdk.OpenAIError) -> errors.UpstreamError:
     if isinstance(error, sdk.ContentFilterFinishReasonError):
         return errors.ContentFiltered()
     return errors.UpstreamError()
+
+
+def from_sdk_for_client(error: sdk.OpenAIError, reader: ReportReader) -> errors.UpstreamError:
+    """Map an error of a client's own request. What the upstream says of the request goes with it."""
+    mapped = from_sdk(error)
+    if not isinstance(error, sdk.APIStatusError):
+        return mapped
+    status = error.status_code
+    if status in JUDGING:
+        mapped = _final(mapped, status)
+        said = reader.read(error.response.extensions.get(SAID), status)
+        mapped.reported = said or errors.Reported(status, mapped.detail, code=mapped.error_code)
+    mapped.rate_limits = rate_limits_of(error.response.headers)
+    return mapped
+
+
+def from_report_for_client(report: object, reader: ReportReader) -> errors.UpstreamError:
+    """Map an error that came in place of a client's own answer, or in it. What the upstream says of the request goes
+    with it. An error without a code of its own, or with the number of another status, is the upstream's own trouble."""
+    mapped = from_report(report)
+    status = status_in(report)
+    if status is not None:
+        mapped = _final(mapped, status)
+    said = reader.read(report, status or mapped.status)
+    if said is not None and (status is not None or not (said.code or "0").isdecimal()):
+        mapped.reported = said
+    return mapped
+
+
+def _final(mapped: errors.UpstreamError, status: int) -> errors.UpstreamError:
+    """A client's own request that was refused would be refused again, unless only the rate was too high."""
+    if status == 429 or type(mapped) is not errors.UpstreamError:
+        return mapped
+    return errors.UpstreamRefused(mapped.detail)
 
 
 def from_report(report: object) -> errors.UpstreamError:

@@ -74,12 +74,14 @@ class Halves:
         return places
 
     def _joined(self, place: Place, text: str, *, is_last: bool) -> str:
+        if not text:
+            return ""
         first = self.held.pop(place, "")
-        if first and "\udc00" <= text[:1] <= "\udfff":
+        if first and "\udc00" <= text[0] <= "\udfff":
             text = (first + text[0]).encode("utf-16-le", "surrogatepass").decode("utf-16-le") + text[1:]
         else:
             text = first + text
-        if not is_last and "\ud800" <= text[-1:] <= "\udbff" and len(self.held) < MOST_HELD:
+        if not is_last and "\ud800" <= text[-1] <= "\udbff" and len(self.held) < MOST_HELD:
             self.held[place] = text[-1]
             text = text[:-1]
         return text

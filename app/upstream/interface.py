@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from app.streams.chunk import Chunk
 from app.upstream.call import Call
 
-__all__ = ["Answer", "Forwarded", "Part", "Question", "Upstream"]
+__all__ = ["Answer", "Forwarded", "Model", "Part", "Question", "Upstream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,10 @@ class Question:
     model: str
     max_tokens: int
     temperature: float | None
+
+    @property
+    def messages_count(self) -> int:
+        return len(self.messages)
 
     @property
     def held_bytes(self) -> int:
@@ -55,6 +59,16 @@ class Forwarded:
     max_tokens: int | None = None
     messages_count: int = 0
     held_bytes: int = 0
+    rate_limits: dict[str, str] = field(default_factory=dict)
+    """The upstream's x-ratelimit-* headers, once it has answered."""
+
+
+class Model(NamedTuple):
+    """A model that an upstream lists. Units: `created` in seconds since 1970, 0 where it is not told."""
+
+    name: str
+    created: int = 0
+    owner: str = ""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -102,6 +116,9 @@ class Upstream(Protocol):
 
     def ask(self, question: Question | Forwarded, call: Call) -> Answer:
         """Ask once, without any retry. Raises: errors.UpstreamError."""
+
+    def models(self) -> Sequence[Model]:
+        """List the models that may be asked. Raises: errors.UpstreamError."""
 
     def ready(self) -> bool:
         """Tell whether a question would be answered."""

@@ -9,6 +9,9 @@ from app.upstream.interface import Question
 __all__ = ["Parameters"]
 
 
+_OTHER = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+
+
 class Parameters:
     """The parameters of a request to one model."""
 
@@ -18,6 +21,12 @@ class Parameters:
         """`limit` is the name under which `max_tokens` is sent at first."""
         self._limit = limit
         self._left_out: set[str] = set()
+
+    def copy(self) -> Parameters:
+        """Return parameters that learn by themselves."""
+        copied = Parameters(self._limit)
+        copied._left_out |= self._left_out
+        return copied
 
     def body(self, question: Question) -> dict[str, Any]:
         """Write the request's body."""
@@ -32,13 +41,18 @@ class Parameters:
             body["temperature"] = question.temperature
         return {name: value for name, value in body.items() if name not in self._left_out}
 
+    @property
+    def left_out(self) -> frozenset[str]:
+        """What is not added to a forwarded request. The limit is sent under one name alone."""
+        return frozenset(self._left_out | {_OTHER[self._limit]})
+
     def learn(self, refused: str) -> None:
         """Stop sending a refused parameter.
 
         The limit has two names. When one is refused, the other one is sent, unless it was refused too.
         """
         if refused == self._limit:
-            other = "max_completion_tokens" if refused == "max_tokens" else "max_tokens"
+            other = _OTHER[refused]
             if other not in self._left_out:
                 self._left_out.add(refused)
                 self._limit = other

@@ -15,6 +15,7 @@ from app.observability.lines import correlation
 from app.observability.observer import tell
 from app.web.closing import finish_connection
 from app.web.current import worker
+from app.web.manners import is_openai
 
 __all__ = ["allowed_methods", "register"]
 
@@ -23,6 +24,11 @@ ALLOWED_HEADERS = "Content-Type, Last-Event-ID, Idempotency-Key, Prefer, X-Reque
 EXPOSED_HEADERS = "X-Stream-Id, Location, X-Correlation-Id, Retry-After, Preference-Applied"
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
+LONGEST_WANTED = 4000
+_OPENAI_HEADER = re.compile(r"authorization|(openai|x-stainless)-[a-z0-9-]{1,60}", re.IGNORECASE)
+"""What OpenAI's clients send in a browser."""
+_TOLD = re.compile(r"x-request-id|x-should-retry|x-ratelimit-[a-z0-9-]{1,60}", re.IGNORECASE)
+"""What they read."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
@@ -52,6 +58,8 @@ def _complete(response: Response) -> Response:
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     if "Content-Security-Policy" not in response.headers:
         response.headers["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
+    if is_openai(request.path):
+        response.headers["x-request-id"] = response.headers["X-Correlation-Id"]  # the one that SDKs show
     _add_cors(response, worker().settings.cors_origins)
     g.pop("place", None)  # a reader begins now and counts itself; nothing else runs in between
     return response
@@ -138,8 +146,11 @@ def _add_cors(response: Response, listed: tuple[str, ...]) -> None:
     if origin not in listed:
         return
     response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
-    response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+    told = (name for name, _ in response.headers if _TOLD.fullmatch(name))
+    response.headers["Access-Control-Expose-Headers"] = ", ".join([EXPOSED_HEADERS, *told])
     if request.method == "OPTIONS":
         response.headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
-        response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+        wanted = request.headers.get("Access-Control-Request-Headers", "")[:LONGEST_WANTED].split(",")
+        echoed = (name.strip() for name in wanted if _OPENAI_HEADER.fullmatch(name.strip()))
+        response.headers["Access-Control-Allow-Headers"] = ", ".join([ALLOWED_HEADERS, *echoed])
         response.headers["Access-Control-Max-Age"] = "600"

@@ -1,12 +1,10 @@
-"""Exceptions as responses. A dialect writes the body. Status, headers and log line are the same in all dialects."""
+"""Exceptions as responses. The manner of the path writes the body. The log line is the same everywhere."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
 
-from flask import Blueprint, Flask, Response, g
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from app import errors
@@ -15,18 +13,16 @@ from app.observability import facts
 from app.observability.exceptions import describe
 from app.observability.observer import tell
 from app.web.access import allowed_methods
+from app.web.manners import SERVED, is_openai, manner_of
 
 __all__ = ["add_retry_after", "register", "status_of"]
 
-Write = Callable[[Failure, str], dict[str, Any]]
-"""Writes a failure and the request's correlation id as a dialect's body."""
 
-
-def register(routes: Flask | Blueprint, write: Write) -> None:
-    """Have every exception of an application, or of a blueprint with a dialect of its own, answered in a dialect."""
-    routes.register_error_handler(errors.ChatError, lambda error: _answer(write, error))
-    routes.register_error_handler(HTTPException, lambda error: _answer(write, _from_http(error)))
-    routes.register_error_handler(Exception, lambda error: _answer(write, errors.InternalError(), error))
+def register(app: Flask) -> None:
+    """Have every exception answered."""
+    app.register_error_handler(errors.ChatError, _answer)
+    app.register_error_handler(HTTPException, lambda error: _answer(_from_http(error)))
+    app.register_error_handler(Exception, lambda error: _answer(errors.InternalError(), error))
 
 
 def status_of(failure: Failure | None) -> int:
@@ -45,11 +41,13 @@ def _from_http(error: HTTPException) -> errors.ChatError:
     if error.code == 405:
         return errors.MethodNotAllowed(allow=tuple(sorted(allowed_methods())))
     if error.code == 404:
-        return errors.NotFound()
+        return errors.NotFound(SERVED if is_openai(request.path) else None)
     return errors.InvalidRequest("The request could not be read.")
 
 
-def _answer(write: Write, error: errors.ChatError, cause: BaseException | None = None) -> Response:
+def _answer(error: errors.ChatError, cause: BaseException | None = None) -> Response:
+    manner, failure = manner_of(request.path), error.failure
+    status = manner.status(failure)
     tell(
         facts.RequestFailed(
             correlation_id=g.correlation_id,
@@ -57,14 +55,14 @@ def _answer(write: Write, error: errors.ChatError, cause: BaseException | None =
             error_message=error.message,
             detail=error.detail,
             recovery_action=error.action,
-            status=error.status,
+            status=status,
             origin=error.origin,
             exception=describe(cause) if cause is not None else None,
         )
     )
-    failure = error.failure
-    body = json.dumps(write(failure, g.correlation_id))
-    response = Response(body, error.status, mimetype="application/json")
+    body = json.dumps(manner.body(failure, g.correlation_id))
+    response = Response(body, status, mimetype="application/json")
+    response.headers.update(manner.headers(failure))
     add_retry_after(response, failure)
     if error.allow:
         response.headers["Allow"] = ", ".join(error.allow)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from flask import Response, g, request
 
 from app.dialects.interface import Dialect
 from app.observability import facts
 from app.observability.observer import tell
-from app.platform.sockets import is_connected, is_dead, shut
+from app.platform.sockets import is_connected, is_dead, resets, shut
 from app.reading.loop import frames
-from app.reading.waiting import wait
-from app.reading.whole import whole
+from app.reading.waiting import wait, wait_for_first
+from app.reading.whole import sliced, whole
 from app.server.direct import direct_writer
 from app.streams.interface import End, StreamLog, log_name
 from app.web.closing import to_its_end
 from app.web.current import worker
 
-__all__ = ["event_stream", "keep_place", "wait_for_end", "whole_text"]
+__all__ = ["event_stream", "hold", "keep_place", "wait_for_end", "whole_body", "whole_text"]
 
 STREAM_HEADERS = {
     "Cache-Control": "no-cache, no-store, no-transform",
@@ -86,6 +86,26 @@ def wait_for_end(log: StreamLog, *, seconds: float | None) -> End | None:
         leave()
 
 
+def hold(log: StreamLog, *, seconds: float) -> None:
+    """Hold the answer back until the log has its first record or its end, for at most so many seconds."""
+    g.pop("place", None)  # the reader counts itself from here on
+    client = _Client(log, mode="streaming")
+    with client.reading():
+        wait_for_first(log, worker().readers, seconds=seconds, gone=client.is_gone)
+
+
+def whole_body(log: StreamLog, body: bytes, held: AbstractContextManager[object]) -> Iterator[bytes]:
+    """Return a body that was made of a log which has ended, in slices. `held` counts its memory until it is written."""
+    client = _Client(log, mode="wait")
+    readers = worker().readers
+
+    def written() -> Iterator[bytes]:
+        with held, client.reading():
+            yield from sliced(log, body, readers, drop=client.drop)
+
+    return to_its_end(written())
+
+
 def whole_text(log: StreamLog, before: bytes, after: bytes, *, write: Callable[[str], bytes]) -> Iterator[bytes]:
     """Return a body that holds the text of a log which has ended, in pieces. See `app.reading.whole`."""
     client = _Client(log, mode="wait")
@@ -102,8 +122,13 @@ def _frames(log: StreamLog, dialect: Dialect, after: int) -> Iterator[bytes]:
     client = _Client(log, mode="streaming")
     readers, environ = worker().readers, request.environ
 
+    # In HTTP/1.0 a body is over when the connection ends in order.
+    is_bounded = dialect.may_end_early or environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
+
     def written() -> Iterator[bytes]:
         client.attached(after)
+        if not is_bounded:
+            client.resets(on=True)
         with client.reading():
             yield from frames(
                 log,
@@ -112,6 +137,8 @@ def _frames(log: StreamLog, dialect: Dialect, after: int) -> Iterator[bytes]:
                 readers,
                 left=client.left,
                 drop=client.drop,
+                cut=client.drop if is_bounded else lambda: None,
+                ends=lambda: None if is_bounded else client.resets(on=False),
                 departed=lambda: not client.is_there(),
                 connection=direct_writer(environ),
             )
@@ -154,6 +181,11 @@ class _Client:
         """Break the connection."""
         if self._sock is not None:
             shut(self._sock)
+
+    def resets(self, *, on: bool) -> None:
+        """Have the connection's end, however it comes, break the connection."""
+        if self._sock is not None:
+            resets(self._sock, on=on)
 
     def is_there(self) -> bool:
         """Tell whether the client can still send: it has not closed its half of the connection."""

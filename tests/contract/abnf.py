@@ -16,8 +16,8 @@ _TOKEN = re.compile(
 
 def rules(page: str) -> dict[str, str]:
     """List the rules of the page by name, without their comments."""
-    (block,) = re.findall(r"^```abnf\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    uncommented = re.sub(r"(?<=\s);.*$", "", block, flags=re.MULTILINE)
+    blocks = re.findall(r"^```abnf\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    uncommented = re.sub(r"(?<=\s);.*$", "", "\n".join(blocks), flags=re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in _RULE.findall(uncommented)}
 
 

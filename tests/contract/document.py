@@ -68,6 +68,11 @@ def codes_of(response: dict[str, Any]) -> set[str]:
     return set(re.findall(r"`([a-z_]+)`", response["description"])) & statuses().keys()
 
 
+def reported_in(response: dict[str, Any]) -> set[str]:
+    """Read the error codes of refusals that an answer may have with the status of the model's server."""
+    return set(response.get("x-reported", ()))
+
+
 def elsewhere() -> set[tuple[str, str]]:
     """List the statuses and codes that any operation can answer."""
     said = CONTRACT["components"]["responses"]["Error"]["description"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from app.errors import status_of
 from tests.contract.golden import EXAMPLES, ROOT, Golden
 
 CONTRACT = ROOT / "contracts" / "openapi.yaml"
@@ -28,6 +29,21 @@ INLINE = {
     "EventStreamResumed": "streams/resumed_while_it_runs",
     "EventStreamCancelled": "streams/cancelled",
     "EventStreamFailed": "streams/failed_after_one_token",
+    "ChatCompletionRequest": "createChatCompletion/200-events",
+    "ChatCompletion": "createChatCompletion/200-json",
+    "ChatCompletionOfChunks": "showChatCompletion/200",
+    "ChatCompletionRunning": "createChatCompletion/202",
+    "ChatCompletionDeleted": "deleteChatCompletion/200",
+    "ChunkStream": "streams/chunks",
+    "ChunkStreamResumed": "streams/chunks_resumed_while_they_come",
+    "ChunkStreamFailed": "streams/chunks_failed",
+    "OpenAIReported": "createChatCompletion/400-upstream_error",
+    "OpenAIReportedFilter": "createChatCompletion/400-content_filtered",
+    "OpenAIReportedContext": "showChatCompletion/400-context_too_long-upstream",
+    "OpenAIReportedModel": "createChatCompletion/404-upstream_error",
+    "OpenAIReportedSize": "createChatCompletion/413-upstream_error",
+    "OpenAIReportedField": "createChatCompletion/422-upstream_error",
+    "Model": "showModel/200",
     "Models": "showModels/200",
     "Health": "showHealth/200",
     "Ready": "showReady/200",
@@ -40,8 +56,11 @@ INLINE = {
 }
 """The examples of openapi.yaml, and the exchange that each is taken from; the errors' come after them."""
 
-OPERATIONS = ("any", "createChatWait", "showChatWait")
-"""Where the example of an error is looked for, in this order."""
+OPERATIONS = {
+    "": ("any", "createChatWait", "showChatWait"),
+    "openai_": ("any", "createChatCompletion", "showChatCompletion", "showModel"),
+}
+"""Where the example of an error is looked for, in this order, by what stands before its name: there are two shapes."""
 
 _PRE = re.compile(r'(<pre data-example="([\w/-]+?)(?:#(\w+))?"><code>)(.*?)(</code></pre>)', re.DOTALL)
 _WIDTH = 76
@@ -54,16 +73,20 @@ def golden(name: str) -> Golden:
 def inline() -> dict[str, str]:
     """Map every example of openapi.yaml to its exchange."""
     codes: dict[str, str] = {}
-    for operation in OPERATIONS:
-        for path in sorted((EXAMPLES / operation).glob("*.http")):
-            if found := re.fullmatch(r"[45]\d\d-(\w+)", path.stem):
-                codes.setdefault(found[1], f"{operation}/{path.stem}")
+    for prefix, operations in OPERATIONS.items():
+        for operation in operations:
+            shape = "-openai" if operation == "any" and prefix else ""
+            for path in sorted((EXAMPLES / operation).glob("*.http")):
+                found = re.fullmatch(rf"([45]\d\d)-(\w+){shape}", path.stem)
+                # With another status it is a refusal of the model's server, in its own words.
+                if found and int(found[1]) == status_of(found[2]):
+                    codes.setdefault(prefix + found[2], f"{operation}/{path.stem}")
     return INLINE | codes
 
 
 def value_of(name: str, exchange: Golden) -> Any:
     """Give what openapi.yaml shows of an exchange: its request's or its answer's body."""
-    if name == "ChatRequest":
+    if name.endswith("Request"):
         return json.loads(exchange.body_sent)
     kind = exchange.headers.get("content-type", "")
     if kind.startswith("application/json"):

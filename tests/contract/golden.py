@@ -6,6 +6,7 @@ from there into openapi.yaml, events.md and the page: a wanted change of the wir
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from load.events import EventParser
+from load.events import Event, EventParser
 from tests.contract.situations import Scene, World
 from tests.harness.http1 import Headers, Wire
 
@@ -22,14 +23,22 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "contracts" / "examples"
 
 STREAM_IDS = ("cw_p3Vd8KxQm1ZsT7yHbN0e2w", "cw_Jt5wLr9cUe2XoG4iKa6n8Q")
+CHUNK_STREAM_IDS = ("cwc_Wm4rT8bYx1QnZe6uJk3o9A", "cwc_Rf7sDq2vPz9HyB5xNc0t8M")
+"""Those of logs that OpenAI's route began."""
 CORRELATION_IDS = ("4f1c2a90-7d0b-4b7e-9c55-0e6a3d1f8b21", "b2e7d4c6-1f3a-4d58-8e09-5a7c9b0d6e34")
 TIME = "2026-11-21T09:00:00.000Z"
+CREATED = 1_795_251_600
+"""The same time, in seconds since 1970."""
 MILLISECONDS = {"first_token_ms": "212", "duration_ms": "260"}
 
-_STREAM_ID = re.compile(r"\bcw_[A-Za-z0-9_-]{22}(?![A-Za-z0-9_-])")
+_STREAM_ID = r"\b{}_[A-Za-z0-9_-]{{22}}(?![A-Za-z0-9_-])"
 _CORRELATION_ID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\b")
 _TIME = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _MILLISECONDS = re.compile(r'("(first_token_ms|duration_ms)": ?)\d+')
+_CREATED = re.compile(r'("created": ?)\d+')
+_PROOF = re.compile(r"(?<=^: records=)(\d+) sha256=[0-9a-f]{64}$", re.MULTILINE)
+_DATA = re.compile(r"^data: (.*)\nid: .*\.(\d+)$", re.MULTILINE)
+_COMMENT = re.compile(rb"^: (\w+)$", re.MULTILINE)
 _REPEATED = re.compile(r"\{\{(.+?) × (\d+)\}\}")
 _NOT_SHOWN = (
     *("date", "server", "connection", "content-length", "transfer-encoding"),
@@ -109,11 +118,21 @@ def answer_to(world: World, golden: Golden) -> Golden:
     with world.scene(golden.situation) as scene:
         text = replace_ids(golden.request, scene)
         status, headers, body = exchange(scene, text)
-    return replace(golden, answer=shown(status, headers, body, scene.stream_id))
+        records = all_records(scene, headers) if b"\n: records=" in body else ""
+    return replace(golden, answer=shown(status, headers, body, scene.stream_id, records))
 
 
 def replace_ids(request: str, scene: Scene) -> str:
-    return request.replace(STREAM_IDS[0], scene.stream_id) if scene.stream_id else request
+    if not scene.stream_id:
+        return request
+    names = CHUNK_STREAM_IDS if scene.stream_id.startswith("cwc_") else STREAM_IDS
+    return request.replace(names[0], scene.stream_id)
+
+
+def all_records(scene: Scene, headers: Headers) -> str:
+    """Read a stream of chunks from its beginning: the hash at its end is over all of it."""
+    target = headers["location"]
+    return exchange(scene, f"GET {target} HTTP/1.1\nHost: localhost:8000\n\n")[2].decode("ascii")
 
 
 def exchange(scene: Scene, request: str, *, whole: bool = True) -> tuple[int, Headers, bytes]:
@@ -136,13 +155,15 @@ def exchange(scene: Scene, request: str, *, whole: bool = True) -> tuple[int, He
             pieces.append(piece)
             for event in parser.feed(piece) if is_stream else ():
                 scene.saw(event)
+            for comment in _COMMENT.findall(piece) if is_stream else ():
+                scene.saw(Event(comment.decode(), ""))
         return status, headers, b"".join(pieces)
     finally:
         wire.close()
 
 
-def shown(status: int, headers: Headers, body: bytes, stream_id: str) -> str:
-    """Write an answer as its file shows it."""
+def shown(status: int, headers: Headers, body: bytes, stream_id: str, records: str = "") -> str:
+    """Write an answer as its file shows it. `records`: the stream of chunks that its hash is over."""
     text = body.decode("utf-8")
     kind = headers.get("content-type", "")
     if text and kind.startswith(("text/html", "application/yaml")):
@@ -151,7 +172,15 @@ def shown(status: int, headers: Headers, body: bytes, stream_id: str) -> str:
         text += "\n"
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
     lines += sorted(f"{_spelt(name)}: {value}" for name, value in headers.pairs if name.lower() not in _NOT_SHOWN)
-    return masked("\n".join(lines) + "\n\n" + text, stream_id)
+    answer = masked("\n".join(lines) + "\n\n" + text, stream_id)
+    proof = digest(masked(records, stream_id))
+    return _PROOF.sub(lambda found: f"{found[1]} sha256={proof}", answer)
+
+
+def digest(stream: str) -> str:
+    """Give the SHA-256 of all records of a stream of chunks, as its last frame tells it."""
+    records = "".join(f"{data}\n" for data, _ in _DATA.findall(stream) if data != "[DONE]")
+    return hashlib.sha256(records.encode("ascii")).hexdigest()
 
 
 def _spelt(name: str) -> str:
@@ -162,14 +191,17 @@ def _spelt(name: str) -> str:
 
 def masked(text: str, stream_id: str = "") -> str:
     """Replace what varies from run to run: ids, times and durations, each id by the same one everywhere."""
-    ids = {stream_id: STREAM_IDS[0]} if stream_id else {}
     correlations: dict[str, str] = {}
 
     def numbered(known: dict[str, str], names: tuple[str, ...]) -> Any:
         return lambda found: known.setdefault(found[0], names[min(len(known), len(names) - 1)])
 
-    text = _STREAM_ID.sub(numbered(ids, STREAM_IDS), text)
+    for names in (STREAM_IDS, CHUNK_STREAM_IDS):
+        prefix = names[0].partition("_")[0]
+        ids = {stream_id: names[0]} if stream_id.startswith(f"{prefix}_") else {}
+        text = re.sub(_STREAM_ID.format(prefix), numbered(ids, names), text)
     text = _CORRELATION_ID.sub(numbered(correlations, CORRELATION_IDS), text)
+    text = _CREATED.sub(lambda found: f"{found[1]}{CREATED}", text)
     text = _MILLISECONDS.sub(lambda found: found[1] + MILLISECONDS[found[2]], text)
     return _TIME.sub(TIME, text)
 

@@ -17,6 +17,7 @@ from tests.contract.document import (
     CONTRACT,
     codes_of,
     operations,
+    reported_in,
     seen_through,
     statuses,
     validator,
@@ -42,14 +43,21 @@ def examples() -> Iterator[tuple[str, dict[str, Any], Any]]:
             yield name, schema, example
 
 
+def is_open(schema: dict[str, Any]) -> bool:
+    """Tell whether an object may have members that the schema does not name, as a request of OpenAI's may."""
+    return bool(seen_through(schema).get("additionalProperties"))
+
+
 def test_examples_are_valid() -> None:
     found = list(examples())
     shown = {schema.get("$ref", "").rpartition("/")[2] for _, schema, _ in found}
 
     assert {"ChatRequest", "Answer", "Error", "EventStream", "Running", "Stopped"} <= shown
+    assert {"ChatCompletionRequest", "ChatCompletion", "ChunkStream", "OpenAIError", "Model"} <= shown
     for name, schema, value in found:
+        is_closed = "$ref" in schema and isinstance(value, dict) and not is_open(schema)
         try:
-            validator(schema, closed="$ref" in schema and isinstance(value, dict)).validate(value)
+            validator(schema, closed=is_closed).validate(value)
         except ValidationError as error:
             pytest.fail(f"the example {name} is not of its schema: {error.message}")
 
@@ -59,6 +67,30 @@ def kinds(code: str) -> list[type[errors.ChatError]]:
 
 
 ERRORS = [name for name, one in EXAMPLES.items() if isinstance(one["value"], dict) and "error_code" in one["value"]]
+
+
+OPENAI_ERRORS = [name for name, one in EXAMPLES.items() if isinstance(one["value"], dict) and "error" in one["value"]]
+OWN = ("error_code", "detail", "action", "correlation_id", "origin", "retryable", "retry_after_seconds", "fields")
+
+
+@pytest.mark.parametrize("name", OPENAI_ERRORS)
+def test_example_error_of_openai_is_one_of_ours_and_says_all_of_it_in_its_message(name: str) -> None:
+    error = EXAMPLES[name]["value"]["error"]
+    more = {key: error[key] for key in ("retry_after_seconds", "fields") if key in error}
+    failures = [kind(error["detail"], **more).failure for kind in kinds(error["error_code"])]
+    is_reported = error["origin"] == "upstream" and error["code"] != error["error_code"]
+    own = {key: value for key, value in error.items() if key in OWN}
+    ours = [error_body(failure, error["correlation_id"]) for failure in failures]
+    for one in ours:
+        del one["message"]
+        one["retryable"] = one["retryable"] and (not is_reported or "retry_after_seconds" in error)
+
+    assert list(error)[:4] == ["message", "type", "param", "code"]
+    assert set(error) <= {"message", "type", "param", "code", *OWN}
+    assert own in ours
+    if not is_reported:
+        assert error["message"] in [f"{one.message} {one.detail} {one.action}" for one in failures]
+        assert error["code"] == error["error_code"]
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -87,6 +119,10 @@ def test_examples_are_there_for_every_answer_and_every_error_code_it_may_have() 
                     assert {value["error_code"] for value in shown} == codes, (method, path, status)
                     of_status = {statuses()[code] for code in codes}
                     assert status == "default" or of_status == {int(status)}, (method, path, status)
+                if media["schema"] == {"$ref": "#/components/schemas/OpenAIError"}:
+                    errors_shown = {value["error"]["error_code"] for value in shown}
+                    assert errors_shown == codes | reported_in(response), (method, path, status)
+                    assert status == "default" or {statuses()[code] for code in codes} <= {int(status)}
 
 
 def test_documents_show_the_exchanges_of_the_examples() -> None:

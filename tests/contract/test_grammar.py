@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 import pytest
@@ -11,6 +12,8 @@ from tests.contract import abnf
 from tests.contract.document import CONTRACT, GRAMMAR, ROOT, named, statuses, validator
 from tests.contract.golden import goldens
 from tests.harness.answer import Answer
+from tests.harness.contract import Contract
+from tests.harness.contract_chunks import ChunkCheck
 from tests.harness.http1 import Headers
 
 
@@ -30,7 +33,9 @@ def test_grammar_shows_the_same_stream_and_every_event_and_cursor_error() -> Non
 # Streams are held to it
 
 STREAM = re.compile(abnf.pattern(GRAMMAR, "stream"))
-STREAMS = {one.name: one for one in goldens() if one.headers.get("content-type", "").startswith("text/event-stream")}
+EVERY = [one for one in goldens() if one.headers.get("content-type", "").startswith("text/event-stream")]
+STREAMS = {one.name: one for one in EVERY if "/chat/completions" not in one.path}
+COMPLETIONS = {one.name: one for one in EVERY if "/chat/completions" in one.path}
 WHOLE = STREAMS["streams/ping_before_the_first_token"].body
 RESUMED = STREAMS["streams/resumed_while_it_runs"].body
 LAPSED = STREAMS["streams/unresumable_for_a_while"].body
@@ -126,6 +131,101 @@ def test_grammar_refuses_what_is_no_stream(broken: str) -> None:
     assert not STREAM.fullmatch(broken)
 
 
+# Those of OpenAI's clients, too
+
+COMPLETION = re.compile(abnf.pattern(GRAMMAR, "completion"))
+OF_CHUNKS = COMPLETIONS["streams/chunks"].body
+CANCELLED = COMPLETIONS["streams/chunks_cancelled"].body
+OF_TEXT = COMPLETIONS["streams/chunks_of_a_native_stream"].body
+ALIVE, GONE, AGAIN = ": keepalive\n", ": unresumable\n", ": resumable\n"
+
+
+@pytest.mark.parametrize("name", COMPLETIONS)
+def test_completion_of_the_examples_follows_the_grammar_and_every_rule(name: str) -> None:
+    exchange = COMPLETIONS[name]
+    cursor = re.search(r"Last-Event-ID: \S+\.(\d+)|starting_after=(\d+)", exchange.request)
+    check = ChunkCheck(
+        Contract.read(), {}, exchange.headers["x-stream-id"], int(cursor[cursor.lastindex or 1]) if cursor else 0
+    )
+    check.feed(exchange.body.encode("ascii"))
+    check.end(whole=True)
+
+    assert COMPLETION.fullmatch(exchange.body)
+    assert exchange.headers["location"].endswith("?stream=true")
+
+
+def test_completion_is_what_events_md_says_of_its_end() -> None:
+    """The proof is computed here by the page's words alone."""
+    frames = frames_of(OF_CHUNKS.removeprefix(ALIVE))
+    records = [frame.split("\n")[0].removeprefix("data: ") for frame in frames if "[DONE]" not in frame]
+    digest = hashlib.sha256("".join(f"{record}\n" for record in records).encode()).hexdigest()
+    shown = re.findall(r"^: records=(\d+) sha256=(\w+)$", OF_CHUNKS, re.MULTILINE)
+
+    assert shown == [(str(len(records)), digest)]
+    assert re.findall(r"\.(\d+)$", OF_CHUNKS, re.MULTILINE) == [str(number + 1) for number in range(len(records) + 1)]
+    assert shown == re.findall(
+        r"^: records=(\d+) sha256=(\w+)$", COMPLETIONS["streams/chunks_resumed_after_their_end"].body, re.MULTILINE
+    )
+
+
+CHUNK, SECOND, *_, PROOF = frames_of(OF_CHUNKS.removeprefix(ALIVE))
+ERROR = next(frame for frame in frames_of(CANCELLED) if '"error"' in frame)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        pytest.param(text, id=name)
+        for name, text in {
+            "no record": ALIVE + PROOF,
+            "an error at once": ALIVE + ERROR + PROOF,
+            "heartbeats": ALIVE + CHUNK + ALIVE + ALIVE + SECOND + ALIVE + PROOF,
+            "the storage away in turns": ALIVE + GONE + CHUNK + AGAIN + GONE + ALIVE + AGAIN + PROOF,
+            "the storage away to the end": ALIVE + CHUNK + GONE + SECOND + ERROR + PROOF,
+            "a last chunk without a number": OF_TEXT,
+        }.items()
+    ],
+)
+def test_grammar_takes_a_completion(stream: str) -> None:
+    assert COMPLETION.fullmatch(stream)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(text, id=name)
+        for name, text in {
+            "nothing": "",
+            "no heartbeat first": CHUNK + PROOF,
+            "a blank line after a heartbeat": ALIVE + "\n" + CHUNK + PROOF,
+            "another comment": ": ping\n" + CHUNK + PROOF,
+            "no end": ALIVE + CHUNK,
+            "an end that is cut": OF_CHUNKS[:-1],
+            "two ends": ALIVE + CHUNK + PROOF + PROOF,
+            "a chunk after the end": ALIVE + PROOF + CHUNK,
+            "a heartbeat after the end": OF_CHUNKS + ALIVE,
+            "a chunk after an error": ALIVE + ERROR + CHUNK + PROOF,
+            "two errors": ALIVE + ERROR + ERROR + PROOF,
+            "no proof": OF_CHUNKS.replace(": records", ": reports"),
+            "an end without an id": ALIVE + re.sub(r"id: .*\n", "", PROOF),
+            "unresumable first": GONE + CHUNK + PROOF,
+            "unresumable twice": ALIVE + GONE + GONE + PROOF,
+            "resumable alone": ALIVE + AGAIN + PROOF,
+            "an event": ALIVE + "event: token\n" + CHUNK + PROOF,
+            "retry": ALIVE + "retry: 1000\n" + CHUNK + PROOF,
+            "a record with the number 0": OF_CHUNKS.replace(".1\n", ".0\n"),
+            "the id before the data": ALIVE + re.sub(r"(data: .*\n)(id: .*\n)", r"\2\1", CHUNK) + PROOF,
+            "data of two lines": OF_CHUNKS.replace('"object"', '\ndata: "object"', 1),
+            "CRLF": OF_CHUNKS.replace("\n", "\r\n"),
+            "no ASCII": OF_CHUNKS.replace("Rome", "Röm"),
+        }.items()
+    ],
+)
+def test_grammar_refuses_what_is_no_completion(broken: str) -> None:
+    assert COMPLETION.fullmatch(OF_CHUNKS) and COMPLETION.fullmatch(ALIVE + CHUNK + PROOF)
+    assert not COMPLETION.fullmatch(broken)
+
+
 def test_grammar_has_the_cursor_of_the_contract() -> None:
     cursor = re.compile(abnf.pattern(GRAMMAR, "cursor"))
     schema = named("Cursor")
@@ -137,7 +237,7 @@ def test_grammar_has_the_cursor_of_the_contract() -> None:
 def test_grammar_defines_every_name_that_it_uses() -> None:
     rules = abnf.rules(GRAMMAR)
 
-    assert {"stream", "cursor"} <= rules.keys()
+    assert {"stream", "cursor", "completion"} <= rules.keys()
     for rule in rules:
         re.compile(abnf.pattern(GRAMMAR, rule))
 

@@ -35,6 +35,8 @@ class Said:
     headers: Mapping[str, tuple[bool, Validator]]
     content: Mapping[str, Validator | None]
     codes: frozenset[str]
+    reported: frozenset[str] = frozenset()
+    """The codes of refusals that have the status of the model's server, and not their own."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Contract:
         self.statuses: dict[str, int] = schemas["ErrorCode"]["x-status"]
         self.events = {name: self._compile(data) for name, data in schemas["EventStream"]["x-event-data"].items()}
         self.error = self._compile({"$ref": "#/components/schemas/Error"})
+        self.openai_error = self._compile({"$ref": "#/components/schemas/OpenAIError"})
+        self.chunk = self._compile({"$ref": "#/components/schemas/ChatCompletionChunk"})
         self._paths = [(self._pattern(path, item), item, path) for path, item in document["paths"].items()]
         self._operations = {
             (method, path): self._operation(method, path, item[method])
@@ -87,7 +91,9 @@ class Contract:
 
     def _pattern(self, path: str, item: Mapping[str, Any]) -> re.Pattern[str]:
         servers = [server["url"].rstrip("/") for server in item.get("servers", self._document["servers"])]
-        escaped = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(path))
+        parameters = [self._see(parameter) for parameter in item.get("parameters", ())]
+        with_slashes = any(parameter["schema"].get("x-slashes") for parameter in parameters)
+        escaped = re.sub(r"\\\{(\w+)\\\}", rf"(?P<\1>{'.+' if with_slashes else '[^/]+'})", re.escape(path))
         return re.compile(f"(?:{'|'.join(map(re.escape, servers))}){escaped}")
 
     def _operation(self, method: str, path: str, operation: Mapping[str, Any]) -> Operation:
@@ -105,7 +111,7 @@ class Contract:
             for media, found in said.get("content", {}).items()
         }
         codes = frozenset(re.findall(r"`(\w+)`", said["description"])) & self.statuses.keys()
-        return Said(headers, content, codes)
+        return Said(headers, content, codes, frozenset(said.get("x-reported", ())))
 
     def _see(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
         while "$ref" in node:

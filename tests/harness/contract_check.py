@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.harness.contract import Contract, Operation, Said, Validator
+from tests.harness.contract_chunks import ChunkCheck
 from tests.harness.contract_stream import Broken, FrameCheck
 from tests.harness.http1 import Headers
 
@@ -45,6 +46,12 @@ CONTENT_TYPES = {
     "application/yaml": "application/yaml",
 }
 STREAM_CACHE = "no-cache, no-store, no-transform"
+OPENAI = "completions"
+"""The tag of the operations whose failures have OpenAI's shape."""
+OPENAI_ELSEWHERE = re.compile(r"(?:/v1)?/(?:completions|embeddings|responses)")
+"""Addresses of OpenAI's that are not served, and say so in OpenAI's shape."""
+REPORTED = (400, 404, 413, 422, 429)
+"""A refusal of the model's server keeps these statuses for OpenAI's clients."""
 LARGEST_BODY = 64 << 20
 
 
@@ -69,6 +76,14 @@ class Asked:
         named = [self.headers.get("last-event-id", "")]
         named += [query.get(name, [""])[0] for name in ("last_event_id", "lastEventId")]
         return next((value for value in named if value), "")
+
+    @property
+    def after(self) -> int:
+        """Give the record that a client of OpenAI's has, by the contract's rule: the header, else the query."""
+        query = parse_qs(urlsplit(self.target if "://" in self.target else f"//x{self.target}").query)
+        cursor = self.headers.get("last-event-id", "")
+        number = cursor.rpartition(".")[2] if cursor else query.get("starting_after", [""])[0]
+        return int(number) if number.isascii() and number.isdigit() else 0
 
 
 @dataclass
@@ -108,7 +123,7 @@ class Check:
         self._contract, self._run = contract, run
         self._asked, self._status, self._headers = asked, status, headers
         self._body = bytearray()
-        self._frames: FrameCheck | None = None
+        self._frames: FrameCheck | ChunkCheck | None = None
         self._operation: Operation | None = None
         self._said: Said | None = None
         self._counted_as = (f"{asked.method} (no operation)", str(status))
@@ -178,7 +193,9 @@ class Check:
         asked_for = "GET" if self._asked.method == "HEAD" else self._asked.method
         self._operation = self._contract.operation(asked_for, template)
         if self._operation is None:
-            self._judge_other_method(methods)
+            others = [self._contract.operation(method, template) for method in methods]
+            is_openai = any(other is not None and other.tag == OPENAI for other in others)
+            self._judge_other_method(methods, is_openai=is_openai)
             return
         listed = str(self._status) if str(self._status) in self._operation.responses else "default"
         self._said = self._operation.responses[listed]
@@ -189,9 +206,15 @@ class Check:
         self._judge_content_type(self._said.content)
         self._judge_links()
         if self._media == "text/event-stream" and self._asked.method != "HEAD":
-            self._frames = FrameCheck(
-                self._contract.events, self._run.fixed, self._header("x-stream-id"), self._asked.cursor
-            )
+            stream_id = self._header("x-stream-id")
+            if self._is_openai:
+                self._frames = ChunkCheck(self._contract, self._run.fixed, stream_id, self._asked.after)
+            else:
+                self._frames = FrameCheck(self._contract.events, self._run.fixed, stream_id, self._asked.cursor)
+
+    @property
+    def _is_openai(self) -> bool:
+        return self._operation is not None and self._operation.tag == OPENAI
 
     def _is_refusal(self) -> bool:
         no_id = "x-correlation-id" not in self._headers
@@ -221,9 +244,10 @@ class Check:
         if self._asked.path.startswith(("/assets/", "/sw.js")) and self._status in (204, 405):
             self._judge_other_method({"GET"})
         else:
-            self._judge_error_only({"not_found", "method_not_allowed"})
+            is_openai = OPENAI_ELSEWHERE.fullmatch(self._asked.path) is not None
+            self._judge_error_only({"not_found", "method_not_allowed"}, is_openai=is_openai)
 
-    def _judge_other_method(self, methods: set[str]) -> None:
+    def _judge_other_method(self, methods: set[str], *, is_openai: bool = False) -> None:
         """Judge the answer to a method that the path has not."""
         allowed = methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
         if self._status in (204, 405) and set(self._headers.get("allow", "").split(", ")) != allowed:
@@ -232,11 +256,11 @@ class Check:
             self._judge_cache("no-store")
             self._judge_content_type({})
             return
-        self._judge_error_only({"method_not_allowed"})
+        self._judge_error_only({"method_not_allowed"}, is_openai=is_openai)
 
-    def _judge_error_only(self, codes: set[str]) -> None:
+    def _judge_error_only(self, codes: set[str], *, is_openai: bool) -> None:
         # Host and Origin are judged before the path.
-        content = {"application/json": self._contract.error}
+        content = {"application/json": self._contract.openai_error if is_openai else self._contract.error}
         self._said = Said({}, content, frozenset(codes | {"host_not_allowed", "origin_not_allowed"}))
         self._judge_content_type(content)
         self._judge_cache("no-store")
@@ -265,7 +289,7 @@ class Check:
     def _judge_links(self) -> None:
         """Judge the headers that follow from the operation: caching, and where the stream is."""
         assert self._operation is not None
-        of_stream = "streaming" in self._operation.name or self._operation.name == "POST /chat"
+        of_stream = "streaming" in self._operation.name or self._operation.name == "POST /chat" or self._is_openai
         if self._media == "text/event-stream" or (self._status == 204 and of_stream):
             self._judge_cache(STREAM_CACHE)
             if self._header("x-accel-buffering") != "no":
@@ -274,16 +298,32 @@ class Check:
             self._judge_cache("no-cache" if self._operation.tag == "pages" and self._status == 200 else "no-store")
         if self._operation.name == "POST /chat" and self._status < 300 and "Accept" not in self._header("vary"):
             _fail("Vary does not name Accept")
+        if self._is_openai and self._header("x-request-id") != self._header("x-correlation-id"):
+            _fail("x-request-id is not X-Correlation-Id")
         stream_id = self._headers.get("x-stream-id")
         if stream_id is None:
             if "location" in self._headers:
                 _fail("Location without X-Stream-Id")
             return
-        mode = "wait" if self._status == 202 else "streaming"
-        if self._header("location") != f"/v1/chat/{mode}/{stream_id}":
-            _fail(f"Location does not lead to the stream of X-Stream-Id, /v1/chat/{mode}/…")
-        if stream_id != self._parameters.get("stream_id", stream_id):
+        wanted = self._places(stream_id)
+        if self._header("location") not in wanted:
+            _fail(f"Location does not lead to the stream of X-Stream-Id, {wanted[0].replace(stream_id, '…')}")
+        if stream_id != self._stream_of_path(stream_id):
             _fail("X-Stream-Id is not the stream of the path")
+
+    def _places(self, stream_id: str) -> list[str]:
+        """List what Location may be. Of a failure only the request's body could tell whether it asked for a stream."""
+        if not self._is_openai:
+            return [f"/v1/chat/{'wait' if self._status == 202 else 'streaming'}/{stream_id}"]
+        place = f"/v1/chat/completions/chatcmpl-{stream_id}"
+        if self._media == "text/event-stream" or self._status == 204:
+            return [f"{place}?stream=true"]
+        return [place] if self._status < 400 else [place, f"{place}?stream=true"]
+
+    def _stream_of_path(self, otherwise: str | None) -> str | None:
+        if "id" in self._parameters:
+            return self._parameters["id"].removeprefix("chatcmpl-")
+        return self._parameters.get("stream_id", otherwise)
 
     def _judge_cache(self, wanted: str) -> None:
         if self._headers.get_all("cache-control") != [wanted]:
@@ -314,30 +354,46 @@ class Check:
         except ValueError as problem:
             _fail(f"the body is not JSON ({problem})")
         _validate(said.content["application/json"], body, "the body")
-        if body.get("correlation_id", self._header("x-correlation-id")) != self._header("x-correlation-id"):
+        error = body.get("error", body)
+        if error.get("correlation_id", self._header("x-correlation-id")) != self._header("x-correlation-id"):
             _fail("correlation_id in the body is not X-Correlation-Id")
-        stream_id = self._headers.get("x-stream-id", self._parameters.get("stream_id"))
+        stream_id = self._headers.get("x-stream-id", self._stream_of_path(None))
         if body.get("stream_id", stream_id) != stream_id:
             _fail("stream_id in the body is that of another stream")
-        if "error_code" in body:
-            self._judge_error(body, said)
+        if self._is_openai and "/completions" in self._operation_name:
+            self._judge_completion(body, stream_id)
+        if "error_code" in error:
+            self._judge_error(error, said, has_partial="partial" in body)
         if "sha256" in body:
             if body["characters"] != len(body["content"]):
                 _fail(f"characters is {body['characters']}, and there are {len(body['content'])}")
             if body["sha256"] != hashlib.sha256(body["content"].encode()).hexdigest():
                 _fail("sha256 is not that of the content")
 
-    def _judge_error(self, body: Mapping[str, Any], said: Said) -> None:
+    def _judge_completion(self, body: Mapping[str, Any], stream_id: str | None) -> None:
+        """Judge whose completion it is, as a whole or as what there is of it beside an error."""
+        for completion in (body, body.get("partial", {})):
+            if completion.get("id", f"chatcmpl-{stream_id}") != f"chatcmpl-{stream_id}":
+                _fail("id in the body is that of another completion")
+
+    def _judge_error(self, body: Mapping[str, Any], said: Said, *, has_partial: bool) -> None:
         code = body["error_code"]
-        if self._contract.statuses[code] != self._status:
+        is_reported = code in said.reported and body["origin"] == "upstream" and self._status in REPORTED
+        if self._contract.statuses[code] != self._status and not is_reported:
             _fail(f"{code} goes with {self._contract.statuses[code]}")
-        if said.codes and code not in said.codes:
+        if said.codes and code not in said.codes and not is_reported:
             _fail(f"{code} is none of the codes here: {sorted(said.codes)}")
+        if self._is_openai and (self._headers.get("x-should-retry") == "false") == body["retryable"]:
+            _fail(f"x-should-retry is {self._headers.get('x-should-retry')}, and retryable {body['retryable']}")
         waits = str(body["retry_after_seconds"]) if "retry_after_seconds" in body else None
         if self._headers.get("retry-after") != waits:
             _fail(f"Retry-After is {self._headers.get('retry-after')}, and retry_after_seconds {waits}")
-        if "partial" in body and "x-stream-id" not in self._headers:
+        if has_partial and "x-stream-id" not in self._headers:
             _fail("partial without a stream")
+
+    @property
+    def _operation_name(self) -> str:
+        return "" if self._operation is None else self._operation.name
 
     @property
     def _media(self) -> str:

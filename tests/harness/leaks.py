@@ -16,7 +16,7 @@ from typing import Any
 SHORTEST = 16
 LONGEST = 200
 BLOCK_BYTES = 8
-STREAM_ID = re.compile(r"\bcw_[A-Za-z0-9_-]{16,}")
+STREAM_ID = re.compile(r"\bcwc?_[A-Za-z0-9_-]{16,}")
 SECRET_HEADERS = ("idempotency-key", "authorization", "cookie")
 
 SECRETS = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from app import errors
 from app.upstream.call import Call
-from app.upstream.interface import Answer, Part, Question
+from app.upstream.interface import Answer, Model, Part, Question
 
 PATIENCE_SECONDS = 20.0
 """How long a test waits for what comes at once unless the program is wrong."""
@@ -132,6 +132,9 @@ class FakeUpstream:
         answer = FakeAnswer(script, call, self.half)
         self.answers.append(answer)
         return answer
+
+    def models(self) -> list[Model]:
+        return [Model("gpt-4o-mini", 1, "openai"), Model("org/model")]
 
     def ready(self) -> bool:
         return self.is_ready

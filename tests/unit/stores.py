@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from app import errors
 from app.streams import readership, retention
+from app.streams.chunk import Chunk
 from app.streams.interface import Binding, End, Origin, Piece, StreamLog, Totals
 from app.streams.memory import log as memory_log
 from app.streams.memory.store import MemoryStore
@@ -113,6 +114,11 @@ class SettledLog(SharedLog):
 
     def append(self, *chunks: str) -> bool:
         taken = super().append(*chunks)
+        self._keeper.flush()
+        return taken
+
+    def append_chunks(self, chunks: Sequence[Chunk]) -> bool:
+        taken = super().append_chunks(chunks)
         self._keeper.flush()
         return taken
 

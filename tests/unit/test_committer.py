@@ -31,7 +31,8 @@ LONG = 30.0
 class Writing:
     """A log with parts that are given one after the other, and what became of each."""
 
-    def __init__(self, *parts: tuple[str, ...], ends: bool = False) -> None:
+    def __init__(self, *parts: tuple[str, ...], ends: bool = False, is_awaited: bool = False) -> None:
+        self.is_awaited = is_awaited
         self.stream = Stream(new_stream_id(), ORIGIN, None, "me", 1)
         self.parts = list(parts)
         self.given: list[Commit] = []
@@ -176,33 +177,75 @@ def test_what_is_changed_while_a_batch_is_on_its_way_goes_into_the_next_one(
     assert [entries(valkey_database, log) for log in logs] == [[b"%d" % number, "é".encode()] for number in range(20)]
 
 
-def test_batch_rests_behind_records_and_not_behind_questions(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    rests: list[float] = []
-    resting, goes = threading.Event(), threading.Event()
+class Rests(threading.Event):
+    """Write down how long the committer rests at most, until it is told to hurry."""
 
-    class Clock:
-        monotonic = staticmethod(time.monotonic)
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+        self.hurried: list[bool] = []
 
-        @staticmethod
-        def sleep(seconds: float) -> None:
-            rests.append(seconds)
-            resting.set()
-            goes.wait(PATIENCE_SECONDS)
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.hurried.append(self.is_set())
+        self.seconds.append(timeout)
+        return super().wait(timeout)
 
+
+@pytest.fixture
+def rests(running: Running, monkeypatch: pytest.MonkeyPatch) -> Rests:
+    """Have the committer rest without end, unless somebody waits for it."""
+    rests = running.committer._hurry = Rests()
     monkeypatch.setattr(room, "SPACING_SECONDS", 1000.0)
-    monkeypatch.setattr(room, "time", Clock)
+    return rests
+
+
+def test_batch_rests_behind_records_and_not_behind_questions(running: Running, rests: Rests) -> None:
     for _ in range(3):
         running.committer.ask(("PING",))
-    assert rests == []
+    assert rests.seconds == []
     first, *logs = [Writing(("a",)) for _ in range(6)]
     running.changed(first)
-    assert resting.wait(PATIENCE_SECONDS)
-    assert 900.0 < rests[0] <= 1000.0, "from the beginning of the batch"
+    wait_until(lambda: rests.seconds, "it rests")
+    assert 900.0 < rests.seconds[0] <= 1000.0, "from the beginning of the batch"
     running.changed(*logs)
+    heard: list[Any] = []
+    running.committer.post([("ECHO", "a")], heard.append)
+    assert heard == []
     assert all(not log.replies for log in logs)
-    goes.set()
-    wait_until(lambda: all(log.replies for log in logs), "all are told")
+    rests.set()
+    wait_until(lambda: all(log.replies for log in logs) and heard, "all are told")
     assert running.batches.streams() == [1, 5]
+
+
+@pytest.mark.parametrize("what", ["question", "record"])
+def test_batch_that_somebody_waits_for_goes_at_once_with_all_that_has_gathered(
+    running: Running, rests: Rests, what: str
+) -> None:
+    for number in range(1, 4):
+        running.changed(Writing(("a",)))
+        wait_until(lambda number=number: len(rests.seconds) == 2 * number - 1, "it rests")
+        gathered = Writing(("b",))
+        running.changed(gathered)
+        assert not gathered.replies
+        if what == "question":
+            assert running.committer.ask(("ECHO", "c")) == [b"c"]
+        else:
+            awaited = Writing(("c",), is_awaited=True)
+            running.changed(awaited)
+            wait_until(lambda awaited=awaited: awaited.replies, "it is told")
+        assert gathered.replies == [Written(1, False)]
+        wait_until(lambda number=number: len(rests.seconds) == 2 * number, "it rests again")
+        rests.set()
+    assert running.batches.streams() == [1, 1 if what == "question" else 2] * 3
+    assert rests.hurried == [False] * 6, "a hurry that is over hurries nothing more"
+
+
+def test_committer_that_rests_is_stopped_at_once(running: Running, rests: Rests) -> None:
+    running.changed(Writing(("a",)))
+    wait_until(lambda: rests.seconds, "it rests")
+    running.committer.stop()
+    wait_until(lambda: not running.committer._thread.is_alive(), "it has ended")
 
 
 def test_questions_ride_along_behind_what_is_written_and_get_their_own_answers(

@@ -46,7 +46,9 @@ def chunk(**delta: Any) -> bytes:
 
 def decode(*events: bytes) -> tuple[list[Part], str]:
     decoder = ChunkDecoder()
-    return [decoder.decode(event) for event in events], decoder.pending()
+    parts = [decoder.decode(event) for event in events]
+    half = decoder.pending()
+    return parts, "" if half is None else half.text
 
 
 def text_of(*events: bytes) -> str:
@@ -275,8 +277,8 @@ def test_decoder_at_its_end_shows_a_pending_half_once() -> None:
     decoder = ChunkDecoder()
     assert decoder.decode(chunk(content="\ud83d")).text == ""
 
-    assert decoder.pending() == "\ufffd"
-    assert decoder.pending() == ""
+    assert decoder.pending() == Part("\ufffd")
+    assert decoder.pending() is None
 
 
 @pytest.mark.parametrize(

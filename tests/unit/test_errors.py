@@ -43,6 +43,7 @@ SERVICE = {
 }
 UPSTREAM = {
     "upstream_error": (502, True),
+    "upstream_refused": (502, False),
     "upstream_unavailable": (503, True),
     "upstream_rate_limited": (429, True),
     "upstream_auth_failed": (502, False),

@@ -50,6 +50,7 @@ class ScriptedLog:
     origin = Origin("c-1", "m", "2026-11-21T09:00:00.000Z")
     head = 0
     end: End | None = None
+    is_erased = False
     sharing = None
 
     def __init__(self, reader: ScriptedReader) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from app.streams.interface import Binding
+from app.streams.interface import Binding, Kind
 from app.streams.shared.committer import Commit
 from app.streams.shared.log import SharedLog
 from app.streams.shared.owned import MOST_RECORDS, MOST_REPAIRS, Owned
@@ -71,6 +72,25 @@ def test_commit_with_nothing_new_only_looks(desk: StandingDesk) -> None:
     log = begun(desk, "a", "b")
     for _ in range(2):
         assert parts(wanted(log)) == (3, [], False, False)
+
+
+@pytest.mark.parametrize(("kind", "first"), [("text", 1), ("chunks", 2), ("json", 1)])
+def test_what_is_awaited_are_the_first_records_and_the_end(desk: StandingDesk, kind: Kind, first: int) -> None:
+    log = begun(desk)
+    log.origin = replace(log.origin, kind=kind)
+    owned = owned_of(log)
+    for written in range(first):
+        owned.committed(Written(written, False))
+        assert owned.is_awaited
+        log.append("a")
+        wanted(log)
+    owned.committed(Written(first, False))
+    log.append("a")
+    assert not owned.is_awaited
+    log.finish(end_with())
+    assert owned.is_awaited
+    owned.committed(Missing())
+    assert not owned.is_awaited, "what Valkey loses again and again is not written without a rest"
 
 
 def test_what_was_not_answered_is_given_again_with_what_came_since(desk: StandingDesk) -> None:

@@ -18,6 +18,9 @@ from app.streams.interface import End, Origin, Piece
 __all__ = ["as_chunk", "completion", "deleted", "failed_answer", "finish_reason_of", "running"]
 
 
+_USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
 def completion(stream_id: str, origin: Origin, end: End, pieces: Iterable[Piece], created: int) -> bytes:
     """Write the completion that a log's records make together, as JSON in ASCII. An answer that was not streamed is
     written as it came.
@@ -41,7 +44,7 @@ def completion(stream_id: str, origin: Origin, end: End, pieces: Iterable[Piece]
         "created": b"%d" % created,
         "model": _written(origin.model),
         "choices": _only_choice("".join(texts), end) if origin.kind == "text" else joined.choices(),
-        "usage": json.dumps(end.usage._asdict()).encode("ascii"),
+        "usage": json.dumps({name: getattr(end.usage, name) for name in _USAGE}).encode("ascii"),
     }
     told = {name: value for name, value in joined.members.items() if name not in members or value != b"null"}
     return write_object(members | told)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["completion_id", "model", "model_list", "stream_id_of"]
+__all__ = ["completion_id", "model", "stream_id_of"]
 
 COMPLETION_PREFIX = "chatcmpl-"
 
@@ -20,11 +19,7 @@ def stream_id_of(name: str) -> str:
     return name.removeprefix(COMPLETION_PREFIX)
 
 
-def model(name: str, created: int) -> dict[str, Any]:
-    """Write a model. Strict clients need all four members. Units: `created` in seconds since 1970."""
-    return {"id": name, "object": "model", "created": created, "owned_by": "chatwait"}
-
-
-def model_list(names: Iterable[str], created: int) -> dict[str, Any]:
-    """Write a list of models. Units: `created` in seconds since 1970."""
-    return {"object": "list", "data": [model(name, created) for name in names]}
+def model(name: str, created: int = 0, owner: str = "") -> dict[str, Any]:
+    """Write a model. Strict clients need all four members. Units: `created` in seconds since 1970, 0 where it is not
+    known."""
+    return {"id": name, "object": "model", "created": created, "owned_by": owner or "chatwait"}

@@ -53,22 +53,23 @@ def place_after(cursor: Cursor | None, log: StreamLog) -> int | None:
     raise errors.CursorAhead
 
 
-def read_key(raw: str | None) -> str | None:
-    """Return the SHA-256 of an idempotency key, None where there is none. Raises: InvalidRequest."""
+def read_key(raw: str | None, name: str = "Idempotency-Key") -> str | None:
+    """Return the SHA-256 of an idempotency key, None where there is none. `name` is the header that has the key.
+
+    Raises: InvalidRequest.
+    """
     if raw is None:
         return None
     if not _KEY.fullmatch(raw):
         raise errors.InvalidRequest(
             "The idempotency key is not valid.",
-            fields={"Idempotency-Key": ["Must be 16 to 255 visible ASCII characters."]},
+            fields={name: ["Must be 16 to 255 visible ASCII characters."]},
         )
     if len(set(raw)) < FEWEST_SIGNS:
         raise errors.InvalidRequest(
             f"The idempotency key has fewer than {FEWEST_SIGNS} different characters. Another client may choose the "
             "same key, and then it can read this answer.",
-            fields={
-                "Idempotency-Key": [f"Must be random, with at least {FEWEST_SIGNS} different characters: a UUID4."]
-            },
+            fields={name: [f"Must be random, with at least {FEWEST_SIGNS} different characters: a UUID4."]},
         )
     return hashlib.sha256(raw.encode()).hexdigest()
 

@@ -110,7 +110,7 @@ class MemoryLog:
         self._is_closed = False
 
     def is_decided(self) -> bool:
-        return self.end is not None
+        return self.end is not None or self.is_erased
 
     def totals(self) -> Totals:
         return self._text.totals()
@@ -136,8 +136,8 @@ class MemoryLog:
 
     # Its readers
 
-    def reader(self, after: int, *, only_end: bool = False) -> LogReader:
-        return LogReader(self, after, only_end=only_end)
+    def reader(self, after: int, *, only_end: bool = False, is_counted: bool = True) -> LogReader:
+        return LogReader(self, after, only_end=only_end, is_counted=is_counted)
 
     def read(self, after: int, max_bytes: int) -> Piece | None:
         # `append` raises `head` last, so every record up to `head` is complete.

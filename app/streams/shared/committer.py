@@ -24,9 +24,9 @@ from app.streams.shared.replies import CommitReply, FinishReply, read_commit, re
 
 __all__ = ["Commit", "Committer", "Committing"]
 
-SPACING_SECONDS = 0.004
+SPACING_SECONDS = 0.006
 """The least time between the beginnings of two batches. Records that come meanwhile go together. After a pause a batch
-goes at once."""
+goes at once. So does a batch that somebody waits for: it has a question, the first record of a stream, or an end."""
 
 AWAY_SECONDS = 1.0
 """How long Valkey may take before readers are told that it is away."""
@@ -72,6 +72,10 @@ class Commit:
 class Committing(Protocol):
     """A log, as the committer sees it. No method may wait."""
 
+    @property
+    def is_awaited(self) -> bool:
+        """A client waits for what is to be written. So the next batch goes at once."""
+
     def commit(self) -> Commit | None:
         """Return what is to be written now, None for nothing. The log returns the same records again only after
         `not_committed`."""
@@ -109,6 +113,7 @@ class Committer:
         self._back = back
         self._lock = plain_lock()
         self._wake = threading.Event()
+        self._hurry = threading.Event()
         self._changed: dict[Committing, None] = {}
         self._calls: list[_Call] = []
         self._stopped = False
@@ -129,6 +134,7 @@ class Committer:
     def stop(self) -> None:
         """Write nothing more. A batch that is on its way may arrive or not."""
         self._stopped = True
+        self._hurry.set()
         self._wake.set()
 
     def join(self) -> None:
@@ -155,6 +161,8 @@ class Committer:
         """Ask this log for a commit with the next batch. Never waits."""
         with self._lock:
             self._changed[log] = None
+        if log.is_awaited and not self._hurry.is_set():
+            self._hurry.set()
         if not self._wake.is_set():
             self._wake.set()
 
@@ -169,6 +177,7 @@ class Committer:
             raise errors.StoreUnavailable(retry_after_seconds=2)
         call = _Call(commands, None)
         self._add(call)
+        self._hurry.set()
         assert call.answered is not None
         call.answered.wait(ASK_SECONDS)
         if call.answers is None:
@@ -196,6 +205,7 @@ class Committer:
         while not self._stopped:
             self._wake.wait()
             self._wake.clear()
+            self._hurry.clear()
             began = time.monotonic()
             with self._lock:
                 calls, self._calls = self._calls, []
@@ -214,7 +224,7 @@ class Committer:
             else:
                 left = began + SPACING_SECONDS - time.monotonic()
                 if changed and left > 0:
-                    time.sleep(left)
+                    self._hurry.wait(left)
         self._connection.close()
 
     def _round(self, began: float, changed: Iterable[Committing], calls: list[_Call]) -> None:

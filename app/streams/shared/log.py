@@ -389,6 +389,7 @@ class SharedLog:
                 return
             self.is_erased = True
             if self.owned is not None:
+                self.owned.is_closed = True
                 self.owned.stop()
             self.state = state.State.DROPPED
             self.head = 0
@@ -402,8 +403,8 @@ class SharedLog:
 
     # Its readers
 
-    def reader(self, after: int, *, only_end: bool = False) -> LogReader:
-        return LogReader(self, after, only_end=only_end)
+    def reader(self, after: int, *, only_end: bool = False, is_counted: bool = True) -> LogReader:
+        return LogReader(self, after, only_end=only_end, is_counted=is_counted)
 
     def read(self, after: int, max_bytes: int) -> Piece | None:
         # `head` is raised last, so every record up to `head` is complete.
@@ -423,7 +424,7 @@ class SharedLog:
         self._readership.add(reader)
         if self.is_dropped:
             reader.release()
-        elif self.end is None and self.state is not State.CUT_OFF:
+        elif self.end is None and self.state is not State.CUT_OFF and reader.is_counted:
             self._keeper.attached(self)
 
     def detach(self, reader: LogReader) -> None:

@@ -1,4 +1,4 @@
-"""What workers tell each other: which streams have readers elsewhere, and which streams are to be stopped.
+"""What workers tell each other: which streams have readers elsewhere, are to be stopped, or are erased.
 
 A message is an entry at its receiver's wake key, which the receiver's tail reads. A message is heard at once, but may
 be lost. So a stop is also a member of a set until the stop is done.
@@ -30,12 +30,15 @@ class Mailbox:
         *,
         live: dict[str, SharedLog],
         is_read: Callable[[SharedLog], None],
+        erased: Callable[[str], None],
     ) -> None:
-        """`live` are the logs that this worker writes. `is_read` gets each of them that is read at another worker."""
+        """`live` are the logs that this worker writes. `is_read` gets each of them that is read at another worker.
+        `erased` gets the id of a stream that another worker has erased."""
         self._committer = committer
         self._commands = commands
         self._live = live
         self._is_read = is_read
+        self._erased = erased
         self._stops: set[str] = set()
 
     # To others
@@ -56,6 +59,12 @@ class Mailbox:
         if messages:
             self._committer.post(messages, ignore)
 
+    def note_erased(self, log: SharedLog) -> None:
+        """Tell a stream's producer that the stream is erased. Where this gets lost, the producer hears of it with its
+        next record, or finds the tombstone."""
+        if log.copy is not None and log.copy.owner:
+            self._committer.post([self._commands.wake(log.copy.owner, "erased", log.stream_id)], ignore)
+
     # From others
 
     def hear(self, entries: list[Any]) -> None:
@@ -64,6 +73,8 @@ class Mailbox:
             for name, value in zip(fields[::2], fields[1::2], strict=True):
                 if name == b"cancel":
                     self.stop(value.decode(errors="replace"))
+                elif name == b"erased":
+                    self._erased(value.decode(errors="replace"))
                 elif name == b"reads":
                     for stream_id in value.decode(errors="replace").split():
                         log = self._live.get(stream_id)

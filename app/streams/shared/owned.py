@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Final, Protocol
 
-from app.streams.interface import Binding, End, Origin, Totals
+from app.streams.interface import Binding, End, Kind, Origin, Totals
 from app.streams.shared.booking import BOOKED, CUT_OFF_BOOKED, Booking, Unbooked
 from app.streams.shared.committer import Commit
 from app.streams.shared.connection import Command
@@ -35,6 +35,10 @@ MOST_REPAIRS = 3
 
 MOST_RECORDS = 512
 """How many records of a log one batch takes."""
+
+
+FIRST_RECORDS: Final[dict[Kind, int]] = {"text": 1, "chunks": 2, "json": 1}
+"""With so many records an answer has begun. OpenAI's first chunk tells the role alone."""
 
 
 class Desk(Protocol):
@@ -79,6 +83,7 @@ class OwnedLog(Protocol):
     binding: Binding | None
     state: State
     owned: Owned | None
+    is_erased: bool
     records: Text
     lock: AbstractContextManager[object]
     noted: int
@@ -122,6 +127,12 @@ class Owned:
         """How many records Valkey has."""
         return self._written or 0
 
+    @property
+    def is_awaited(self) -> bool:
+        """Readers have nothing of the answer yet, or wait for its end. False while Valkey has lost the stream."""
+        written = self._written
+        return written is not None and (self.end is not None or written < FIRST_RECORDS[self.log.origin.kind])
+
     def append(self, records: Sequence[str], data: bytes) -> None:
         """Hear of new records, whose UTF-8 together is `data`. Called with the log's lock held."""
         unsent = self._unsent
@@ -164,7 +175,7 @@ class Owned:
         self.is_closed = False
 
     def is_decided(self) -> bool:
-        return self.end is not None or self.log.owned is not self
+        return self.end is not None or self.log.owned is not self or self.log.is_erased
 
     def totals(self) -> Totals:
         return self.log.records.totals()

@@ -197,10 +197,10 @@ def read_stream(stream_id: str, told: list[bytes]) -> Stream:
 
     def kind() -> Kind:
         stored = have.get(b"kind", b"text").decode()
-        found = next(one for one in STREAM_ID_PREFIXES if one == stored)
-        if not stream_id.startswith(STREAM_ID_PREFIXES[found]):
-            raise ValueError
-        return found
+        for known, prefix in STREAM_ID_PREFIXES.items():
+            if stored == known and stream_id.startswith(prefix):
+                return known
+        raise ValueError
 
     def client() -> str | None:
         if b"client" not in have:

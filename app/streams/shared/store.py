@@ -71,7 +71,13 @@ class SharedStore:
             live_ms=self._commands.live_ms,
             back=self._look_again,
         )
-        self._mailbox = Mailbox(self._committer, self._commands, live=self._retention.live, is_read=self._look_at)
+        self._mailbox = Mailbox(
+            self._committer,
+            self._commands,
+            live=self._retention.live,
+            is_read=self._look_at,
+            erased=self._erased_elsewhere,
+        )
         self._tail = Tail(
             Connection(url, name=f"{name}-tail", timeout_seconds=lease_seconds / 2),
             wake=self._commands.wake_key(self.worker),
@@ -286,6 +292,7 @@ class SharedStore:
         (answer,) = self._committer.ask(self._commands.erase(log.stream_id, log.binding))
         if isinstance(answer, Refusal):
             raise errors.StoreUnavailable(retry_after_seconds=2)
+        self._mailbox.note_erased(log)
         self.erased(log)
 
     def erased(self, log: SharedLog) -> None:
