@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from app import errors
-from app.dialects.completions.frames import CompletionsFrames, pieces
-from app.dialects.interface import Dialect
+from app.dialects.completions.frames import FRAMES_BYTES, CompletionsFrames
+from app.dialects.interface import Dialect, Source
 from app.streams.chunk import Chunk, Envelope
 from app.streams.interface import End, Kind, Origin, Piece, Status
 from app.tokens.usage import Usage
@@ -31,6 +31,7 @@ __all__ = [
     "enveloped",
     "frames_of",
     "piece_of",
+    "pieces",
     "raw",
     "read",
 ]
@@ -87,6 +88,13 @@ class Records:
 
 def _text_of(record: Chunk | str) -> str:
     return record if isinstance(record, str) else record.text
+
+
+def pieces(kind: Kind, source: Source) -> Iterator[Piece]:
+    """Read the records of a log from a place on, and move the place. Those of a log of text come one by one."""
+    while (piece := source.read(0) if kind == "text" else source.read_chunks(FRAMES_BYTES)) is not None:
+        source.after = piece.sequence
+        yield piece
 
 
 def end_of(log: Log, status: Status = "complete", **changes: Any) -> End:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import app.upstream.sdk  # loads the SDK as the service has it
 from app.dialects.completions.answer import completion
-from app.dialects.completions.frames import DIRECT_BYTES, FRAMES_BYTES, CompletionsFrames, pieces
+from app.dialects.completions.frames import DIRECT_BYTES, FRAMES_BYTES, CompletionsFrames
 from app.dialects.interface import Dialect
 from app.dialects.native.answer import SHUTDOWN_RETRY_SECONDS
 from app.dialects.native.frames import NativeFrames
@@ -35,6 +35,7 @@ from tests.unit.completions import (
     enveloped,
     frames_of,
     piece_of,
+    pieces,
     raw,
     read,
 )

@@ -43,7 +43,11 @@ _HOLE = r"\u0000"
 _NOTHING = Raw(b"null")
 
 _UNJOINED = ("index", "type")
+"""Members of which the last one stays."""
+
 _NOT_DOUBLED = ("role", "id", "name")
+"""Strings that are joined from parts, unless the same one comes again."""
+
 _NO_MEMBERS = ("id", "object", "obfuscation")
 """What a completion has of its own, and the padding of a stream."""
 
