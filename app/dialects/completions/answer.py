@@ -10,8 +10,9 @@ from typing import Any
 from msgspec import Raw
 
 from app.dialects.completions.errors import error_body
-from app.dialects.completions.joining import Joined, fields_of, items_of, write_object
+from app.dialects.completions.joining import Joined
 from app.dialects.completions.models import completion_id
+from app.dialects.completions.nodes import fields_of, items_of, write_object
 from app.errors import Failure
 from app.streams.interface import End, Origin, Piece
 
