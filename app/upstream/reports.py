@@ -17,7 +17,7 @@ JUDGING = (400, 404, 413, 422, 429)
 LONGEST_MESSAGE_CHARS = 1_000
 LONGEST_NAME_CHARS = 100
 LONGEST_READ_CHARS = 16_384
-"""No more of a text is looked at."""
+"""No more of a text is looked at, once the upstream's own secrets are out of it."""
 FEWEST_SECRET_CHARS = 6
 """A shorter key is not looked for: it would be found in any word. Log lines have the same rule."""
 DEEPEST = 4
@@ -26,7 +26,7 @@ MOST_ENTRIES = 4
 
 _MESSAGES = ("message", "error", "detail", "msg", "title")
 _STATUSES = ("code", "status", "status_code", "http_status")
-_MARKUP = ("<", "{", "[{", '["')
+_MARKUP = ("<", "{", "[[", "[{", '["')
 
 
 class ReportReader:
@@ -60,13 +60,13 @@ class ReportReader:
         """Write a text or a whole number on one line, redacted. None for anything else, and for nothing."""
         if type(value) is not int and not isinstance(value, str):
             return None
-        text = str(value)[:LONGEST_READ_CHARS]
+        text = str(value)
+        for secret in self._secrets:  # before anything is cut
+            text = text.replace(secret, MARK)
+        text = self._hosts.sub(MARK, text)[:LONGEST_READ_CHARS]
         if not text.isprintable():
             text = "".join(sign if sign.isprintable() else " " for sign in text)
-        text = " ".join(text.split())
-        for secret in self._secrets:
-            text = text.replace(secret, MARK)
-        text = redact(self._hosts.sub(MARK, text), longest=longest)
+        text = redact(" ".join(text.split()), longest=longest)
         return (text if len(text) <= longest else f"{text[: longest - 1]}…") or None
 
 

@@ -143,7 +143,7 @@ def _time_of(data: bytes, prefix_end: int, suffix_at: int) -> _Time | None:
         if at < 0:
             break
         end = at + len(created)
-        if (end < prefix_end or at > suffix_at) and _is_time(data[:at] + other + data[end:], other):
+        if _is_time(data[:at] + other + data[end:], other):
             if at > suffix_at:
                 return _Time(False, data[suffix_at:at], data[end:])
             return _Time(True, data[:at], data[end:prefix_end])

@@ -378,6 +378,25 @@ def test_key_of_a_client_is_left_alone(name: str, path: str, tmp_path: Path) -> 
     assert keys_of(records) == {(own["Idempotency-Key"], None)}
 
 
+def test_service_begins_once_what_a_proxy_sends_twice(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
+    """For each client, because a key belongs to one. A client's own key counts alone."""
+    upstream.always(answer(["a"]))
+    question = {**QUESTION, "model": "gpt-4o-mini", "stream": True}
+    of_proxy = {"Proxy-Idempotency-Key": secrets.token_hex(16)}
+
+    def begun(headers: dict[str, str]) -> str:
+        return post(chatwait.base_url + ASK, question, headers=headers).headers["x-stream-id"]
+
+    own = new_key()
+    first = begun({**KEY, **of_proxy})
+    assert begun({**KEY, **of_proxy}) == first
+    others = [begun({**TOKEN, **of_proxy}), begun({**KEY, **of_proxy, **own})]
+    assert begun({**KEY, **own}) == others[1]
+    assert len({first, *others}) == 3 == len(upstream.completions)
+    odd = post(chatwait.base_url + ASK, question, headers={"Proxy-Idempotency-Key": "a" * 16})
+    assert (odd.status, odd.json["error"]["code"]) == (400, "invalid_request")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_large_body_is_sent_once(name: str, tmp_path: Path) -> None:
     """What is passed on as it comes cannot be sent again. The refusal is the service's own."""
@@ -419,7 +438,7 @@ OVER_1_0 = "nginx shipped, over HTTP/1.0"
 def test_answer_that_is_cut_is_a_broken_one_for_the_client(
     kind: str, service: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    """Behind HTTP/1.0 (the default of nginx before 1.29.7 towards us), only a reset tells a cut from an end."""
+    """Behind HTTP/1.0, nginx's default towards us, only a reset tells a cut from an end."""
     is_old = kind in ("nginx plain", OVER_1_0)
     sent = b'data: {"id": "x"}\nid: cwc_x.1\n\n'
     service.by(lambda _: cut_script(sent, is_old=is_old, how=Reset() if is_old else Close()))

@@ -25,6 +25,7 @@ FILES = [
     "test_upstream_pool.py",
     "test_transport_early.py",
     "test_upstream_refusals.py",
+    "test_upstream_forwarded.py",
 ]
 RUN = "from gevent import monkey; monkey.patch_all(); import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
 

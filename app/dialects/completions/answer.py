@@ -10,8 +10,9 @@ from typing import Any
 from msgspec import Raw
 
 from app.dialects.completions.errors import error_body
-from app.dialects.completions.joining import Joined, fields_of, items_of, write_object
+from app.dialects.completions.joining import Joined
 from app.dialects.completions.models import completion_id
+from app.dialects.completions.nodes import fields_of, items_of, write_object
 from app.errors import Failure
 from app.streams.interface import End, Origin, Piece
 
@@ -106,7 +107,7 @@ def _as_streamed(place: int, choice: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _as_indexed(place: int, call: dict[str, bytes]) -> dict[str, bytes]:
-    return call if "index" in call else {"index": b"%d" % place, **call}
+    return {"index": b"%d" % place, **call}
 
 
 def _each(array: bytes, change: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> bytes:
