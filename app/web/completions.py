@@ -48,7 +48,7 @@ def create() -> Response:
         hold(log, seconds=HOLD_SECONDS)
         end = log.end
         response = (
-            _refused(log, end)
+            _refused(log, end, is_streamed=True)
             if end is not None and not end.records and failure_of(end) is not None
             else _stream(log, None, is_admitted=True)
         )
@@ -182,7 +182,7 @@ def _whole(log: StreamLog, *, is_admitted: bool = False) -> Response:
         if seconds is not None:
             response.headers["Preference-Applied"] = f"wait={seconds}"
     elif failure_of(end) is not None:
-        response = _refused(log, end)
+        response = _refused(log, end, is_streamed=False)
     else:
         response = _written(log, _completion(log, end))
     response.headers["Location"] = _location(log, is_streamed=False)
@@ -199,7 +199,7 @@ def _completion(log: StreamLog, end: End) -> bytes:
         raise errors.StreamUnknown from None
 
 
-def _refused(log: StreamLog, end: End) -> Response:
+def _refused(log: StreamLog, end: End, *, is_streamed: bool) -> Response:
     """Answer with the failure of a log that has ended, and with what there was until then."""
     failure = failure_of(end)
     assert failure is not None
@@ -209,6 +209,7 @@ def _refused(log: StreamLog, end: End) -> Response:
         response = Response(json.dumps(COMPLETIONS.body(failure, g.correlation_id)), mimetype="application/json")
     response.status_code = COMPLETIONS.status(failure)
     response.headers.update(COMPLETIONS.headers(failure))
+    response.headers["Location"] = _location(log, is_streamed=is_streamed)
     response.headers["X-Stream-Id"] = log.stream_id
     add_retry_after(response, failure)
     return response
