@@ -13,6 +13,7 @@ from load.events import EventParser
 from tests.harness.reader import Connection, Reply, delete, open_stream
 from tests.harness.script import CREATED, Script, Step
 from tests.harness.upstream import Done, Event, RequestRecord, ScriptedUpstream
+from tests.harness.valkey import Database
 from tests.live.steps import about, asked
 
 ASK = "/v1/chat/completions"
@@ -172,6 +173,21 @@ def resumed(url: str, cursor: str, headers: Mapping[str, str] | None = None, **m
         body = connection.body()
     assert body.startswith(OPENING), body[:100]
     return body.removeprefix(OPENING)
+
+
+def everything(database: Database) -> bytes:
+    """Give all that a Valkey's database holds: the names of its keys, and what stands there."""
+    client: Any = database.client
+    read = {
+        b"string": client.get,
+        b"hash": client.hgetall,
+        b"stream": client.xrange,
+        b"set": client.smembers,
+        b"list": lambda key: client.lrange(key, 0, -1),
+        b"zset": lambda key: client.zrange(key, 0, -1),
+        b"none": lambda key: None,
+    }
+    return repr([(key, read[client.type(key)](key)) for key in client.scan_iter(count=1000)]).encode()
 
 
 # A stream with every kind of record
