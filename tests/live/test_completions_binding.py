@@ -29,7 +29,7 @@ from tests.live.completions import (
     resumed,
     url_of,
 )
-from tests.live.shared import services
+from tests.live.shared import services, wait_settled
 from tests.live.steps import KEY, about, cursor, new_key, poll, settings
 
 NEVER = "cwc_" + "A" * 22
@@ -53,6 +53,7 @@ def running(store: str, upstream: ScriptedUpstream, valkey: Valkey, **told: Any)
     """Run two services with one Valkey, or give the same one twice."""
     if store == "valkey":
         with services(upstream, valkey.url(valkey.new_database()), **told) as (one, other):
+            wait_settled((one, other))
             yield one, other
     else:
         with ChatWait(**settings(upstream, **told)) as service:

@@ -329,11 +329,13 @@ class SharedStore:
         (told,) = self._committer.read(("HGET", hash_key, "owner"))
         if told is None:
             raise self._copies.unknown()
-        _, (told_head, end), last = self._committer.read(
+        _, (owner, told_head, end), last = self._committer.read(
             self._commands.cancel(records.read_owner(told), stream_id),
-            ("HMGET", hash_key, "head", "end"),
+            ("HMGET", hash_key, "owner", "head", "end"),
             ("XREVRANGE", entries_key, "+", "-", "COUNT", 1),
         )
+        if owner is None:  # another worker has erased it in between
+            raise self._copies.unknown()
         head = records.read_number(told_head, "head")
         if end is None:
             return None, head
