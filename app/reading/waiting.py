@@ -25,8 +25,8 @@ def wait(
     A client that has `departed` has sent its last byte and may still read, so the wait goes on. Both functions are
     called once a second.
 
-    Raises: ShuttingDown when the client must wait at another worker; Overloaded when the client has departed and
-    another one needs the place.
+    Raises: ShuttingDown when the client must wait at another worker; StreamUnknown when the log is erased; Overloaded
+    when the client has departed and another one needs the place.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     asked_at = time.monotonic()
@@ -36,6 +36,8 @@ def wait(
             while log.end is None and (deadline is None or time.monotonic() < deadline):
                 reader.wait()
                 if reader.is_released and log.end is None:
+                    if log.is_erased:
+                        raise errors.StreamUnknown
                     if reader.is_departed and not readers.is_leaving and not is_foreign(reader):
                         raise errors.Overloaded(retry_after_seconds=2)
                     raise errors.ShuttingDown(retry_after_seconds=1)

@@ -60,7 +60,7 @@ def keep_place() -> None:
 def wait_for_end(log: StreamLog, *, seconds: float | None) -> End | None:
     """Wait for a log's end. None when the end has not come after so many seconds, or when the client is gone.
 
-    Raises: ShuttingDown, Overloaded.
+    Raises: ShuttingDown, StreamUnknown, Overloaded.
     """
     client = _Client(log, mode="wait")
     has_left = False

@@ -293,3 +293,34 @@ def first_of(service: ChatWait, stream_id: str) -> bytes:
             if b"\n\n" in received and b"erasable" in received:
                 break
     return received
+
+
+def test_requests_that_meet_an_erasure_are_told_what_was_or_that_it_is_unknown(
+    pair: Pair, upstream: ScriptedUpstream
+) -> None:
+    """Never that the server stops, or that something is damaged."""
+
+    def race(number: int) -> list[tuple[int, str]]:
+        body = question(upstream, Script(steps=[Token("a"), *([Stall()] if number % 2 else [Finish(), Done()])]))
+        stream_id = begin(pair.one.base_url, body, CLIENT)
+        told: list[tuple[int, str]] = []
+
+        def ask_again(service: ChatWait, headers: dict[str, str]) -> None:
+            for _ in range(10):
+                reply = get(url_of(service.base_url, stream_id), {**CLIENT, **headers})
+                told.append((reply.status, "" if reply.status < 300 else error_of(reply)[1]))
+
+        with ThreadPoolExecutor(5) as pool:
+            asking = [
+                pool.submit(ask_again, service, headers)
+                for service in (pair.one, pair.other)
+                for headers in ({"Prefer": "wait=0"}, {"Prefer": "wait=5"})
+            ]
+            erasing = pool.submit(delete, url_of((pair.one, pair.other)[number // 2 % 2].base_url, stream_id), CLIENT)
+            assert erasing.result().status == 200
+            for future in asking:
+                future.result()
+        return told
+
+    found = {one for number in range(24) for one in race(number)}
+    assert found <= {(200, ""), (202, ""), (404, "stream_unknown"), (409, "cancelled")}

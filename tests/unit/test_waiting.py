@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from app import errors
 from app.reading import waiting as module
 from app.reading.readers import Readers
 from app.reading.waiting import wait
@@ -39,6 +40,18 @@ def test_wait_returns_when_the_log_ends() -> None:
             threading.Event().wait(0.001)
         finish(log)
         assert waiting.result(PATIENCE_SECONDS) is log.end
+
+
+def test_wait_for_a_log_that_is_erased_says_that_it_is_unknown() -> None:
+    log = log_of("a", end=False)
+    readers = Readers(limit=10, heartbeat_seconds=10.0)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(wait, log, readers, seconds=None, gone=lambda: False)
+        while not log.readers:
+            threading.Event().wait(0.001)
+        log.erase()
+        with pytest.raises(errors.StreamUnknown):
+            waiting.result(PATIENCE_SECONDS)
 
 
 @pytest.fixture

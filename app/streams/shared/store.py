@@ -277,6 +277,8 @@ class SharedStore:
 
     def find(self, stream_id: str, *, reach: int = 0, credential: str = "") -> SharedLog:
         log = self._copies.find(stream_id, credential)
+        if log.is_erased:  # meanwhile
+            raise errors.StreamUnknown
         if log.end is not None and log.origin.kind != "text":
             self._look_for_tombstone(log)
         if log.head < reach and log.is_followed:
