@@ -374,6 +374,10 @@ class Elsewhere(Protocol):
         StreamExpired, StoreUnavailable.
         """
 
+    def erase_unread(self, stream_id: str) -> None:
+        """Erase a log of which no copy is here. The caller has seen that it may. Raises: StreamUnknown, StreamExpired,
+        StoreUnavailable."""
+
     def publish(self, name: str, content: bytes) -> None:
         """Give instances of other versions a page's files, under the files' hash."""
 

@@ -73,10 +73,17 @@ def show(stream_id: str) -> Response:
 def erase(stream_id: str) -> None:
     """Stop a generation, and forget all of it. Its readers are cut off.
 
-    Raises: StreamUnknown, StreamExpired, StoreUnavailable, Overloaded.
+    Raises: StreamUnknown, StreamExpired, StoreUnavailable.
     """
     parts = worker()
-    log = parts.store.find(stream_id, credential=credential())
+    try:
+        log = parts.store.find(stream_id, credential=credential())
+    except errors.Overloaded:  # there is no room for its records here, and to erase them needs none
+        if parts.store.elsewhere is None:
+            raise
+        parts.store.elsewhere.cancel(stream_id)
+        parts.store.elsewhere.erase_unread(stream_id)
+        return
     stop(log)
     parts.store.erase(log)
     parts.readers.cut(log)

@@ -55,6 +55,9 @@ class Soon(float):
     def __format__(self, spec):
         return "30"
 
+    def __add__(self, more):
+        return Soon(float(self) + more)
+
 runtime = app.extensions["chatwait"]
 runtime.bodies._seconds = Soon(1)
 runtime.generations._bounds = dataclasses.replace(runtime.generations._bounds, silence_seconds=Soon(1.5))

@@ -339,3 +339,16 @@ def test_log_that_was_erased_has_no_heir(pair: list[Worker]) -> None:
     wait_until(lambda: copy.is_erased or copy.is_dropped, "it is given up")
     with pytest.raises((errors.StreamUnknown, errors.StoreUnavailable)):
         heir.store.find(log.stream_id, credential=OWNER)
+
+
+def test_log_for_which_there_is_no_room_is_erased_all_the_same(database: Database, pair: list[Worker]) -> None:
+    one, two = pair
+    log = begun(one, SAMPLES)
+    two.store._retention._budget_bytes = 0
+    with pytest.raises(errors.Overloaded):
+        copied(two, log)
+    two.store.erase_unread(log.stream_id)
+    wait_until(lambda: log.is_erased, "its producer hears of it")
+    assert not database.client.exists(keys_of(one, log)[0])
+    with pytest.raises(errors.StreamUnknown):
+        two.store.erase_unread(log.stream_id)
