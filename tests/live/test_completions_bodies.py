@@ -178,6 +178,18 @@ def test_body_of_a_stream_that_is_erased_while_it_is_read_slowly_breaks_off(
         reading.cut()
 
 
+def test_reader_that_takes_nothing_is_cut_at_once_when_its_stream_is_erased(
+    chatwait: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    """Not after the half minute that a stalled reader has."""
+    stream_id = generated(chatwait.base_url, question(upstream, answer(LARGE))).stream_id
+    with closing(Reading(chatwait, stream_id, "1.1", rcvbuf=4096)) as reading:
+        before = left(chatwait, stream_id)
+        assert delete(url_of(chatwait.base_url, stream_id)).status == 200
+        poll(lambda: left(chatwait, stream_id) > before, seconds=10, what="it is cut")
+        reading.cut()
+
+
 @pytest.fixture(scope="module")
 def tight(shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
     """A service with room for one reader, and with little patience for those that stall."""
