@@ -437,7 +437,7 @@ def test_hostile_chunk_ends_the_stream_with_an_error_behind_what_came(
     assert "error" in error.json
 
 
-ODD_CHUNKS = {
+ODD_CHUNKS: dict[str, dict[str, Any]] = {
     "no choices at all": {"x": 1},
     "a choice of a far number": {"choices": [{"index": 10**9, "delta": {"content": "x"}}]},
     "a delta that is null": {"choices": [{"index": 0, "delta": None}]},

@@ -5,6 +5,7 @@ Foreign is unknown, whatever is asked: before 410, before a cursor is judged, an
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -140,6 +141,19 @@ def test_stream_that_is_gone_is_expired_for_its_client_and_unknown_to_others(
                     assert_unknown(reply)
 
 
+def test_stream_that_was_dropped_for_others_is_expired_for_its_client_and_unknown_to_others(
+    upstream: ScriptedUpstream,
+) -> None:
+    with ChatWait(**settings(upstream, STREAM_MEMORY_MB=1, OPENAI_MAX_BODY_BYTES=100_000)) as service:
+        stream_id = generated(service.base_url, question(upstream, answer(["a"])), CLIENT).stream_id
+        for number in range(12):
+            generated(service.base_url, question(upstream, answer([secrets.token_hex(50_000)])), FOREIGN[number % 2])
+        assert error_of(get(url_of(service.base_url, stream_id), CLIENT)) == (410, "stream_expired")
+        for who in FOREIGN:
+            for reply in ways(service.base_url, stream_id, who, 1):
+                assert_unknown(reply)
+
+
 def test_client_without_credentials_finds_what_it_began_without_them(pair: Pair, upstream: ScriptedUpstream) -> None:
     stream_id = generated(pair[0].base_url, question(upstream, answer(["a"]))).stream_id
     for service in pair:
@@ -162,7 +176,7 @@ def test_native_stream_is_found_by_whoever_knows_its_id(pair: Pair, upstream: Sc
 def test_key_of_one_client_begins_anew_for_another(pair: Pair, upstream: ScriptedUpstream) -> None:
     """The same key and the same body. Each client comes back to its own, at both services."""
     body, key = question(upstream, answer(["a", "b"])), new_key()
-    clients = ({}, CLIENT, OTHER_CLIENT)
+    clients: tuple[dict[str, str], ...] = ({}, CLIENT, OTHER_CLIENT)
     ids = [generated(pair[0].base_url, body, {**key, **who}).stream_id for who in clients]
     assert len(set(ids)) == len(clients)
     for who, stream_id in zip(clients, ids, strict=True):

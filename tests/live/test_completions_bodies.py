@@ -72,6 +72,10 @@ class Reading(Connection):
             received += next(self._rest)
         return received
 
+    def some(self) -> bytes:
+        """Read what comes next."""
+        return next(self._rest)
+
     def whole(self) -> bytes:
         """Read the rest of a body that ends in order."""
         received = b"".join(self._rest)  # a reset raises
@@ -118,6 +122,24 @@ def test_body_ends_in_order_behind_done(chatwait: ChatWait, upstream: ScriptedUp
         for after in (0, 2, len(taken.chunks)):
             with closing(Reading(chatwait, stream_id, version, f"{stream_id}.{after}")) as again:
                 assert without_heartbeats(received).endswith(again.whole().removeprefix(OPENING))
+
+
+def test_heartbeats_come_while_the_model_thinks_each_of_one_line(
+    chatwait: ChatWait, upstream: ScriptedUpstream, version: str
+) -> None:
+    """A blank line behind one would end an event for SDKs, which have an id by then."""
+    with (
+        live(chatwait.base_url, question(upstream, gated("on"))) as stream_id,
+        closing(Reading(chatwait, stream_id, version)) as reading,
+    ):
+        received = reading.to(TEXTS[-1])
+        beats = received.count(OPENING)
+        while received.count(OPENING) < beats + 2:
+            received += reading.some()
+        upstream.open("on")
+        received += reading.whole()
+        assert received.count(b"\n\n") == len(Taken(stream_id, "", received).frames)
+        assert OPENING + b"\n" not in received
 
 
 def assert_ends(body: bytes, stream_id: str, code: str) -> None:

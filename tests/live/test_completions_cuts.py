@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +17,7 @@ from tests.harness.net import HOST
 from tests.harness.reader import Dropped, get, open_stream, post, read_answer
 from tests.harness.script import CREATED, Script, Step, encode_json
 from tests.harness.server import ChatWait
-from tests.harness.upstream import Pause, ScriptedUpstream, answer
+from tests.harness.upstream import Done, Event, Finish, Gate, Pause, ScriptedUpstream, Token, answer
 from tests.live.completions import (
     ASK,
     ASKED_FOR,
@@ -27,6 +29,8 @@ from tests.live.completions import (
     as_served,
     ask,
     asked_upstream,
+    call,
+    chunk,
     every_kind,
     generated,
     kept,
@@ -101,7 +105,7 @@ def asked_whole(service: ChatWait, upstream: ScriptedUpstream) -> str:
 
 def assert_whole_as_chunk(taken: Taken) -> None:
     """Check that an answer which was not streamed is one chunk, its messages as deltas, its calls numbered."""
-    (chunk,) = taken.chunks
+    (only,) = taken.chunks
     first, second = WHOLE["choices"]
     numbered = [{"index": place, **call} for place, call in enumerate(CALLS)]
     deltas = [first["message"], {**second["message"], "tool_calls": numbered}]
@@ -109,7 +113,7 @@ def assert_whole_as_chunk(taken: Taken) -> None:
         {name: value for name, value in choice.items() if name != "message"} | {"delta": delta}
         for choice, delta in zip((first, second), deltas, strict=True)
     ]
-    assert chunk == as_served({**WHOLE, "object": "chat.completion.chunk", "choices": choices}, taken.stream_id)
+    assert only == as_served({**WHOLE, "object": "chat.completion.chunk", "choices": choices}, taken.stream_id)
     assert [frame.id for frame in taken.frames] == [f"{taken.stream_id}.{number}" for number in (1, 2)]
     digest = hashlib.sha256(f"{taken.frames[0].data}\n".encode()).hexdigest()
     assert taken.proof == f"records=1 sha256={digest}"
@@ -302,6 +306,73 @@ def test_answer_that_was_not_streamed_is_one_record_that_resumes(
         taken = Taken(stream_id, url, connection.body())
     assert_whole_as_chunk(taken)
     at_once(places(taken.body, 11), lambda size: cut_replay(url, url, taken.body, size))
+
+
+def halves() -> Script:
+    """Write the script of a stream that cuts characters in two, one of which nothing completes."""
+    deltas: list[tuple[Any, int]] = [
+        ({"content": "a\ud83d"}, 0),
+        ({"content": "\ud83d"}, 1),
+        ({"content": "\ude42b"}, 0),
+        ({"reasoning_content": "\ud83d"}, 0),
+        ({"content": "\ude42"}, 1),
+        (call(0, "\ud83d", id="c", name="f"), 0),
+        (call(0, "\ude42"), 0),
+        ({"content": "end\ud83d"}, 0),
+    ]
+    ends = [chunk({}, index, "stop") for index in (0, 1)]
+    return Script(steps=[*(Event(chunk(*delta)) for delta in deltas), *map(Event, ends), Done()])
+
+
+def test_characters_that_come_in_halves_are_whole_in_every_stream(
+    chatwait: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    """The later chunk has the character. A half that nothing completes becomes U+FFFD, in a record of its own."""
+    taken = generated(chatwait.base_url, question(upstream, halves(), n=2))
+    assert not re.search(r"\\ud[89a-f]", re.sub(rb"\\ud83d\\ude42", b"", taken.body).decode())
+    assert taken.text == "a🙂bend\ufffd"
+    deltas = [choice["delta"] for one in taken.chunks for choice in one["choices"]]
+    assert sum(delta.get("content") == "🙂" for delta in deltas) == 1
+    assert {delta["tool_calls"][0]["function"]["arguments"] for delta in deltas if "tool_calls" in delta} == {"", "🙂"}
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "\ufffd"
+    uncut, url = OPENING + without_heartbeats(taken.body), chatwait.base_url + taken.location
+    at_once(places(uncut, 97), lambda size: cut_replay(url, url, uncut, size))
+    whole = get(url_of(chatwait.base_url, taken.stream_id)).json
+    assert [choice["message"]["content"] for choice in whole["choices"]] == ["a🙂bend\ufffd", "🙂"]
+
+
+READERS, RECORDS = 25, 600
+
+
+def test_readers_that_attach_anywhere_while_chunks_come_fast_get_the_same_bytes(
+    chatwait: ChatWait, upstream: ScriptedUpstream
+) -> None:
+    """At any record so far. Each has the proof of all records, also of those that it was not sent."""
+    choose = random.Random(22)
+    kinds = [one for one in EVERY_KIND if one["choices"] and not one["choices"][0]["finish_reason"]]
+    fast = [step for place in range(RECORDS) for step in (Event(kinds[place % len(kinds)]), Pause(0.0005))]
+    body = question(upstream, Script(steps=[Token("first"), Gate("go"), *fast, Finish(), Done()]))
+
+    def attach(delay: float, share: float) -> tuple[int, bytes]:
+        time.sleep(delay)  # any moment will do
+        reply = get(f"{chatwait.base_url}/chat/wait/{stream_id}", {"Prefer": "wait=0"})
+        after = int(reply.json["tokens"] * share)
+        return after, resumed(url, f"{stream_id}.{after}", timeout=30)
+
+    with ask(chatwait.base_url, body) as connection, ThreadPoolExecutor(READERS) as pool:
+        stream_id = connection.headers["x-stream-id"]
+        url = chatwait.base_url + connection.headers["location"]
+        upstream.wait_reached("go")
+        attaching = [
+            pool.submit(attach, choose.uniform(0, 0.6), min(1.0, choose.uniform(0, 1.3))) for _ in range(READERS)
+        ]
+        upstream.open("go")
+        uncut = without_heartbeats(connection.body())
+        frames = [frame + b"\n\n" for frame in uncut.split(b"\n\n")[:-1]]
+        assert len(frames) == RECORDS + 3
+        for attached in attaching:
+            after, rest = attached.result()
+            assert without_heartbeats(rest) == b"".join(frames[after:])
 
 
 # The other dialect

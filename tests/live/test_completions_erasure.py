@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.harness.reader import Dropped, delete, get, open_stream, post, read_answer
-from tests.harness.script import encode_json
+from tests.harness.script import Step, encode_json
 from tests.harness.server import ChatWait
 from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Stall, Token, answer
 from tests.harness.valkey import Database, Valkey
@@ -51,7 +51,7 @@ class Pair:
     def go_on(self, upstream: ScriptedUpstream) -> None:
         """Let the services do something else: what a connection has received stands in its buffer until more comes.
         They get news of what the other one generates, and look for what it has."""
-        steps = [Token("x"), Gate("go on"), *[Token("x" * 1000)] * 100, Finish(), Done()]
+        steps: list[Step] = [Token("x"), Gate("go on"), *[Token("x" * 1000)] * 100, Finish(), Done()]
         for service, reader in ((self.one, self.other), (self.other, self.one)):
             body = question(upstream, Script(steps=steps))
             with ask(service.base_url, body) as connection, ThreadPoolExecutor(1) as pool:

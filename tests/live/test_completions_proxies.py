@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.harness.proxies import Proxy
-from tests.harness.reader import open_stream
+from tests.harness.reader import Dropped, open_stream
 from tests.harness.server import ChatWait
-from tests.harness.upstream import ScriptedUpstream
+from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token
+from tests.harness.valkey import Database
 from tests.live.completions import (
     ASKED_FOR,
     OPENING,
     Taken,
+    begin,
     every_kind,
     generated,
+    kept,
     question,
+    resumed,
     url_of,
     without_heartbeats,
 )
 from tests.live.fronts import KINDS
+from tests.live.shared import services
 from tests.live.test_completions_cuts import (
     asked_whole,
     assert_every_kind,
@@ -72,3 +79,34 @@ def test_answer_that_was_not_streamed_is_the_same_behind_a_proxy(
     stream_id = asked_whole(chatwait, upstream)
     with open_stream(url_of(through.base_url, stream_id, "?stream=true")) as connection:
         assert_whole_as_chunk(Taken(stream_id, "", connection.body()))
+
+
+def test_bodies_behind_proxies_break_off_when_their_service_stops_and_go_on_at_the_other_one(
+    upstream: ScriptedUpstream, valkey_database: Database, tmp_path: Path
+) -> None:
+    """Over HTTP/1.0, too, where only a reset tells the proxy that this is no end."""
+    script = Script(steps=[Token("a"), Gate("on"), Token("b"), Finish(), Done()])
+    with services(upstream, valkey_database.url, DRAIN_SECONDS=3) as (generating, stopping), ExitStack() as stack:
+        stream_id = begin(generating.base_url, question(upstream, script))
+        readings = []
+        for place, kind in enumerate((*KINDS, OVER_1_0)):
+            (tmp_path / str(place)).mkdir()
+            proxy = stack.enter_context(over(kind, tmp_path / str(place), stopping.port))
+            reading = stack.enter_context(open_stream(url_of(proxy.base_url, stream_id, "?stream=true"), timeout=20))
+            pieces = reading.pieces()
+            received = b""
+            while b'"a"' not in received:
+                received += next(pieces)
+            readings.append((pieces, received))
+        stopping.signal(signal.SIGTERM)
+        cuts = []
+        for pieces, received in readings:
+            with pytest.raises(Dropped):
+                for piece in pieces:
+                    received += piece
+            cuts.append(kept(received))
+        upstream.open("on")
+        stopping.wait_exit(20)
+        wholes = {has + resumed(url_of(generating.base_url, stream_id, "?stream=true"), last) for has, last in cuts}
+        assert len(wholes) == 1
+        assert Taken(stream_id, "", wholes.pop()).text == "ab"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.harness.chaos import ChaosProxy
-from tests.harness.reader import get, open_stream, read_answer
+from tests.harness.reader import get, open_stream, post, read_answer
+from tests.harness.script import Step, encode_json
 from tests.harness.server import ChatWait
-from tests.harness.upstream import ScriptedUpstream, answer
+from tests.harness.upstream import Done, Finish, Gate, Script, ScriptedUpstream, Token, answer
 from tests.harness.valkey import Valkey
 from tests.live.completions import (
+    ASK,
     ASKED_FOR,
     EVERY_TEXT,
     OPENING,
@@ -24,8 +27,9 @@ from tests.live.completions import (
     without_heartbeats,
 )
 from tests.live.shared import services
-from tests.live.steps import about, cursor
+from tests.live.steps import about, cursor, log_name, poll
 from tests.live.test_completions_cuts import (
+    WHOLE,
     asked_whole,
     assert_every_kind,
     assert_survives,
@@ -153,3 +157,60 @@ def test_answer_that_was_not_streamed_is_read_at_the_other_service(
     assert_whole_as_chunk(taken)
     assert get(url_of(pair[0].base_url, stream_id)).body == get(url_of(pair[1].base_url, stream_id)).body
     at_once(places(taken.body, 41), lambda size: cut_replay(urls[size % 2], urls[1 - size % 2], taken.body, size))
+
+
+def test_stream_whose_valkey_is_away_for_a_while_says_so_and_comes_whole(
+    upstream: ScriptedUpstream, own_valkey: Valkey
+) -> None:
+    """In comments, which no parser sees. Afterwards the other service has all of it."""
+    steps: list[Step] = [Token("a"), Gate("away"), Token("b"), Gate("back"), Token("c"), Finish(), Done()]
+    with (
+        services(upstream, own_valkey.url()) as (one, other),
+        ask(one.base_url, question(upstream, Script(steps=steps))) as reading,
+    ):
+        pieces, received = reading.pieces(), b""
+
+        def read_to(wanted: bytes) -> None:
+            nonlocal received
+            while wanted not in received:
+                received += next(pieces)
+
+        read_to(b'"a"')
+        own_valkey.kill()
+        upstream.open("away")
+        read_to(b'"b"')
+        own_valkey.start()
+        read_to(b"\n: resumable\n")
+        upstream.open("back")
+        received += b"".join(pieces)
+        lines = received.splitlines(keepends=True)
+        notices = [line for line in lines if line in (b": unresumable\n", b": resumable\n")]
+        assert notices == [b": unresumable\n", b": resumable\n"]
+        assert lines.index(b": unresumable\n") < next(place for place, line in enumerate(lines) if b'"b"' in line)
+        bare = without_heartbeats(b"".join(line for line in lines if line not in notices))
+        stream_id = reading.headers["x-stream-id"]
+        taken = Taken(stream_id, "", bare)
+        assert (taken.text, bool(taken.proof)) == ("abc", True)
+        url = url_of(other.base_url, stream_id, "?stream=true")
+        poll(lambda: get(url, {"Accept": "text/event-stream"}).status == 200, seconds=20, what="the other one has it")
+        assert resumed(url, f"{stream_id}.1") == bare[bare.index(b"\n\n") + 2 :]
+
+
+def test_answer_that_is_not_streamed_can_be_awaited_as_a_stream(
+    pair: list[ChatWait], upstream: ScriptedUpstream
+) -> None:
+    """At the other service, too, while the upstream says nothing."""
+    script = Script(before=[Gate("whole")], headers={"content-type": "application/json"}, body=encode_json(WHOLE))
+    body = question(upstream, script, stream=False)
+    running = post(pair[0].base_url + ASK, body, headers={"Prefer": "wait=0"})
+    assert (running.status, running.json["status"]) == (202, "in_progress")
+    stream_id = running.headers["x-stream-id"]
+    with ThreadPoolExecutor(2) as pool:
+        urls = [url_of(service.base_url, stream_id, "?stream=true") for service in pair]
+        reading = [pool.submit(resumed, url, "") for url in urls]
+        for service in pair:
+            service.wait_for_log("reader_attached", stream=log_name(stream_id), mode="streaming")
+        upstream.open("whole")
+        bodies = {without_heartbeats(future.result()) for future in reading}
+    assert len(bodies) == 1
+    assert_whole_as_chunk(Taken(stream_id, "", bodies.pop()))
