@@ -35,7 +35,7 @@ def frames(
 
     `left` is called once with the last record that was sent. `drop` breaks the connection when the connection takes
     nothing. `cut` breaks it when the loop leaves before the log's end although the dialect's bodies may not end early,
-    when the log is erased, and when another reader needs the place. `ends` hears that the log's end is written next.
+    when the log is erased, and when another reader needs the place. `ends` hears that the log's end was written.
     `departed` tells whether the client has sent its last byte. The reader is counted inside the generator, because the
     `finally` of a generator that never began never runs.
 
@@ -87,8 +87,8 @@ def frames(
                             cut()
                             return
                         reader.sending = True
-                        ends()
                         yield last
+                        ends()
                         log.end_read = True
                         return
                     if reader.is_released:
