@@ -4,6 +4,7 @@ handle. Behind that an error is a frame."""
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from tests.harness.upstream import (
     answer,
     error,
 )
+from tests.harness.valkey import Database
 from tests.live.completions import (
     ASK,
     OPENING,
@@ -48,6 +50,7 @@ from tests.live.completions import (
     without_heartbeats,
 )
 from tests.live.rawhttp import JSON, sized
+from tests.live.shared import services
 from tests.live.steps import log_name, new_key, poll, settings
 
 HOLD_SECONDS = 1.0
@@ -229,6 +232,30 @@ def test_clients_that_leave_during_the_hold_give_their_places_back(upstream: Scr
             seconds=8,  # less than the hold
             what="a place",
         )
+
+
+def test_client_that_is_held_by_a_service_that_stops_is_told_to_come_again(
+    upstream: ScriptedUpstream, valkey_database: Database
+) -> None:
+    """Where another service generates the answer: a status, which SDKs handle, and no stream that breaks off."""
+    body, key = question(upstream, Script(before=[Gate("first")], steps=answer(["a"]).steps)), new_key()
+    with (
+        services(upstream, valkey_database.url, DRAIN_SECONDS=2) as (generating, stopping),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        own = pool.submit(generated, generating.base_url, body, key)
+        upstream.wait_reached("first")
+        held = pool.submit(post, stopping.base_url + ASK, body, headers=key)
+        stopping.wait_for_log("request_received", route=ASK)
+        stopping.signal(signal.SIGTERM)
+        assert error_of(held.result()) == (503, "shutting_down")
+        assert held.result().headers["retry-after"] == "1"
+        assert "x-should-retry" not in held.result().headers
+        upstream.open("first")
+        assert own.result().text == "a"
+        stopping.wait_exit(20)
+        assert generated(generating.base_url, body, key).stream_id == own.result().stream_id
+    assert len(asked_upstream(upstream, body)) == 1
 
 
 # Whole answers
