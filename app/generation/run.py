@@ -57,6 +57,7 @@ class Generation:
         # The upstream says nothing until an answer that is not streamed is whole.
         is_silent = isinstance(question, Forwarded) and not question.is_streamed
         self.bounds = replace(bounds, silence_seconds=bounds.generation_seconds) if is_silent else bounds
+        self._patience_seconds = bounds.silence_seconds  # for an upstream that refuses
         self._attempts = 1 if isinstance(question, Forwarded) and question.asked_once else ATTEMPTS
         self.started = time.monotonic()
         self._upstream = upstream
@@ -134,7 +135,7 @@ class Generation:
         """Choose how long to wait before the next attempt. None when there must be no other attempt. Units: seconds."""
         if asked >= self._attempts or self._stopped.is_set():
             return None
-        left = self.started + self.bounds.silence_seconds - time.monotonic()
+        left = self.started + self._patience_seconds - time.monotonic()
         delay = random.uniform(0, BACKOFF_SECONDS * 2 ** (asked - 1))
         if error.retry_after_seconds is not None:
             delay = max(delay, float(error.retry_after_seconds))

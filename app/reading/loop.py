@@ -35,9 +35,9 @@ def frames(
 
     `left` is called once with the last record that was sent. `drop` breaks the connection when the connection takes
     nothing. `cut` breaks it when the loop leaves before the log's end although the dialect's bodies may not end early,
-    or when the log is erased. `ends` hears that the log's end is written next. `departed` tells whether the client has
-    sent its last byte. The reader is counted inside the generator, because the `finally` of a generator that never
-    began never runs.
+    when the log is erased, and when another reader needs the place. `ends` hears that the log's end was written.
+    `departed` tells whether the client has sent its last byte. The reader is counted inside the generator, because the
+    `finally` of a generator that never began never runs.
 
     While the loop sleeps at the head, the log's `append` writes the next frames to `connection` itself. The loop wakes
     when the connection does not take all of them at once.
@@ -81,14 +81,14 @@ def frames(
                 if sent is None:
                     if end is not None:
                         reader.frame_at = time.monotonic()
-                        reader.sending = True
                         try:
                             last = dialect.end(end)
                         except ErasedMeanwhile:
                             cut()
                             return
-                        ends()
+                        reader.sending = True
                         yield last
+                        ends()
                         log.end_read = True
                         return
                     if reader.is_released:

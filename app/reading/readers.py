@@ -79,8 +79,9 @@ class Readers:
         """Count a reader, and wake it whenever it has had no frame for a heartbeat or for `every_seconds` (0: each
         tick).
 
-        `drop` is called when the reader takes nothing for STALLED_SECONDS, or when its client has `departed` and
-        another reader needs the place. `cut` is called when the log is erased."""
+        `drop` is called when the reader takes nothing for STALLED_SECONDS. `cut` is called when the log is erased. When
+        the reader's client has `departed` and another reader needs the place, one of both is called: `drop` while
+        something is written to the connection, else `cut`."""
         if drop is not None:
             self._drops[reader] = drop
         if cut is not None:
@@ -89,8 +90,9 @@ class Readers:
             self._looks[reader] = time.monotonic(), departed
         if len(self._due) >= self._most_attached and self._departed:
             oldest = next(iter(self._departed))
-            if drop := self._drops.get(oldest):
-                drop()
+            # A reader that waits leaves by itself. Its own way to break the connection may be another than to drop it.
+            if end := (self._drops if oldest.sending else self._cuts).get(oldest):
+                end()
             self.remove(oldest)
             oldest.release()
         self._due[reader] = self.heartbeat_seconds if every_seconds is None else every_seconds

@@ -25,8 +25,8 @@ def wait(
     A client that has `departed` has sent its last byte and may still read, so the wait goes on. Both functions are
     called once a second.
 
-    Raises: ShuttingDown when the client must wait at another worker; Overloaded when the client has departed and
-    another one needs the place.
+    Raises: ShuttingDown when the client must wait at another worker; StreamUnknown when the log is erased; Overloaded
+    when the client has departed and another one needs the place.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     asked_at = time.monotonic()
@@ -36,6 +36,8 @@ def wait(
             while log.end is None and (deadline is None or time.monotonic() < deadline):
                 reader.wait()
                 if reader.is_released and log.end is None:
+                    if log.is_erased:
+                        raise errors.StreamUnknown
                     if reader.is_departed and not readers.is_leaving and not is_foreign(reader):
                         raise errors.Overloaded(retry_after_seconds=2)
                     raise errors.ShuttingDown(retry_after_seconds=1)
@@ -50,13 +52,18 @@ def wait(
 
 
 def wait_for_first(log: StreamLog, readers: Readers, *, seconds: float, gone: Callable[[], bool]) -> None:
-    """Wait for the first record of a log or for its end, for at most `seconds`, and no longer than the client is there
-    or the worker works. The reader that follows is the one that counts."""
+    """Wait for the first record of a log or for its end, for at most `seconds`, and no longer than the client is there.
+    The reader that follows is the one that counts.
+
+    Raises: ShuttingDown when the client must wait at another worker; StreamUnknown when the log is erased.
+    """
     deadline = time.monotonic() + seconds
     with log.reader(0, is_counted=False) as reader:
         readers.add(reader, every_seconds=0.0)
         try:
-            while not log.head and log.end is None and not reader.is_released:
+            while not log.head and log.end is None:
+                if reader.is_released:
+                    raise errors.StreamUnknown if log.is_erased else errors.ShuttingDown(retry_after_seconds=1)
                 reader.wait()
                 if time.monotonic() >= deadline or gone():
                     return

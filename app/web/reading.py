@@ -60,7 +60,7 @@ def keep_place() -> None:
 def wait_for_end(log: StreamLog, *, seconds: float | None) -> End | None:
     """Wait for a log's end. None when the end has not come after so many seconds, or when the client is gone.
 
-    Raises: ShuttingDown, Overloaded.
+    Raises: ShuttingDown, StreamUnknown, Overloaded.
     """
     client = _Client(log, mode="wait")
     has_left = False
@@ -87,7 +87,10 @@ def wait_for_end(log: StreamLog, *, seconds: float | None) -> End | None:
 
 
 def hold(log: StreamLog, *, seconds: float) -> None:
-    """Hold the answer back until the log has its first record or its end, for at most so many seconds."""
+    """Hold the answer back until the log has its first record or its end, for at most so many seconds.
+
+    Raises: ShuttingDown, StreamUnknown.
+    """
     g.pop("place", None)  # the reader counts itself from here on
     client = _Client(log, mode="streaming")
     with client.reading():

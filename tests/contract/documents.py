@@ -43,6 +43,8 @@ INLINE = {
     "OpenAIReportedModel": "createChatCompletion/404-upstream_refused",
     "OpenAIReportedSize": "createChatCompletion/413-upstream_refused",
     "OpenAIReportedField": "createChatCompletion/422-upstream_refused",
+    "OpenAIReportedLong": "createChatCompletion/413-context_too_long",
+    "OpenAIReportedLongPrompt": "createChatCompletion/422-context_too_long",
     "Model": "showModel/200",
     "Models": "showModels/200",
     "Health": "showHealth/200",

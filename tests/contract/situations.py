@@ -22,6 +22,7 @@ from tests.harness.script import (
     Done,
     Finish,
     Gate,
+    Raw,
     Script,
     Stall,
     Step,
@@ -93,6 +94,9 @@ FAILURES: dict[str, Script] = {
     "does not have that model": error(404, "The model `gpt-4o-mini` does not exist.", code="model_not_found"),
     "finds the request too large": error(413, "Request too large."),
     "cannot process a field": error(422, "Input should be a valid string."),
+    "finds the prompt too large": error(413, "The prompt has too many tokens.", code="context_length_exceeded"),
+    "cannot process so long a prompt": error(422, "The prompt has too many tokens.", code="context_length_exceeded"),
+    "breaks off for its policy": Script(steps=[Raw(b'data: {"error": {"code": "content_policy_violation"}}\n\n')]),
     "answers in another form": Script(headers={"content-type": "text/html"}, body=b"<html>Welcome</html>"),
 }
 WHOLE = {

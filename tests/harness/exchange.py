@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -87,7 +89,7 @@ class Exchange:
 
     async def play(self, script: Script) -> None:
         """Play the script; at its end the connection is idle, or closed if the script says so."""
-        leaks.overhear(step.text for step in script.steps if isinstance(step, Token))
+        leaks.overhear(_spoken(script))
         for step in script.before:
             if await self._play_step(step, bare=True):
                 return
@@ -223,3 +225,29 @@ class Exchange:
             *(f"{name}: {value}" for name, value in headers.items()),
         ]
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _spoken(script: Script) -> Iterator[str]:
+    """Give what a script says to clients, and what its refusals say."""
+    for step in script.steps:
+        match step:
+            case Token(text):
+                yield text
+            case Delta(delta):
+                yield from leaks.strings_in(dict(delta))
+            case Event(dict() as data):
+                yield from _said_in(data)
+    if script.body is not None and script.body[:1] == b"{":
+        with contextlib.suppress(ValueError, RecursionError):
+            yield from _said_in(json.loads(script.body))
+
+
+def _said_in(data: Any) -> Iterator[str]:
+    """Give what a chunk, an answer or an error says."""
+    if not isinstance(data, dict):
+        return
+    for choice in data["choices"] if isinstance(data.get("choices"), list) else ():
+        if isinstance(choice, dict):
+            yield from leaks.strings_in([choice.get("delta"), choice.get("message")])
+    if isinstance(error := data.get("error"), dict):
+        yield from leaks.strings_in(error.get("message"))

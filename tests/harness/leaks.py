@@ -15,6 +15,7 @@ from typing import Any
 
 SHORTEST = 16
 LONGEST = 200
+MOST_VALUES = 10_000
 BLOCK_BYTES = 8
 STREAM_ID = re.compile(r"\bcwc?_[A-Za-z0-9_-]{16,}")
 SECRET_HEADERS = ("idempotency-key", "proxy-idempotency-key", "authorization", "cookie")
@@ -47,6 +48,7 @@ _heard: dict[str, str] = {}
 def hear(headers: Mapping[str, str], body: bytes = b"") -> None:
     """Note what a request holds that no log may: keys, tokens, cookies, and what is said in it."""
     found = {headers.get(name, ""): f"the header {name}" for name in SECRET_HEADERS}
+    found[headers.get("authorization", "").partition(" ")[2]] = "the credentials of a client"
     if body[:1] == b"{":
         try:
             found |= dict.fromkeys(_said(json.loads(body)), "what a client said")
@@ -124,7 +126,8 @@ def _line_of(text: str, secret: str) -> str:
     return text[text.rfind("\n", 0, at) + 1 :].partition("\n")[0][:1000]
 
 
-def _said(request: Any) -> Iterable[str]:
+def _said(request: Any) -> Iterator[str]:
+    """Give what a client says in a request, of either interface."""
     if not isinstance(request, dict):
         return
     if isinstance(message := request.get("message"), str):
@@ -132,3 +135,17 @@ def _said(request: Any) -> Iterable[str]:
     for part in request["context"] if isinstance(request.get("context"), list) else ():
         if isinstance(part, dict) and isinstance(content := part.get("content"), str):
             yield content
+    yield from strings_in(request.get("messages"))
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Give every string in a value of JSON that is no name of a member. What is too deep is left out."""
+    left = [value]
+    while left and len(left) < MOST_VALUES:
+        one = left.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, dict):
+            left += one.values()
+        elif isinstance(one, list):
+            left += one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,14 +24,14 @@ SHORT_LEASES = {"app.streams.shared.leases.LEASE_SECONDS": SHORT_LEASE_SECONDS}
 
 @contextlib.contextmanager
 def services(
-    upstream: ScriptedUpstream, url: str, count: int = 2, *, pace: Pace | None = None, **more: Any
+    upstream: ScriptedUpstream, url: str, count: int = 2, *, pace: Pace | None = None, probe: bool = False, **more: Any
 ) -> Iterator[list[ChatWait]]:
     """Run so many services over the Valkey of that URL, all with the same settings, and wait until all take work.
 
     They start side by side. A service that has just begun to answer may not have reached its Valkey yet: its first
     answers are 503.
     """
-    made = [ChatWait(pace=pace, **settings(upstream, REDIS_URL=url, **more)) for _ in range(count)]
+    made = [ChatWait(pace=pace, probe=probe, **settings(upstream, REDIS_URL=url, **more)) for _ in range(count)]
     with contextlib.ExitStack() as running, ThreadPoolExecutor(count) as pool:
         for service in made:
             running.push(service)  # one that did not start is ended too
@@ -43,6 +43,14 @@ def services(
 def is_ready(service: ChatWait) -> bool:
     """Tell whether it takes work: its Valkey answers."""
     return get(f"{service.base_url}/ready").status == 200
+
+
+def wait_settled(running: Iterable[ChatWait]) -> None:
+    """Wait until the services say of a stream that never was that it is unknown. For some seconds after an outage of
+    Valkey, which may be their start on a busy machine, they say 503."""
+    for service in running:
+        url = f"{service.base_url}/chat/wait/cw_{'A' * 22}"
+        poll(lambda url=url: get(url).status == 404, seconds=30, what="what is unknown is told so")
 
 
 def read_at(base_urls: list[str], stream_id: str, *, timeout: float = 10.0) -> Answer:

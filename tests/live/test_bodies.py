@@ -106,7 +106,7 @@ ROOM = 1_048_576
 
 @pytest.fixture(scope="module")
 def small(shared_upstream: ScriptedUpstream) -> Iterator[ChatWait]:
-    limits = {"STREAM_MEMORY_MB": 4, "MAX_BODY_BYTES": MOST, "MAX_ACTIVE_STREAMS": 3}
+    limits = {"STREAM_MEMORY_MB": 4, "MAX_BODY_BYTES": MOST, "OPENAI_MAX_BODY_BYTES": MOST, "MAX_ACTIVE_STREAMS": 3}
     with ChatWait(**settings(shared_upstream, **limits)) as chatwait:
         yield chatwait
 

@@ -52,6 +52,29 @@ def test_what_was_said_by_either_side_is_found() -> None:
         assert len(leaks.leaks([f"not JSON: {said}"])) == 1, said
 
 
+def test_what_a_client_of_openais_says_is_found_wherever_it_stands_in_a_message() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    call = {"id": "call_1", "function": {"name": "f", "arguments": '{"city": "Paris, France"}'}}
+    messages = [
+        {"role": "system", "content": "You know all capitals."},
+        {"role": "user", "content": [{"type": "text", "text": "What is the capital?"}, picture]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    leaks.hear(
+        {"authorization": "Bearer sk-0123456789abcdef"}, json.dumps({"model": "m", "messages": messages}).encode()
+    )
+
+    for said in (
+        "You know all capitals.",
+        "What is the capital?",
+        "data:image/png;base64,iVBORw0KGgo=",
+        '{"city": "Paris, France"}',
+        "sk-0123456789abcdef",
+    ):
+        assert leaks.leaks([json.dumps({"event": "x", "text": f"before {said}"})]), said
+    assert leaks.leaks([LINE % "tool_calls image_url content"]) == []
+
+
 def test_what_is_short_or_no_request_is_not_looked_for() -> None:
     leaks.hear({"authorization": "short"}, b'{"message": "Hello"}')
     leaks.hear({}, b'{"message": ')

@@ -15,7 +15,7 @@ from app.generation.ending import end_lost
 from app.generation.run import ATTEMPTS, Generation
 from app.streams.interface import Origin
 from app.streams.memory.store import MemoryStore
-from app.upstream.interface import Part, Question
+from app.upstream.interface import Forwarded, Part, Question
 from tests.unit.conftest import Events
 from tests.unit.ends import end_with
 from tests.unit.fakes import PATIENCE_SECONDS, FakeUpstream, Gate, Last, Step, done, finish, texts, whole
@@ -368,6 +368,19 @@ def test_generation_honours_a_retry_after_that_fits(monkeypatch: pytest.MonkeyPa
 def test_generation_whose_retry_after_does_not_fit_passes_it_on_at_once() -> None:
     made = run(errors.UpstreamRateLimited(retry_after_seconds=31), whole("a"))
 
+    assert len(made.upstream.questions) == 1
+    assert made.terminal.content["error"]["retry_after_seconds"] == 31
+
+
+def test_generation_that_is_silent_until_its_end_waits_no_longer_for_an_upstream_that_refuses() -> None:
+    """The client of an answer that is not streamed waits for as long, but not for this."""
+    made = Run(FakeUpstream(errors.UpstreamRateLimited(retry_after_seconds=31), whole("a")))
+    question = Forwarded("m", lambda left_out: b"{}", "chatcmpl-cwc_x", is_streamed=False)
+    made.generation = Generation(made.log, question, upstream=made.upstream, bounds=BOUNDS)
+
+    made.generation.run()
+
+    assert made.generation.bounds.silence_seconds == BOUNDS.generation_seconds
     assert len(made.upstream.questions) == 1
     assert made.terminal.content["error"]["retry_after_seconds"] == 31
 

@@ -126,6 +126,19 @@ def test_body_that_ends_with_its_log_is_not_broken_even_when_its_reader_is_sent_
     assert drops == []
 
 
+def test_end_is_told_when_all_of_it_was_written() -> None:
+    """A connection that is dropped before must not end in order."""
+    log = log_of("a")
+    readers = Readers(limit=10, heartbeat_seconds=10.0)
+    ended: list[int] = []
+    stream = loop.frames(log, 0, TINY, readers, left=ignore, drop=ignore, ends=lambda: ended.append(1))
+    assert [next(stream) for _ in range(3)][-1] == b"total 1\nover complete\n"
+    assert ended == []
+
+    assert list(stream) == []
+    assert ended == [1]
+
+
 def test_body_that_may_end_early_is_ended_properly() -> None:
     log = log_of("a", end=False)
     readers = Readers(limit=10, heartbeat_seconds=10.0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from app import errors
-from app.reading.readers import Readers
+from app.reading.readers import LOOK_SECONDS, Readers
 
 
 class FakeReader:
@@ -14,6 +16,9 @@ class FakeReader:
         self.sending = sending
         self.nudges = 0
         self.releases = 0
+
+    def depart(self) -> None:
+        """Nothing here depends on it."""
 
     def nudge(self) -> None:
         self.nudges += 1
@@ -57,6 +62,21 @@ def test_readers_removed_are_neither_nudged_nor_dropped() -> None:
     readers.check(1000.0)
 
     assert (reader.nudges, drops, readers.count) == (0, [], 0)
+
+
+@pytest.mark.parametrize(("sending", "ended"), [(True, "drop"), (False, "cut")])
+def test_readers_end_a_departed_one_for_another_that_comes(sending: bool, ended: str) -> None:
+    """One that waits leaves by itself, so that the end of its connection is its own."""
+    readers = Readers(limit=1, most_attached=1, heartbeat_seconds=300.0)
+    ends: list[str] = []
+    departed = FakeReader(time.monotonic(), sending=sending)
+    told = {"drop": lambda: ends.append("drop"), "cut": lambda: ends.append("cut"), "departed": lambda: True}
+    readers.add(departed, **told)  # type: ignore[arg-type]
+    readers.check(time.monotonic() + LOOK_SECONDS)
+
+    readers.add(FakeReader(0.0))  # type: ignore[arg-type]
+
+    assert (ends, departed.releases, readers.count) == ([ended], 1, 1)
 
 
 def test_readers_at_their_limit_admit_no_more() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import given
 from app import errors
 from app.streams.chunk import Chunk
 from app.streams.interface import Binding
+from app.streams.shared.connection import Command
 from app.streams.shared.log import SharedLog
 from app.streams.shared.records import Damaged, Stream, field_of, read_chunk, read_stream, write_chunk, write_stream
 from tests.harness.valkey import Database
@@ -268,6 +270,23 @@ def test_log_that_one_worker_erases_is_unknown_to_all(
     assert log.stream_id in one.aborted or is_ended or eraser == 1
 
 
+def test_worker_of_a_log_that_ended_hears_that_another_has_erased_it(database: Database, pair: list[Worker]) -> None:
+    """It would store the log again, and serve it, if Valkey lost the tombstone."""
+    one, two = pair
+    log = begun(one, SAMPLES)
+    copy = copied(two, log)
+    assert log.finish(end_with())
+    assert log.settle(PATIENCE_SECONDS)
+    assert copy.settle(PATIENCE_SECONDS)
+    two.store.erase(copy)
+    wait_until(lambda: log.is_erased, "it hears of it")
+    assert one.store.used_bytes == 0
+    database.client.flushdb()
+    one.store._look_again()
+    one.store.flush()
+    assert not database.client.exists(keys_of(one, log)[0])
+
+
 def test_log_that_was_erased_is_never_written_again(database: Database, pair: list[Worker]) -> None:
     """Not by its producer, which has not heard of it, and whose records and end are still to come."""
     one, two = pair
@@ -286,6 +305,25 @@ def test_log_that_was_erased_is_never_written_again(database: Database, pair: li
     assert [list(fields) for _, fields in entries] == [[b"erased"]]
     assert 0 < database.client.pttl(keys_of(one, log)[1]) <= 60_000
     assert database.client.pttl(one.store._commands.tombstone_key(log.stream_id)) > 86_400_000
+
+
+def test_stop_of_a_log_that_is_erased_in_between_says_that_it_is_unknown(
+    pair: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that it is damaged, which would be 410."""
+    one, two = pair
+    log = begun(one, SAMPLES)
+    read = two.store._committer.read
+
+    def read_and_erase(*commands: Command) -> list[Any]:
+        answers = read(*commands)
+        if commands[0][0] == "HGET":
+            one.store.erase(log)
+        return answers
+
+    monkeypatch.setattr(two.store._committer, "read", read_and_erase)
+    with pytest.raises(errors.StreamUnknown):
+        two.store.cancel(log.stream_id)
 
 
 def test_log_that_was_erased_has_no_heir(pair: list[Worker]) -> None:

@@ -405,7 +405,7 @@ def test_stream_that_breaks_off_is_an_error_behind_what_came(model: Model) -> No
         (REFUSED, errors.UpstreamError, Reported(502, "Bad words.", "invalid_request_error", "messages", "bad")),
         ({"message": "Bad words.", "code": 500}, errors.UpstreamError, None),
         ({"message": "Bad words.", "code": "500"}, errors.UpstreamError, None),
-        ({"message": "Bad words.", "code": 429}, errors.UpstreamError, Reported(429, "Bad words.", code="429")),
+        ({"message": "Bad words.", "code": 429}, errors.UpstreamRateLimited, Reported(429, "Bad words.", code="429")),
         *(
             (
                 {"message": "Bad words.", "code": status},

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from app import errors
 from app.reading import waiting as module
 from app.reading.readers import Readers
-from app.reading.waiting import wait
+from app.reading.waiting import wait, wait_for_first
 from tests.unit.readings import PATIENCE_SECONDS, Time, finish, log_of
 
 
@@ -39,6 +40,18 @@ def test_wait_returns_when_the_log_ends() -> None:
             threading.Event().wait(0.001)
         finish(log)
         assert waiting.result(PATIENCE_SECONDS) is log.end
+
+
+def test_wait_for_a_log_that_is_erased_says_that_it_is_unknown() -> None:
+    log = log_of("a", end=False)
+    readers = Readers(limit=10, heartbeat_seconds=10.0)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(wait, log, readers, seconds=None, gone=lambda: False)
+        while not log.readers:
+            threading.Event().wait(0.001)
+        log.erase()
+        with pytest.raises(errors.StreamUnknown):
+            waiting.result(PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -87,3 +100,36 @@ def test_wait_gives_up_on_a_client_that_is_gone(ticking: Readers, monkeypatch: p
     assert len(asked) == 2
     assert asked[1] - asked[0] >= 1.0, "asked about once a second"
     assert log.readers == 0
+
+
+# The first record
+
+
+@pytest.mark.parametrize("comes", ["record", "end"])
+def test_wait_for_the_first_record_returns_with_it_or_with_the_end(comes: str) -> None:
+    log = log_of(end=False)
+    readers = Readers(limit=10, heartbeat_seconds=10.0)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(wait_for_first, log, readers, seconds=60.0, gone=lambda: False)
+        while not readers.count:
+            threading.Event().wait(0.001)
+        log.append("a") if comes == "record" else finish(log)
+        waiting.result(PATIENCE_SECONDS)
+    assert (readers.count, log.readers) == (0, 0)
+
+
+def test_wait_for_the_first_record_gives_up_after_its_seconds(ticking: Readers) -> None:
+    wait_for_first(log_of(end=False), ticking, seconds=0.02, gone=lambda: False)
+
+
+@pytest.mark.parametrize("is_erased", [False, True])
+def test_wait_for_the_first_record_is_refused_when_its_reader_is_sent_away(is_erased: bool) -> None:
+    log = log_of(end=False)
+    readers = Readers(limit=10, heartbeat_seconds=10.0)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(wait_for_first, log, readers, seconds=60.0, gone=lambda: False)
+        while not readers.count:
+            threading.Event().wait(0.001)
+        log.erase() if is_erased else readers.release_all()
+        with pytest.raises(errors.StreamUnknown if is_erased else errors.ShuttingDown):
+            waiting.result(PATIENCE_SECONDS)

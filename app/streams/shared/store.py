@@ -277,6 +277,8 @@ class SharedStore:
 
     def find(self, stream_id: str, *, reach: int = 0, credential: str = "") -> SharedLog:
         log = self._copies.find(stream_id, credential)
+        if log.is_erased:  # meanwhile
+            raise errors.StreamUnknown
         if log.end is not None and log.origin.kind != "text":
             self._look_for_tombstone(log)
         if log.head < reach and log.is_followed:
@@ -339,11 +341,13 @@ class SharedStore:
         (told,) = self._committer.read(("HGET", hash_key, "owner"))
         if told is None:
             raise self._copies.unknown()
-        _, (told_head, end), last = self._committer.read(
+        _, (owner, told_head, end), last = self._committer.read(
             self._commands.cancel(records.read_owner(told), stream_id),
-            ("HMGET", hash_key, "head", "end"),
+            ("HMGET", hash_key, "owner", "head", "end"),
             ("XREVRANGE", entries_key, "+", "-", "COUNT", 1),
         )
+        if owner is None:  # another worker has erased it in between
+            raise self._copies.unknown()
         head = records.read_number(told_head, "head")
         if end is None:
             return None, head
