@@ -59,7 +59,10 @@ _entries = msgspec.json.Decoder(_Entries).decode
 
 def opened(chunk: Members, field: str) -> Opened | None:
     """Open a chunk at the one string of its only choice. None when no envelope may be so large, or have such a list."""
-    choice = members_of(_entries(chunk["choices"]).first)
+    choices = _entries(chunk["choices"])
+    if choices.second is not ABSENT:
+        return None
+    choice = members_of(choices.first)
     delta = members_of(choice["delta"])
     around: dict[str, Any]
     if field == "tool_calls":

@@ -56,11 +56,11 @@ class Halves:
         chunk = _built(data, "an event is not a chat completion chunk")
         finished: set[int] = set()
         for choice in islice(_objects(chunk, "choices"), MOST_ENTRIES):
-            index = choice.get("index") or 0
+            index = number if type(number := choice.get("index")) is int else 0
             is_last = bool(choice.get("finish_reason"))
             for owner, name, place in _strings(choice, index):
                 owner[name] = self._joined(place, owner[name], is_last=is_last)
-            if is_last and type(index) is int:
+            if is_last:
                 finished.add(index)
         abandoned = [place for place in self.held if place.choice in finished]
         for place in abandoned:
@@ -118,7 +118,7 @@ def _objects(owner: Any, name: str) -> Iterator[dict[str, Any]]:
 def _strings(choice: dict[str, Any], index: int) -> Iterator[tuple[dict[str, Any], str, Place]]:
     """Find each string that grows: the object that has it, its name there, and its place."""
     delta = choice.get("delta")
-    if not isinstance(delta, dict) or type(index) is not int:
+    if not isinstance(delta, dict):
         return
     for field in _FIELDS:
         if isinstance(delta.get(field), str):

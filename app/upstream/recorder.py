@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from app.streams.chunk import Chunk
-from app.upstream import contents
+from app.upstream.contents import CONTENT_PART, Said, contents_of_answer, contents_of_chunk
 from app.upstream.decoder import LARGE_EVENT_BYTES, NODES, REPLACEMENT, BrokenStream, built
 from app.upstream.envelopes import Envelopes, opened
 from app.upstream.halves import Halves, Place, repaired
@@ -32,22 +32,21 @@ LONGEST_COMMON_BYTES = 256
 _NO_CHUNK = "an event is not a chat completion chunk"
 _NO_COMPLETION = "it is not a chat completion"
 _HOLES = frozenset({"content", "refusal", "reasoning_content", "reasoning", "tool_calls"})
-_TEXTS = frozenset({"content", "refusal"})
+_TEXTS = frozenset({"content", CONTENT_PART, "refusal"})
 
 _check = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class _Read(NamedTuple):
-    """A chunk: what of it matters here, its members as they were written, and its usage."""
+    """A chunk: what its choices say, its members as they were written, and its usage.
 
-    chunk: contents.Chunk
+    `tells_usage`: the usage is an object, and not only null as in all other chunks.
+    """
+
+    choices: list[Said]
     members: Members
     usage: Any
-
-    @property
-    def tells_usage(self) -> bool:
-        """The usage is an object, and not only null as in all other chunks."""
-        return begins_with(self.chunk.usage, b"{")
+    tells_usage: bool
 
 
 class Recorder:
@@ -70,6 +69,7 @@ class Recorder:
         self._spellings = Spellings()
         self._last = NO_SPELLING
         self._halves = Halves()
+        self._seen: set[int] = set()
         self._finished: set[int] = set()
         self._reason: str | None = None  # Choice 0's, or the last one's while choice 0 has none.
         self._reason_is_first = False
@@ -107,7 +107,8 @@ class Recorder:
     def _decode_odd(self, data: bytes) -> Part:
         """Decode what the strict decoder refuses, and what may complete half a character."""
         if data.strip() == b"[DONE]":
-            return Part(done=True)
+            is_whole = self._finished and self._seen <= self._finished  # Some servers give fewer than were asked for.
+            return Part(done=True, finish_reason=self._reason if is_whole else None)
         _check_size(data)
         data, abandoned = self._halves.join(data)
         if self._halves.held:
@@ -126,21 +127,21 @@ class Recorder:
 
     def _part(self, read: _Read, data: bytes | None) -> Part:
         """Make a chunk's part. `data` is what the next chunk of its shape is recognized by. None: by nothing."""
-        choices = read.chunk.choices or []
+        choices = read.choices
         strings: list[tuple[str, str]] = []
         text = ""
         chars = 0
         has_finished = False
-        for choice in choices[: contents.MOST_ENTRIES]:
-            index = choice.index or 0
-            strings = contents.strings_of(choice.delta)
+        for index, strings, reason in choices:
+            if len(self._seen) < MOST_FINISHED:
+                self._seen.add(index)
             for field, value in strings:
                 chars += len(value)
                 if index == 0 and field in _TEXTS:
                     text += value
-            if choice.finish_reason:
+            if reason:
                 has_finished = True
-                self._finish(index, choice.finish_reason)
+                self._finish(index, reason)
             elif strings:
                 self._finished.discard(index)
         finish_reason = self._reason if has_finished and len(self._finished) >= self._choices else None
@@ -219,38 +220,36 @@ def whole_answer(body: bytes, completion_id: str) -> Part:
 def _whole(body: bytes, completion_id: str) -> Part | None:
     """None for what the strict decoder refuses."""
     try:
-        completion = contents.decode_completion(body)
-        usage = built(completion.usage)
-        contents.check_error(completion, has_choices=begins_with(completion.choices, b"["))
-        answers = contents.answers_of(completion)
+        answers, told, listed = contents_of_answer(body)
+        usage = built(told)
         _check_depth(body)
-        if body.count(b":") - bytes(completion.choices).count(b":") > MOST_NAMES:
+        if listed is ABSENT or body.count(b":") - bytes(listed).count(b":") > MOST_NAMES:
             raise BrokenStream(_NO_COMPLETION)
         json = one_line(written(_identified(members_of(body), msgspec.Raw(msgspec.json.encode(completion_id)))))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if len(json) > MOST_RAW_BYTES:
         raise BrokenStream("it is too large")
-    texts = [value for field, value in answers[0][0] if field in _TEXTS] if answers else []
+    texts = [(field, value) for field, value in answers[0].strings if field in _TEXTS] if answers else []
+    text = "".join(value for field, value in texts if field == texts[0][0])  # The content, or else the refusal.
     return Part(
-        finish_reason=answers[0][1] if answers else None,
+        finish_reason=answers[0].finish_reason if answers else None,
         usage=usage,
         done=True,
-        chunks=(Chunk(texts[0] if texts else "", json),),
-        chars=sum(len(value) for strings, _ in answers for _, value in strings),
+        chunks=(Chunk(text, json),),
+        chars=sum(len(value) for answer in answers for _, value in answer.strings),
     )
 
 
 def _read(data: bytes) -> _Read | None:
     """Read a chunk. None for data that the strict decoder refuses. Raises: ErrorReported."""
     try:
-        chunk = contents.decode_chunk(data)
-        usage = built(chunk.usage)
-        contents.check_error(chunk, has_choices=chunk.choices is not None)
+        choices, told, _ = contents_of_chunk(data)
+        usage = built(told)
         if not data.isascii():
             data.decode()  # The decoder looks only into the strings that it builds.
         _check_depth(data)
-        return _Read(chunk, members_of(data), usage)
+        return _Read(choices, members_of(data), usage, begins_with(told, b"{"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

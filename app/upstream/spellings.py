@@ -12,7 +12,8 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from app.streams.chunk import LONGEST_ENVELOPE_BYTES, Envelope
-from app.upstream.contents import decode_chunk, strings_of
+from app.upstream.contents import contents_of_chunk
+from app.upstream.decoder import ErrorReported
 from app.upstream.json_line import members_of
 
 __all__ = ["LONGEST_SPELLING_BYTES", "MOST_PLACES", "NO_SPELLING", "Spelling", "Spellings", "decode_string"]
@@ -126,10 +127,10 @@ def _spelling_of(envelope: Envelope, data: bytes, string: bytes, named: tuple[st
 
 def _has(data: bytes, field: str, value: str) -> bool:
     try:
-        choices = decode_chunk(data).choices
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        choices = contents_of_chunk(data).choices
+    except (msgspec.DecodeError, UnicodeDecodeError, ErrorReported):
         return False
-    return choices is not None and len(choices) == 1 and strings_of(choices[0].delta) == [(field, value)]
+    return len(choices) == 1 and choices[0].strings == [(field, value)]
 
 
 def _time_of(data: bytes, prefix_end: int, suffix_at: int) -> _Time | None:

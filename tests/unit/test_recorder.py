@@ -410,7 +410,14 @@ def test_recorder_counts_what_the_model_wrote_in_all_choices_and_fields() -> Non
         {"tool_calls": [{"function": "a"}]},
         {"tool_calls": [{"function": {"arguments": {"a": 1}}}]},
         {"function_call": "auto"},
+        {"tool_calls": None},
         {"content": "", "audio": {"data": "AAAA"}},
+        {"content": 5},
+        {"content": {"text": "a"}},
+        {"content": True, "refusal": ["a"]},
+        {"content": []},
+        {"content": ["a", 5, None, {"text": "a"}, {"type": 5, "text": "a"}, {"type": "image_url", "text": "a"}]},
+        {"content": [{"type": "text", "text": 5, "thinking": "a"}, {"type": "thinking", "thinking": [5, "a", {}]}]},
     ],
 )
 def test_recorder_given_what_only_some_provider_writes_passes_it_on(odd: dict[str, Any]) -> None:
@@ -422,15 +429,106 @@ def test_recorder_given_what_only_some_provider_writes_passes_it_on(odd: dict[st
     assert part.chars == 0
 
 
+@pytest.mark.parametrize(
+    ("content", "text", "chars"),
+    [
+        ([{"type": "text", "text": "ab"}], "ab", 2),
+        ([{"type": "text", "text": "a"}, {"type": "other", "text": "-"}, {"type": "text", "text": "b"}], "ab", 2),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "abc"}, {"text": "d"}]}], "", 4),
+        ([{"type": "thinking", "thinking": "abc"}, {"type": "thinking", "text": "d"}], "", 4),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "abc"}]}, {"type": "text", "text": "é"}], "é", 4),
+    ],
+)
+def test_recorder_given_a_content_that_is_a_list_takes_its_text_and_counts_its_thoughts(
+    content: Any, text: str, chars: int
+) -> None:
+    """Mistral's models that reason write this, and then text as all others do."""
+    events = [delta(content=content), delta(content=content), delta(1, content=content), delta(content="c")]
+
+    parts = decode(events)
+
+    assert [chunk.text for chunk in chunks_of(parts)] == [text, text, "", "c"]
+    assert [part.chars for part in parts] == [chars, chars, chars, 1]
+    assert [json.loads(chunk.data) for chunk in chunks_of(parts)] == expected(map(json.loads, events))
+    whole = whole_answer(compact({"choices": [{"message": {"content": content, "refusal": "no"}}]}), ID)
+    assert (whole.chunks[0].text, whole.chars) == (text or "no", chars + 2)
+
+
+def test_recorder_given_many_parts_of_a_content_reads_the_first_of_them() -> None:
+    part = {"type": "text", "text": "a"}
+    for content in ([part] * 200, [{"type": "thinking", "thinking": [part] * 200}] * 200):
+        (read,) = decode([delta(content=content)])
+
+        assert read.chars == MOST_ENTRIES
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"choices": 5},
+        {"choices": "a"},
+        {"choices": {"index": 0, "delta": {"content": "a"}}},
+        {"choices": [5, None, "a", []]},
+        {"choices": [{"delta": None}]},
+        {"choices": [{"delta": "a"}]},
+        {"choices": [{"delta": ["a"]}]},
+        {"choices": [], "usage": "many"},
+        {"choices": [], "object": 5, "created": "now", "model": None, "id": 5},
+    ],
+)
+def test_recorder_given_values_of_odd_types_passes_them_on(odd: dict[str, Any]) -> None:
+    (part,) = decode([compact(odd)])
+
+    assert json.loads(part.chunks[0].data) == odd | {"id": ID}
+    assert (part.chunks[0].text, part.chars, part.finish_reason) == ("", 0, None)
+    assert part.usage == odd.get("usage")
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ({"index": "0"}, None),
+        ({"index": None}, None),
+        ({"index": 0.5, "finish_reason": False}, None),
+        ({"index": {}, "finish_reason": 0}, None),
+        ({"index": [0], "finish_reason": 1}, "unknown"),
+        ({"index": "0", "finish_reason": {"type": "stop"}}, "unknown"),
+        ({"index": "0", "finish_reason": "stop"}, "stop"),
+        ({"index": 1, "finish_reason": 1}, "unknown"),
+    ],
+)
+def test_recorder_given_a_choice_with_odd_values_takes_its_text(odd: dict[str, Any], reason: str | None) -> None:
+    """A choice without a number is the first one, and what is no word may be a reason, too."""
+    events = [compact({"choices": [{"delta": {"content": text}, **odd}]}) for text in ("a", "b\n", "c")]
+
+    parts = decode(events)
+
+    text = "" if odd["index"] == 1 else "ab\nc"
+    assert (text_of(parts), [part.finish_reason for part in parts]) == (text, [reason] * 3)
+    assert [json.loads(chunk.data) for chunk in chunks_of(parts)] == expected(map(json.loads, events))
+    assert text_of(decode([delta(content="\ud83d"), compact({"choices": [odd]})])) == "\ufffd"
+
+
+@pytest.mark.parametrize("beside", [5, None, {}, "a"])
+def test_recorder_given_one_choice_beside_something_else_leaves_out_neither(beside: Any) -> None:
+    events = [compact({"choices": [{"delta": {"content": text}}, beside]}) for text in "abc"]
+
+    parts = decode(events)
+
+    assert text_of(parts) == "abc"
+    assert [json.loads(chunk.data) for chunk in chunks_of(parts)] == expected(map(json.loads, events))
+
+
 def test_recorder_given_many_calls_and_choices_counts_the_first_of_them() -> None:
     many = MOST_ENTRIES + 50
     calls = [{"function": {"arguments": "a"}}] * many
 
     (part,) = decode([delta(tool_calls=calls)])
-    (others,) = decode([compact({"choices": [{"delta": {"content": "a"}}] * many})])
+    for odd in ({}, {"index": "0"}):
+        (others,) = decode([compact({"choices": [{"delta": {"content": "a"}, **odd}] * many})])
 
-    assert part.chars == others.chars == MOST_ENTRIES
-    assert len(json.loads(others.chunks[0].data)["choices"]) == many
+        assert part.chars == others.chars == MOST_ENTRIES
+        assert len(json.loads(others.chunks[0].data)["choices"]) == many
 
 
 @pytest.mark.parametrize("keeps_usage", [True, False])
@@ -487,6 +585,33 @@ def test_recorder_given_more_choices_than_it_tells_apart_still_ends() -> None:
 def test_recorder_given_done_says_so(data: bytes) -> None:
     assert decode([data]) == [Part(done=True)]
     assert decode([delta(content="\ud83d"), data])[1] == Part(done=True)
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        ([delta(0, content="a"), delta(0, "stop")], "stop"),
+        ([delta(0, "stop"), delta(1, "length")], "stop"),
+        ([delta(1, "length"), delta(0, "stop")], "stop"),
+        ([delta(1, "length")], "length"),
+        ([delta(0, "stop"), delta(0, content="")], "stop"),
+        ([delta(0, "stop"), compact({"choices": [], "usage": USAGE})], "stop"),
+        ([], None),
+        ([delta(0, content="a")], None),
+        ([delta(0, "stop"), delta(1)], None),
+        ([delta(1), delta(0, "stop")], None),
+        ([delta(0, "stop"), delta(0, content="a")], None),
+        ([delta(1, content=text) for text in "abc"] + [delta(0, "stop")], None),
+    ],
+)
+def test_recorder_given_done_after_fewer_choices_than_were_asked_for_tells_if_they_have_finished(
+    events: list[bytes], reason: str | None
+) -> None:
+    """Some servers ignore `n`."""
+    *before, end = decode([*events, b"[DONE]"], choices=3)
+
+    assert end == Part(done=True, finish_reason=reason)
+    assert not any(part.finish_reason for part in before), "without [DONE] the answer is not whole"
 
 
 # Halves of characters
@@ -656,6 +781,9 @@ def test_recorder_given_what_only_some_parsers_take_makes_json_of_it(event: byte
         (b'{"object": "error"}', None),
         (b'{"choices": [{"delta": {"content": "a"}}], "error": {"message": "m"}}', {"message": "m"}),
         (b'{"error": {"message": "a\\ud83d"}}', {"message": "a\ufffd"}),
+        (b'{"choices": 5, "error": "m"}', "m"),
+        (b'{"choices": [{"delta": 5}], "error": {"message": "m"}}', {"message": "m"}),
+        (b'{"object": "error", "message": "m", "choices": 5}', "m"),
     ],
 )
 def test_recorder_given_an_error_in_the_stream_raises_it(event: bytes, reported: Any) -> None:
@@ -674,18 +802,14 @@ BROKEN = [
     b"5",
     b"null",
     b"NaN",
-    b'{"choices": "x"}',
-    b'{"choices": [5]}',
-    b'{"choices": [{"delta": "x"}]}',
-    b'{"choices": [{"delta": {"content": 5}}]}',
-    b'{"choices": [{"delta": {"content": {}}}]}',
     b'{"choices": [{"delta": {"content": "cut',
     b'{"usage": ' + b"9" * 5000 + b"}",
     b"[" * 100_000,
     b'{"a":' * 5000 + b"1" + b"}" * 5000,
     b'{"choices": [], "a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
     b"\xff\xfe",
-    b'{"usage": {"a": "\xff"}, "choices": 5}',
+    b'{"choices": 5, "a": cut}',
+    b'{"choices": [5]} 5',
 ]
 
 
@@ -720,7 +844,7 @@ CHUNKS = st.fixed_dictionaries({"choices": CHOICES}, optional={"usage": JSON, "e
 
 @settings(max_examples=300)
 @given(st.lists(JSON | CHUNKS, max_size=3))
-def test_recorder_given_any_json_takes_and_refuses_what_the_decoder_does(values: list[Any]) -> None:
+def test_recorder_given_any_json_takes_every_object_and_reports_what_the_decoder_does(values: list[Any]) -> None:
     made, decoder = recorder(), ChunkDecoder()
     for value in values:
         event = json.dumps(value).encode()
@@ -730,6 +854,9 @@ def test_recorder_given_any_json_takes_and_refuses_what_the_decoder_does(values:
                 outcomes.append(decode_one(event).usage)
             except (BrokenStream, ErrorReported) as error:
                 outcomes.append(type(error))
+        if outcomes[0] is BrokenStream and isinstance(value, dict):
+            is_error = value.get("error") or (value.get("object") == "error" and type(value.get("choices")) is not list)
+            outcomes[0] = ErrorReported if is_error else value.get("usage")
         assert repr(outcomes[1]) == re.sub("[\ud800-\udfff]", "\ufffd", repr(outcomes[0]))
 
 
@@ -862,9 +989,10 @@ def test_whole_answer_is_one_record_as_it_was_written(seed: int) -> None:
         ({"content": "a", "refusal": "no", "reasoning_content": "abc", "reasoning": "d"}, "a", 7),
         ({"content": None, "tool_calls": [{"function": {"arguments": "abc"}}] * 2}, "", 6),
         ({"content": None, "function_call": {"arguments": "abc"}}, "", 3),
-        ({"content": [{"type": "text", "text": "a"}]}, "", 0),
         ({}, "", 0),
         (None, "", 0),
+        (5, "", 0),
+        ({"content": 5, "refusal": ["a"], "reasoning": {"a": 1}, "tool_calls": "a"}, "", 0),
     ],
 )
 def test_whole_answer_tells_the_text_and_how_much_was_written(message: Any, text: str, chars: int) -> None:
@@ -905,7 +1033,7 @@ def test_whole_answer_that_is_an_error_raises_it(body: bytes, reported: Any) -> 
 
 @pytest.mark.parametrize(
     "body",
-    [*BROKEN, b"{}", b'{"choices": null}', b'{"choices": {}}', b'{"choices": [5]}', b'{"choices":[{"message":5}]}'],
+    [*BROKEN, b"{}", b'{"choices": null}', b'{"choices": {}}', b'{"choices": "a"}'],
 )
 def test_whole_answer_that_is_none_says_that_it_is_broken(body: bytes) -> None:
     if b'"delta"' in body and not body.endswith(b"cut"):
