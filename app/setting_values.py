@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 __all__ = [
+    "env_lines",
     "host",
     "hosts",
+    "in_range",
     "is_this_machine",
     "key",
     "level",
@@ -133,6 +136,29 @@ def key(raw: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]*", value):
         raise ValueError("visible ASCII characters")
     return value
+
+
+def in_range(value: Any, low: float | None, high: float | None) -> Any:
+    """Take a value from `low` to `high`, or any value where there is no range."""
+    if low is not None and high is not None and not low <= value <= high:
+        raise ValueError(f"from {low} to {high}")
+    return value
+
+
+def env_lines(content: str) -> dict[str, str]:
+    """Take NAME=value lines, without the quotes around values. The error names the line and not its text."""
+    values = {}
+    for number, line in enumerate(content.split("\n"), 1):  # `splitlines` would split at U+2028 and its like too
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.removeprefix("export ").partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
+            raise ValueError(f"line {number}: the line is not NAME=value.")
+        value = value.strip()
+        quoted = re.fullmatch(r"""(['"])(.*?)\1\s*(#.*)?""", value)
+        values[name.strip()] = quoted[2] if quoted else re.sub(r"(^|\s)#.*$", "", value).strip()
+    return values
 
 
 def is_this_machine(host: str) -> bool:

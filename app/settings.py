@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
@@ -16,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from app import setting_values as parse
-from app.embedded_model.model import CONTEXT_TOKENS_PER_SLOT, MODEL_ID
+from app.embedded_model.model import LOCAL_LIMITS, MODEL_ID
 from app.setting_values import is_this_machine
 
 __all__ = ["BadSettings", "Settings", "needs_local_model", "plain", "read_settings", "table"]
@@ -99,16 +98,12 @@ class Settings:
         1_048_576, parse.whole, "The largest request body, in bytes.", at_least=1024, at_most=104_857_600
     )
     openai_max_messages: int = _setting(
-        10_000,
-        parse.whole,
-        "The most messages in a request to the routes of OpenAI's interface.",
-        at_least=1,
-        at_most=1_000_000,
+        10_000, parse.whole, "The most messages in a request to OpenAI's routes.", at_least=1, at_most=1_000_000
     )
     openai_max_body_bytes: int = _setting(
         33_554_432,
         parse.whole,
-        "The largest request body on the routes of OpenAI's interface, in bytes.",
+        "The largest request body on OpenAI's routes, in bytes.",
         at_least=1024,
         at_most=1_073_741_824,
     )
@@ -271,11 +266,6 @@ def plain(number: float) -> int | float:
     return int(number) if number == int(number) else number
 
 
-# The embedded model's context allows no more. A smaller value that the operator set stays.
-LOCAL_LIMITS = {"max_tokens": 2048, "default_max_tokens": 1024, "max_input_tokens": 1600, "max_active_streams": 200}
-assert LOCAL_LIMITS["max_tokens"] + LOCAL_LIMITS["max_input_tokens"] < CONTEXT_TOKENS_PER_SLOT
-
-
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the environment. `.env`, or the file that ENV_FILE names, gives what the environment leaves out.
 
@@ -291,7 +281,8 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         if not raw.strip():
             continue
         try:
-            values[setting.name] = _in_range(setting.metadata["read"](raw), setting.metadata)
+            value = setting.metadata["read"](raw)
+            values[setting.name] = parse.in_range(value, setting.metadata["min"], setting.metadata["max"])
         except ValueError as error:
             # A value that may hold a secret is not repeated: the text goes to terminals and logs.
             shown = "the value" if variable in _MAY_HOLD_SECRETS else repr(raw)
@@ -309,13 +300,6 @@ def _variables() -> list[Field[Any]]:
 
 
 _MAY_HOLD_SECRETS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "REDIS_URL")
-
-
-def _in_range(value: Any, metadata: Mapping[str, Any]) -> Any:
-    low, high = metadata["min"], metadata["max"]
-    if low is not None and not low <= value <= high:
-        raise ValueError(f"from {low} to {high}")
-    return value
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -364,7 +348,7 @@ def _read_env_file(environ: Mapping[str, str]) -> dict[str, str]:
     named = environ.get("ENV_FILE", "")
     path = Path(named or ".env")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` would split at U+2028 and its like too
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         if not named and isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
             return {}
@@ -372,18 +356,10 @@ def _read_env_file(environ: Mapping[str, str]) -> dict[str, str]:
         raise BadSettings(
             f"{whose}{path}: the file cannot be read ({type(error).__name__}). The file must contain NAME=value lines."
         ) from error
-    values = {}
-    for number, line in enumerate(lines, 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        name, equals, value = line.removeprefix("export ").partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
-            raise BadSettings(f"{path}, line {number}: the line is not NAME=value.")
-        value = value.strip()
-        quoted = re.fullmatch(r"""(['"])(.*?)\1\s*(#.*)?""", value)
-        values[name.strip()] = quoted[2] if quoted else re.sub(r"(^|\s)#.*$", "", value).strip()
-    return values
+    try:
+        return parse.env_lines(text)
+    except ValueError as error:
+        raise BadSettings(f"{path}, {error}") from None
 
 
 def needs_local_model(environ: Mapping[str, str] | None = None) -> bool:

@@ -65,7 +65,11 @@ class Worker:
             upstream=upstream,
             generations=_generations(settings, upstream),
             readers=_readers(settings),
-            bodies=Bodies(budget_bytes=settings.upload_bytes, connections=connections),
+            bodies=Bodies(
+                budget_bytes=settings.upload_bytes,
+                connections=connections,
+                largest_bytes=max(settings.max_body_bytes, settings.openai_max_body_bytes),
+            ),
             connections=connections,
             clock=clock,
         )

@@ -149,7 +149,7 @@ def measure(kind: str, logs: int) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for how in ("resident", "allocated"):
-        command = [sys.executable, "-m", "load.memory", "--logs", str(logs), "--here", kind, how]
+        command = [sys.executable, "-m", "load.memory", "--answers", str(logs), "--here", kind, how]
         done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True)
         found |= json.loads(done.stdout)
     return found
@@ -158,16 +158,16 @@ def measure(kind: str, logs: int) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and print a table. Exit codes: 0 every bar is met, 1 one is missed."""
     parser = argparse.ArgumentParser(prog="python -m load.memory", description=__doc__)
-    parser.add_argument("--logs", type=int, default=8000, help="how many answers a process keeps")
+    parser.add_argument("--answers", type=int, default=8000, help="how many answers a process keeps")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND")
     parser.add_argument("--here", nargs=2, metavar=("KIND", "HOW"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.here:
         kind, how = options.here
-        print(json.dumps(_here(kind, options.logs, traced=how == "allocated")))
+        print(json.dumps(_here(kind, options.answers, traced=how == "allocated")))
         return 0
-    found = {kind: measure(kind, options.logs) for kind in options.kinds}
+    found = {kind: measure(kind, options.answers) for kind in options.kinds}
     if options.json:
         print(json.dumps(found))
     else:

@@ -2,9 +2,11 @@
 
 It has two kinds of tokens. A question that says `tokens=400 gap_ms=20` gets numbered ones (`tk17 `), as the comparison
 needs them: bytes that were made before, of which every subject gets the same, as a whole answer too, or with a gap of 0
-as fast as the connection takes them. With `--numbered` every question does. Every other question gets stamped ones:
-each carries its number, when it was sent and how late that was (`t17/123456789.123/0.042 `). The clock is
-CLOCK_MONOTONIC, which all processes of one machine share, so whoever reads the token knows how long it was under way.
+as fast as the connection takes them. With `in=reasoning` behind that, they are in chunks of reasoning, and with
+`in=arguments` in the arguments of a tool's call. With `--numbered` every question gets numbered ones. Every other
+question gets stamped ones: each carries its number, when it was sent and how late that was
+(`t17/123456789.123/0.042 `). The clock is CLOCK_MONOTONIC, which all processes of one machine share, so whoever reads
+the token knows how long it was under way.
 
 It never waits for its reader: a slow one must not slow the schedule by which it is judged. `GET /figures` tells how
 late the numbered tokens were, and what CPU it used, since it was last asked.
@@ -47,7 +49,10 @@ MOST_NUMBERED: Final = 12_000
 _LONG_WORDS = re.compile(r"words of ([0-9]+) characters")
 """What a message says to get tokens that are longer by so much: more bytes of as many tokens."""
 
-_NUMBERED = re.compile(rb"tokens=([0-9]+) gap_ms=([0-9]+)")
+CONTENT, REASONING, ARGUMENTS = "content", "reasoning", "arguments"
+"""Where the numbered tokens of an answer may be."""
+
+_NUMBERED = re.compile(rb"tokens=([0-9]+) gap_ms=([0-9]+)(?: in=(reasoning|arguments))?")
 _STREAM = re.compile(rb'"stream": ?true')
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
 _ID = "chatcmpl-0123456789abcdef"
@@ -70,13 +75,19 @@ def _event(data: str) -> bytes:
     return _chunk(f"data: {data}\n\n".encode())
 
 
-def _completion(delta: dict[str, str], finish_reason: str | None = None, **more: object) -> str:
+def _completion(delta: dict[str, object], finish_reason: str | None = None, **more: object) -> str:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     begin = {"id": _ID, "object": "chat.completion.chunk", "created": 1, "model": MODEL}
     return json.dumps({**begin, "system_fingerprint": "fp_0", "choices": [choice], **more}, separators=(",", ":"))
 
 
+_CALL = {"index": 0, "id": "call_0123456789abcdef", "type": "function", "function": {"name": "weigh", "arguments": ""}}
 _BEGIN = _HEAD + _event(_completion({"role": "assistant", "content": ""}))
+_BEGINS = {
+    CONTENT: _BEGIN,
+    REASONING: _BEGIN,
+    ARGUMENTS: _HEAD + _event(_completion({"role": "assistant", "content": None, "tool_calls": [_CALL]})),
+}
 _BEFORE, _BEHIND = f"data: {_completion({'content': '@'})}\n\n".split("@")
 _STAMPED = _BEFORE.encode()
 _ENDINGS = [(json.dumps(word, ensure_ascii=False)[1:-1] + _BEHIND).encode() for word in WORDS]
@@ -86,9 +97,16 @@ def _usage(tokens: int) -> dict[str, int]:
     return {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": tokens + 9}
 
 
-def _end(tokens: int) -> bytes:
+def _delta(where: str, text: str) -> dict[str, object]:
+    if where == ARGUMENTS:
+        return {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+    return {"reasoning_content" if where == REASONING else "content": text}
+
+
+def _end(tokens: int, where: str = CONTENT) -> bytes:
     whole = json.loads(_completion({}, usage=_usage(tokens))) | {"choices": []}
-    return _event(_completion({}, "stop")) + _event(json.dumps(whole)) + _event("[DONE]") + b"0\r\n\r\n"
+    finish = _completion({}, "tool_calls" if where == ARGUMENTS else "stop")
+    return _event(finish) + _event(json.dumps(whole)) + _event("[DONE]") + b"0\r\n\r\n"
 
 
 def _json(content: object) -> bytes:
@@ -139,6 +157,7 @@ class _Answer:
     tokens: int
     gap_seconds: float
     write: Callable[[int, float, float], bytes]
+    where: str = CONTENT
     breaks_at: int = -1
     is_noted: bool = False  # stamped tokens say themselves how late they are, and a run of them may take hours
 
@@ -164,7 +183,8 @@ class Upstream:
     def __init__(self, manner: Manner, host: str, port: int) -> None:
         self._manner = manner
         self._random = random.Random(manner.seed)
-        self._prepared = [_event(_completion({"content": token(at + 1)})) for at in range(MOST_NUMBERED)]
+        self._prepared: dict[str, list[bytes]] = {}
+        self._prepare(CONTENT)
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server((host, port), backlog=4096)
         self._listener.setblocking(False)
@@ -175,6 +195,13 @@ class Upstream:
         self._cpu = time.process_time()
         self._since = time.monotonic()
         self.port: int = self._listener.getsockname()[1]
+
+    def _prepare(self, where: str) -> list[bytes]:
+        """Make the numbered tokens, once."""
+        if where not in self._prepared:
+            numbers = range(1, MOST_NUMBERED + 1)
+            self._prepared[where] = [_event(_completion(_delta(where, token(number)))) for number in numbers]
+        return self._prepared[where]
 
     def run(self, until: int | None = None) -> None:
         """Serve until this file descriptor can be read, or has ended; without one, for ever."""
@@ -229,34 +256,38 @@ class Upstream:
         elif not head.startswith(b"POST"):
             self._write(connection, _json({"object": "list", "data": [{"id": MODEL, "object": "model"}]}))
         elif (numbered := _NUMBERED.search(body)) is not None:
-            self._answer_numbered(connection, int(numbered[1]), int(numbered[2]), streams=bool(_STREAM.search(body)))
+            where = (numbered[3] or CONTENT.encode()).decode()
+            streams = bool(_STREAM.search(body))
+            self._answer_numbered(connection, int(numbered[1]), int(numbered[2]), where, streams=streams)
         elif self._manner.numbered:
             streams = bool(_STREAM.search(body))
-            self._answer_numbered(connection, self._manner.tokens, self._manner.gap_ms, streams=streams)
+            self._answer_numbered(connection, self._manner.tokens, self._manner.gap_ms, CONTENT, streams=streams)
         else:
             self._answer_stamped(connection, json.loads(body))
 
-    def _answer_numbered(self, connection: _Connection, tokens: int, gap_ms: float, *, streams: bool) -> None:
+    def _answer_numbered(
+        self, connection: _Connection, tokens: int, gap_ms: float, where: str, *, streams: bool
+    ) -> None:
+        prepared = self._prepare(where)
         if not streams:
             self._write(connection, _whole(tokens))
         elif not gap_ms:
-            self._write(connection, _BEGIN + b"".join(self._prepared[:tokens]) + _end(tokens))
+            self._write(connection, _BEGINS[where] + b"".join(prepared[:tokens]) + _end(tokens, where))
         else:
-            prepared = self._prepared
-            answer = _Answer(tokens, gap_ms / 1000, lambda index, *_: prepared[index], is_noted=True)
+            answer = _Answer(tokens, gap_ms / 1000, lambda index, *_: prepared[index], where, is_noted=True)
             self._begin(connection, answer, 0.0)
 
     def _answer_stamped(self, connection: _Connection, request: dict[str, Any]) -> None:
         manner = self._manner
         tokens = request.get("max_tokens") or request.get("max_completion_tokens") or manner.tokens
         breaks_at = tokens // 2 if self._random.random() < manner.error_rate else -1
-        answer = _Answer(tokens, manner.gap_ms / 1000, _stamped(_padding(request)), breaks_at)
+        answer = _Answer(tokens, manner.gap_ms / 1000, _stamped(_padding(request)), breaks_at=breaks_at)
         self._begin(connection, answer, manner.ttft_ms / 1000)
 
     def _begin(self, connection: _Connection, answer: _Answer, ttft_seconds: float) -> None:
         connection.answer, connection.sent = answer, 0
         due = time.monotonic() + ttft_seconds
-        self._write(connection, _BEGIN)
+        self._write(connection, _BEGINS[answer.where])
         heapq.heappush(self._schedule, (due, connection.number, connection))
 
     def _send_due(self) -> None:
@@ -274,7 +305,7 @@ class Upstream:
             connection.sent += 1
             if connection.sent == answer.tokens:
                 heapq.heappop(schedule)
-                data += _end(answer.tokens)
+                data += _end(answer.tokens, answer.where)
             else:
                 heapq.heapreplace(schedule, (due + answer.gap_seconds, number, connection))
             self._write(connection, data)

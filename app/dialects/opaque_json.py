@@ -23,9 +23,8 @@ BLOCK_BYTES = 65_536
 """The size of a block. A block takes at most 3 ms, and mostly 0.2 ms (measured)."""
 
 MOST_NAMES = 1000
-"""The most names of an object whose members are told apart."""
-
 LONGEST_NAME = 1000
+"""How many names the outermost object has at most, and how many characters each of them."""
 
 _NOT_MARKS = bytes(set(range(256)) - set(b"[]{}:,"))
 _COLON = ord(":")
@@ -149,8 +148,6 @@ class _Scan:
                     utf8.decode(block)
                 self._is_blank = self._is_blank and (not block or block.isspace())
                 self._look(block)
-            if utf8 is not None:
-                utf8.decode(b"", final=True)
         except UnicodeDecodeError:
             raise errors.InvalidJson("The body is not UTF-8.") from None
         if self._is_blank:
@@ -217,8 +214,7 @@ def _decode(body: bytes) -> tuple[bytes, dict[str, msgspec.Raw]]:
         return body, _object.decode(body)
     except (msgspec.DecodeError, RecursionError):  # which may be because of half a surrogate pair
         pass
-    blocks_without = (block.replace(rb"\ud", rb"\u0").replace(rb"\uD", rb"\u0") for block in _whole_escapes(body))
-    readable = b"".join(blocks_without)
+    readable = b"".join(block.replace(rb"\ud", rb"\u0").replace(rb"\uD", rb"\u0") for block in _whole_escapes(body))
     try:
         _anything.decode(readable)
         let_others_run_after(body)

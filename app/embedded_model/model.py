@@ -11,11 +11,25 @@ from pathlib import Path
 
 from app.embedded_model import openmp
 
-__all__ = ["CONTEXT_TOKENS_PER_SLOT", "KEY", "MODEL_ID", "SLOTS", "URL", "installed", "model_path", "new_key"]
+__all__ = [
+    "CONTEXT_TOKENS_PER_SLOT",
+    "KEY",
+    "LOCAL_LIMITS",
+    "MODEL_ID",
+    "SLOTS",
+    "URL",
+    "installed",
+    "model_path",
+    "new_key",
+]
 
 MODEL_ID = "smollm2-135m-instruct"
 CONTEXT_TOKENS_PER_SLOT = 4096
 SLOTS = 4
+
+LOCAL_LIMITS = {"max_tokens": 2048, "default_max_tokens": 1024, "max_input_tokens": 1600, "max_active_streams": 200}
+"""The most that the settings of these names can be. The context allows no more."""
+assert LOCAL_LIMITS["max_tokens"] + LOCAL_LIMITS["max_input_tokens"] < CONTEXT_TOKENS_PER_SLOT
 
 KEY = "CHATWAIT_LOCAL_MODEL_KEY"
 """The environment variable that holds the key of the model's server."""

@@ -13,7 +13,7 @@ from functools import partial
 from app.dialects.interface import Dialect
 from app.reading.readers import Readers
 from app.server.direct import DirectWriter
-from app.streams.interface import Piece, Reader, Sharing, StreamLog
+from app.streams.interface import ErasedMeanwhile, Piece, Reader, Sharing, StreamLog
 
 __all__ = ["frames"]
 
@@ -59,7 +59,7 @@ def frames(
             leave()
             return True
 
-        readers.add(reader, drop=drop, departed=look)
+        readers.add(reader, drop=drop, cut=cut, departed=look)
         if connection is not None:
             reader.deliver = partial(_deliver, sharing, dialect, reader, connection)
         reader.sending = True
@@ -82,7 +82,11 @@ def frames(
                     if end is not None:
                         reader.frame_at = time.monotonic()
                         reader.sending = True
-                        last = dialect.end(end)
+                        try:
+                            last = dialect.end(end)
+                        except ErasedMeanwhile:
+                            cut()
+                            return
                         ends()
                         yield last
                         log.end_read = True

@@ -41,6 +41,7 @@ class Readers:
         self._most_attached = most_attached or limit
         self._due: dict[Reader, float] = {}
         self._drops: dict[Reader, Callable[[], None]] = {}
+        self._cuts: dict[Reader, Callable[[], None]] = {}
         self._looks: dict[Reader, tuple[float, Callable[[], bool]]] = {}
         self._departed: dict[Reader, None] = {}
         self._places: weakref.WeakSet[Place] = weakref.WeakSet()
@@ -72,15 +73,18 @@ class Readers:
         *,
         every_seconds: float | None = None,
         drop: Callable[[], None] | None = None,
+        cut: Callable[[], None] | None = None,
         departed: Callable[[], bool] | None = None,
     ) -> None:
         """Count a reader, and wake it whenever it has had no frame for a heartbeat or for `every_seconds` (0: each
         tick).
 
         `drop` is called when the reader takes nothing for STALLED_SECONDS, or when its client has `departed` and
-        another reader needs the place."""
+        another reader needs the place. `cut` is called when the log is erased."""
         if drop is not None:
             self._drops[reader] = drop
+        if cut is not None:
+            self._cuts[reader] = cut
         if departed is not None:
             self._looks[reader] = time.monotonic(), departed
         if len(self._due) >= self._most_attached and self._departed:
@@ -117,12 +121,12 @@ class Readers:
 
     def cut(self, log: StreamLog) -> None:
         """Break the connections of all readers of a log that was erased."""
-        for reader, drop in list(self._drops.items()):
+        for reader, cut in list(self._cuts.items()):
             if reader.log is log:
-                drop()
+                cut()
 
     def remove(self, reader: Reader) -> None:
-        for kept in (self._due, self._drops, self._looks, self._departed):
+        for kept in (self._due, self._drops, self._cuts, self._looks, self._departed):
             kept.pop(reader, None)
 
     def check(self, now: float) -> None:

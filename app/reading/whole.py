@@ -48,7 +48,7 @@ def whole(
 def sliced(log: StreamLog, body: bytes, readers: Readers, *, drop: Callable[[], None]) -> Iterator[bytes]:
     """Yield a body that was made of a log, slice by slice. The connection counts as a reader, as in `whole`."""
     with log.reader(log.head) as reader:
-        readers.add(reader, drop=drop)
+        readers.add(reader, drop=drop, cut=drop)
         reader.sending = True
         try:
             for begin in range(0, len(body), SLICE_BYTES):

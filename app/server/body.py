@@ -18,6 +18,10 @@ from app.server.connections import Connections
 __all__ = ["Bodies"]
 
 BODY_SECONDS = 30.0
+USUAL_BYTES = 1_048_576
+SLOWEST_BYTES = 262_144
+"""A body has a second more for each of so many bytes beyond USUAL_BYTES."""
+
 DISCARD_BYTES = 16 * 1_048_576
 DISCARD_SECONDS = 1.0
 DISCARD_QUIET_SECONDS = 0.25
@@ -29,15 +33,20 @@ READ = "chatwait.body_read"
 class Bodies:
     """Reads the bodies of requests within `budget_bytes` for all of them, and ends those that take too long."""
 
-    def __init__(self, *, budget_bytes: int, connections: Connections, seconds: float = BODY_SECONDS) -> None:
+    def __init__(
+        self, *, budget_bytes: int, connections: Connections, seconds: float = BODY_SECONDS, largest_bytes: int = 0
+    ) -> None:
+        """`largest_bytes` is the largest body that any route takes."""
         self._room = Room(budget_bytes=budget_bytes)
+        self._discard_bytes = max(DISCARD_BYTES, largest_bytes)
         self._connections = connections
         self._seconds = seconds
         self._due: dict[socket.socket, float] = {}
 
     @contextmanager
     def read(self, environ: dict[str, Any], *, at_most: int) -> Iterator[bytes]:
-        """Give the whole body, which counts as it arrives and until the block ends. Units: bytes.
+        """Give the whole body, which counts as it arrives and until the block ends. A large one may take longer.
+        Units: bytes.
 
         Raises: BodyTooLarge, as soon as the size is announced or seen; Overloaded, when others' bodies leave no room;
         RequestTimeout, also when the body stalls and others need its room; InvalidJson, when the body broke off or is
@@ -51,7 +60,8 @@ class Bodies:
         arriving = Arriving(environ.get("gunicorn.socket"), declared)
         with self._room.kept(arriving):
             with self._counted(environ, arriving, lambda: size):
-                for piece in self._pieces(environ, at_most=at_most, seconds=self._seconds, arriving=arriving):
+                seconds = self._seconds + max(0, (declared or at_most) - USUAL_BYTES) // SLOWEST_BYTES
+                for piece in self._pieces(environ, at_most=at_most, seconds=seconds, arriving=arriving):
                     if size + len(piece) > at_most:
                         raise body_failures.too_large(at_most)
                     size += len(piece)
@@ -110,13 +120,13 @@ class Bodies:
         """
         if not _has_body(environ) or environ.get(READ) == "whole":
             return True
-        if environ.get(READ) == "unreadable" or int(environ.get("CONTENT_LENGTH") or 0) > DISCARD_BYTES:
+        if environ.get(READ) == "unreadable" or int(environ.get("CONTENT_LENGTH") or 0) > self._discard_bytes:
             return False
         connection = environ.get("gunicorn.socket")
         if connection is not None:
             connection.settimeout(DISCARD_QUIET_SECONDS)
         try:
-            for _ in self._pieces(environ, at_most=DISCARD_BYTES, seconds=DISCARD_SECONDS):
+            for _ in self._pieces(environ, at_most=self._discard_bytes, seconds=DISCARD_SECONDS):
                 pass
         except errors.ChatError:
             return False

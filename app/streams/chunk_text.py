@@ -134,7 +134,8 @@ class ChunkText(Text):
     def size_with_chunks(self, chunks: Sequence[Chunk], data: bytes) -> int:
         """How much memory the records would take at most with more of them, whose text together is `data`. Units:
         bytes."""
-        size = self.size + len(data) + (OFFSET_BYTES + 1) * len(chunks)
+        size = len(self._data) + OFFSET_BYTES * len(self._ends) + self._other_bytes
+        size += len(data) + (OFFSET_BYTES + 1) * len(chunks)
         last = None if self._last is None else self._last[0]
         for chunk in chunks:
             envelope = chunk.envelope
@@ -147,6 +148,16 @@ class ChunkText(Text):
 
     def add_chunks(self, chunks: Sequence[Chunk], data: bytes) -> None:
         """Add records. `data` is the UTF-8 of their texts together."""
+        block, last = self._open, self._last
+        if len(chunks) == 1 and last is not None and chunks[0].envelope is last[0] and last[0].is_text:
+            assert block is not None  # as most chunks come, one at a time, in the same envelope
+            self._data += data
+            self._ends.append(len(self._data))
+            block.forms.append(last[1])
+            self._other_bytes += 1
+            if len(block.forms) >= BLOCK_RECORDS:
+                self._seal(block)
+            return
         number = len(self._ends)
         self.add([chunk.text for chunk in chunks], data)
         for chunk in chunks:

@@ -26,6 +26,7 @@ __all__ = [
     "Binding",
     "Elsewhere",
     "End",
+    "ErasedMeanwhile",
     "Kind",
     "Origin",
     "Piece",
@@ -75,6 +76,10 @@ def belongs_to(origin: Origin, stream_id: str, credential: str) -> bool:
 def log_name(stream_id: str) -> str:
     """Name a stream in log lines. Its id is a capability and must not appear there."""
     return hashlib.sha256(stream_id.encode("utf-8", "replace")).hexdigest()[:12]
+
+
+class ErasedMeanwhile(Exception):
+    """The records of a log were erased while they were read."""
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):
@@ -368,6 +373,10 @@ class Elsewhere(Protocol):
         Returns the end, if the log had one before, and the number of records by now. Raises: StreamUnknown,
         StreamExpired, StoreUnavailable.
         """
+
+    def erase_unread(self, stream_id: str) -> None:
+        """Erase a log of which no copy is here. The caller has seen that it may. Raises: StreamUnknown, StreamExpired,
+        StoreUnavailable."""
 
     def publish(self, name: str, content: bytes) -> None:
         """Give instances of other versions a page's files, under the files' hash."""

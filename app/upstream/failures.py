@@ -97,12 +97,15 @@ def from_sdk_for_client(error: sdk.OpenAIError, reader: ReportReader) -> errors.
 
 
 def from_report_for_client(report: object, reader: ReportReader) -> errors.UpstreamError:
-    """Map an error that came in place of a client's own answer, or in it. What the upstream says goes with it."""
+    """Map an error that came in place of a client's own answer, or in it. What the upstream says of the request goes
+    with it. An error without a code of its own, or with the number of another status, is the upstream's own trouble."""
     mapped = from_report(report)
     status = status_in(report)
     if status is not None:
         mapped = _final(mapped, status)
-    mapped.reported = reader.read(report, status or mapped.status)
+    said = reader.read(report, status or mapped.status)
+    if said is not None and (status is not None or not (said.code or "0").isdecimal()):
+        mapped.reported = said
     return mapped
 
 

@@ -77,7 +77,7 @@ class Recorder:
 
     def decode(self, data: bytes) -> Part:
         """Return the part. Raises: BrokenStream for data that is no chunk, ErrorReported for an error inside."""
-        prefix, suffix, begin, end, envelope, is_text = self._last
+        prefix, suffix, begin, end, envelope, is_text, _ = self._last
         if data.startswith(prefix) and data.endswith(suffix):
             try:
                 value = decode_string(data[begin:end])
@@ -89,7 +89,7 @@ class Recorder:
 
     def pending(self) -> Part | None:
         """Return the records for halves that nothing completed, once. None when there are none."""
-        chunks = self._replaced(self._halves.take())
+        chunks = tuple(map(self._replacement, self._halves.take()))
         return Part(chunks=chunks, chars=len(chunks)) if chunks else None
 
     def _decode(self, data: bytes) -> Part:
@@ -98,7 +98,7 @@ class Recorder:
             return self._decode_odd(data)
         if (found := self._spellings.find(data)) is not None:
             self._last, value = found
-            _, _, _, _, envelope, is_text = self._last
+            _, _, _, _, envelope, is_text, _ = self._last
             return Part("", None, None, False, (Chunk(value if is_text else "", value, envelope),), len(value))
         _check_size(data)
         read = _read(data)
@@ -119,7 +119,8 @@ class Recorder:
         if 0 < len(model) <= LONGEST_COMMON_BYTES:
             self._model = model.copy()
         part = self._part(read, None)
-        if replaced := self._replaced(abandoned):
+        if abandoned:
+            replaced = tuple(self._raw(chunk.text, chunk.value) for chunk in map(self._replacement, abandoned))
             return Part("", part.finish_reason, part.usage, False, replaced + part.chunks, part.chars + len(replaced))
         return part
 
@@ -186,16 +187,14 @@ class Recorder:
         return Chunk(text, value, envelope)
 
     def _raw(self, text: str, json: str) -> Chunk:
+        """Make a record without an envelope. Raises: BrokenStream when all of them together are too large."""
         self._room -= len(json)
         if self._room < 0:
             raise BrokenStream("its chunks are too large altogether")
         return Chunk(text, json)
 
-    def _replaced(self, places: list[Place]) -> tuple[Chunk, ...]:
-        """Make a record of its own for each half that nothing completed."""
-        return tuple(map(self._replacement, places))
-
     def _replacement(self, place: Place) -> Chunk:
+        """Make a record of its own for half a character that nothing completed."""
         chunk: dict[str, Any] = {"id": self._id, "object": "chat.completion.chunk"}
         if self._created is not None:
             chunk["created"] = self._created
@@ -203,7 +202,7 @@ class Recorder:
             chunk["model"] = self._model
         chunk["choices"] = [{"index": place.choice, "delta": place.delta, "finish_reason": None}]
         is_text = place.choice == 0 and place.field in _TEXTS
-        return self._raw(REPLACEMENT if is_text else "", one_line(written(chunk)))
+        return Chunk(REPLACEMENT if is_text else "", one_line(written(chunk)))
 
 
 def whole_answer(body: bytes, completion_id: str) -> Part:

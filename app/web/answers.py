@@ -8,6 +8,7 @@ from typing import Any
 
 from flask import Response, g, request
 
+from app import errors
 from app.dialects.native.answer import answer, around_text, failed_answer, failure_of, running, text_bytes
 from app.dialects.native.frames import NativeFrames
 from app.dialects.native.headers import Cursor, place_after, read_wait_seconds
@@ -55,6 +56,8 @@ def waited(log: StreamLog, cursor: Cursor | None = None, *, is_admitted: bool = 
         response.headers["Location"] = _location("wait", log)
         if seconds is not None:
             response.headers["Preference-Applied"] = f"wait={seconds}"
+    elif log.is_erased:
+        raise errors.StreamUnknown
     else:
         response = _ended(log, end, is_admitted=is_admitted)
         response.headers["Location"] = _location("streaming", log)

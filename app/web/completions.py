@@ -18,7 +18,7 @@ from app.dialects.completions.models import completion_id
 from app.dialects.completions.request import ForwardedRequest, read_forwarded
 from app.dialects.native.headers import Cursor, place_after, read_cursor, read_key, read_wait_seconds
 from app.platform.utc import unix_seconds, utc_now
-from app.streams.interface import Binding, End, Kind, Origin, Piece, StreamLog
+from app.streams.interface import Binding, End, ErasedMeanwhile, Kind, Origin, Piece, StreamLog
 from app.upstream.interface import Forwarded
 from app.web.admission import admit, body_of, check_type, credential, cursor_of, key_header
 from app.web.answers import SHORT_BYTES, as_json
@@ -43,18 +43,18 @@ def create() -> Response:
         with body_of(at_most=worker().settings.openai_max_body_bytes):
             pass
         return _stream(worker().store.find(cursor.stream_id, reach=cursor.sequence, credential=credential()), cursor)
-    log, asked = _begin()
-    if asked.is_streamed:
+    log, rate_limits = _begin()
+    if log.origin.kind == "chunks":
         hold(log, seconds=HOLD_SECONDS)
         end = log.end
         response = (
-            _refused(log, end)
+            _refused(log, end, is_streamed=True)
             if end is not None and not end.records and failure_of(end) is not None
             else _stream(log, None, is_admitted=True)
         )
     else:
         response = _whole(log, is_admitted=True)
-    response.headers.update(asked.rate_limits)
+    response.headers.update(rate_limits)
     return response
 
 
@@ -73,10 +73,17 @@ def show(stream_id: str) -> Response:
 def erase(stream_id: str) -> None:
     """Stop a generation, and forget all of it. Its readers are cut off.
 
-    Raises: StreamUnknown, StreamExpired, StoreUnavailable, Overloaded.
+    Raises: StreamUnknown, StreamExpired, StoreUnavailable.
     """
     parts = worker()
-    log = parts.store.find(stream_id, credential=credential())
+    try:
+        log = parts.store.find(stream_id, credential=credential())
+    except errors.Overloaded:  # there is no room for its records here, and to erase them needs none
+        if parts.store.elsewhere is None:
+            raise
+        parts.store.elsewhere.cancel(stream_id)
+        parts.store.elsewhere.erase_unread(stream_id)
+        return
     stop(log)
     parts.store.erase(log)
     parts.readers.cut(log)
@@ -92,8 +99,11 @@ def _prefers_events() -> bool:
     return "text/event-stream" in accepted and "application/json" not in accepted
 
 
-def _begin() -> tuple[StreamLog, Forwarded]:
-    """Begin the log of a new generation, or attach to the one that the same idempotency key began."""
+def _begin() -> tuple[StreamLog, dict[str, str]]:
+    """Begin the log of a new generation, or attach to the one that the same idempotency key began.
+
+    Also return where the upstream's headers about rate limits come, once it has answered. Nothing here keeps the body.
+    """
     parts = worker()
     check_type()
     key = _key()
@@ -111,7 +121,7 @@ def _key() -> str | None:
     return None if key is None else hashlib.sha256(f"completions {key} {credential()}".encode()).hexdigest()
 
 
-def _create(asked: ForwardedRequest, key: str | None) -> tuple[StreamLog, Forwarded]:
+def _create(asked: ForwardedRequest, key: str | None) -> tuple[StreamLog, dict[str, str]]:
     """Create the log and start its generation, unless the key has begun one before."""
     parts = worker()
     binding = Binding(key, asked.fingerprint) if key else None
@@ -132,7 +142,7 @@ def _create(asked: ForwardedRequest, key: str | None) -> tuple[StreamLog, Forwar
     )
     if is_new:
         parts.generations.start(log, question)
-    return log, question
+    return log, question.rate_limits
 
 
 def _stream(log: StreamLog, cursor: Cursor | None, *, is_admitted: bool = False) -> Response:
@@ -157,7 +167,7 @@ def _pieces(log: StreamLog, last: int) -> Iterator[Piece]:
     while reader.after < last:
         piece = reader.read(0) if log.origin.kind == "text" else reader.read_chunks(PIECE_BYTES)
         if piece is None:
-            return  # the log was erased
+            raise ErasedMeanwhile
         reader.after = piece.sequence
         yield piece
         if time.monotonic() - read_at > 0.001:
@@ -179,7 +189,7 @@ def _whole(log: StreamLog, *, is_admitted: bool = False) -> Response:
         if seconds is not None:
             response.headers["Preference-Applied"] = f"wait={seconds}"
     elif failure_of(end) is not None:
-        response = _refused(log, end)
+        response = _refused(log, end, is_streamed=False)
     else:
         response = _written(log, _completion(log, end))
     response.headers["Location"] = _location(log, is_streamed=False)
@@ -190,13 +200,13 @@ def _whole(log: StreamLog, *, is_admitted: bool = False) -> Response:
 
 def _completion(log: StreamLog, end: End) -> bytes:
     """Write the completion of a log that has ended. Raises: StreamUnknown when the log was erased meanwhile."""
-    body = completion(log.stream_id, log.origin, end, _pieces(log, end.records), unix_seconds(log.origin.created))
-    if log.is_erased:
-        raise errors.StreamUnknown
-    return body
+    try:
+        return completion(log.stream_id, log.origin, end, _pieces(log, end.records), unix_seconds(log.origin.created))
+    except ErasedMeanwhile:
+        raise errors.StreamUnknown from None
 
 
-def _refused(log: StreamLog, end: End) -> Response:
+def _refused(log: StreamLog, end: End, *, is_streamed: bool) -> Response:
     """Answer with the failure of a log that has ended, and with what there was until then."""
     failure = failure_of(end)
     assert failure is not None
@@ -206,6 +216,7 @@ def _refused(log: StreamLog, end: End) -> Response:
         response = Response(json.dumps(COMPLETIONS.body(failure, g.correlation_id)), mimetype="application/json")
     response.status_code = COMPLETIONS.status(failure)
     response.headers.update(COMPLETIONS.headers(failure))
+    response.headers["Location"] = _location(log, is_streamed=is_streamed)
     response.headers["X-Stream-Id"] = log.stream_id
     add_retry_after(response, failure)
     return response

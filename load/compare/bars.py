@@ -8,12 +8,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from load.compare.lanes import GAP_MS, Figures
-from load.compare.subjects import DIRECT, OURS
-from load.compare.valkey import CONNECTIONS, LOCAL, MOST_READERS, REMOTE, STREAMS, VALKEY, WORKERS
+from load.compare.subjects import DIRECT, NODE, OPENAI, OURS
+from load.compare.valkey import CONNECTIONS, LOCAL, LOCAL_OPENAI, MOST_READERS, REMOTE, STREAMS, VALKEY, WORKERS
+from load.upstream import ARGUMENTS, REASONING
 
-__all__ = ["Bar", "Results", "Verdict", "judge"]
+__all__ = [
+    "KEPT",
+    "RATIO_STREAMS",
+    "WHOLE",
+    "WHOLE_PER_SECOND",
+    "WHOLE_TOKENS",
+    "Bar",
+    "Results",
+    "Verdict",
+    "judge",
+]
 
 RATIO_STREAMS = 50
+
+WHOLE = "whole"
+"""The lane of answers that are not streamed: of 20 tokens, 50 a second."""
+
+WHOLE_TOKENS, WHOLE_PER_SECOND = 20, 50
+
+KEPT = "kept"
+"""The lane that tells what a finished answer takes in memory (`load.memory`)."""
 
 
 class Results:
@@ -42,6 +61,11 @@ class Results:
         values = [each[figure] for each in self.rounds.get((lane, level, subject), ()) if figure in each]
         return max(values) if values else math.nan
 
+    def ratio(self, lane: str, level: int, names: tuple[str, str], figure: str) -> float:
+        """Tell how many times the second one's figure the first one's is."""
+        ours, theirs = (self.median(lane, level, name, figure) for name in names)
+        return ours / theirs
+
     def added_ttft(self, streams: int, share: int) -> float:
         """Units: milliseconds more than straight from the model."""
         figure = f"ttft_p{share}_ms"
@@ -54,8 +78,12 @@ class Results:
 
     def of_memory(self, streams: int, readers: str) -> float:
         """Tell how many times the memory store's CPU a token costs whose stream is on Valkey."""
-        ours, theirs = (self.median(VALKEY, streams, name, "cpu_us_per_token") for name in (readers, OURS))
-        return ours / theirs
+        return self.ratio(VALKEY, streams, (readers, OURS), "cpu_us_per_token")
+
+    def of_native(self, streams: int, lane: str = "paced") -> float:
+        """Tell how many times the native stream's CPU a chunk of OpenAI's route costs, in this lane."""
+        native = self.median("paced", streams, OURS, "cpu_us_per_token")
+        return self.median(lane, streams, OPENAI, "cpu_us_per_token") / native
 
     def added_gap(self, streams: int, readers: str) -> float:
         """Units: milliseconds that the gap's p99 is over the memory store's."""
@@ -98,9 +126,21 @@ class Verdict:
     aim_met: bool | None
 
 
-def _per_token(results: Results, other: str) -> float:
-    ours, theirs = (results.median("paced", RATIO_STREAMS, name, "cpu_us_per_token") for name in (OURS, other))
-    return ours / theirs
+def _per_token(results: Results, other: str, ours: str = OURS) -> float:
+    return results.ratio("paced", RATIO_STREAMS, (ours, other), "cpu_us_per_token")
+
+
+def _missing_as_openai(results: Results) -> float:
+    """Count what is wrong in all streams of OpenAI's route."""
+    names = ("missing", "disordered", "unfinished", "misframed")
+    found = [
+        figures[name]
+        for (lane, _, subject), rounds in results.rounds.items()
+        if subject in (OPENAI, LOCAL_OPENAI) and lane in ("paced", VALKEY, REASONING, ARGUMENTS)
+        for figures in rounds
+        for name in names
+    ]
+    return sum(found) if found else math.nan
 
 
 def _missing(results: Results, streams: int) -> float:
@@ -169,6 +209,97 @@ BARS = (
         0,
         "",
         lambda r: r.more_connections(MOST_READERS),
+    ),
+    Bar(
+        "OpenAI's route, 50 streams: CPU per token, of the native stream's", 1.15, None, "×", lambda r: r.of_native(50)
+    ),
+    Bar(
+        "OpenAI's route, 100 streams: CPU per token, of the native stream's",
+        1.15,
+        None,
+        "×",
+        lambda r: r.of_native(100),
+    ),
+    Bar(
+        "OpenAI's route, 256 streams: CPU per token, of the native stream's", 1.5, None, "×", lambda r: r.of_native(256)
+    ),
+    Bar(
+        "OpenAI's route, 50 streams: CPU per token, of LiteLLM's",
+        1 / 6,
+        None,
+        "×",
+        lambda r: _per_token(r, "LiteLLM", OPENAI),
+    ),
+    Bar(
+        "OpenAI's route, 100 streams of reasoning: CPU per token, of the native stream's",
+        1.25,
+        None,
+        "×",
+        lambda r: r.of_native(100, REASONING),
+    ),
+    Bar(
+        "OpenAI's route, 100 streams of a tool's arguments: CPU per token, of the native stream's",
+        1.25,
+        None,
+        "×",
+        lambda r: r.of_native(100, ARGUMENTS),
+    ),
+    Bar("OpenAI's route: chunks missing or merged, or answers not whole", 0, 0, "", _missing_as_openai),
+    Bar(
+        "OpenAI's route, 20 tokens not streamed, 50 a second: p50, of native wait mode's",
+        1.1,
+        None,
+        "×",
+        lambda r: r.ratio(WHOLE, WHOLE_PER_SECOND, (OPENAI, OURS), "answer_p50_ms"),
+    ),
+    Bar(
+        "OpenAI's route, 20 tokens not streamed, 50 a second: p99, of native wait mode's",
+        1.5,
+        None,
+        "×",
+        lambda r: r.ratio(WHOLE, WHOLE_PER_SECOND, (OPENAI, OURS), "answer_p99_ms"),
+    ),
+    Bar(
+        "Valkey, 100 streams: CPU per token, of Node's with resumable-stream",
+        0.65,
+        None,
+        "×",
+        lambda r: r.ratio(VALKEY, STREAMS, (LOCAL, NODE), "cpu_us_per_token"),
+    ),
+    Bar(
+        "Valkey, 100 streams, OpenAI's route: CPU per token, of Node's with resumable-stream",
+        0.75,
+        None,
+        "×",
+        lambda r: r.ratio(VALKEY, STREAMS, (LOCAL_OPENAI, NODE), "cpu_us_per_token"),
+    ),
+    Bar(
+        "Valkey, 100 streams: first token p50, of Node's with resumable-stream",
+        1,
+        None,
+        "×",
+        lambda r: r.ratio(VALKEY, STREAMS, (LOCAL, NODE), "ttft_p50_ms"),
+    ),
+    Bar(
+        "kept: a native answer of 100 chunks",
+        3.2,
+        None,
+        "KB",
+        lambda r: r.median(KEPT, 100, "native", "resident_kb"),
+    ),
+    Bar(
+        "kept: an answer of OpenAI's route, 100 chunks",
+        3.6,
+        None,
+        "KB",
+        lambda r: r.median(KEPT, 100, "openai", "resident_kb"),
+    ),
+    Bar(
+        "kept: an answer of OpenAI's route, 100 chunks of reasoning",
+        6,
+        None,
+        "KB",
+        lambda r: r.median(KEPT, 100, "reasoning", "resident_kb"),
     ),
 )
 

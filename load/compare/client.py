@@ -18,13 +18,17 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import TypeAlias
 
-__all__ = ["Elsewhere", "Exchange", "Times", "burst", "exchange", "paced", "repeated", "stream_id"]
+__all__ = ["Elsewhere", "Exchange", "Times", "burst", "exchange", "paced", "repeated", "steady", "stream_id"]
 
 RECEIVE_BYTES = 262_144
 CONNECT_SECONDS = 5.0
+LAST_FRAME_BYTES = 512
+"""The frame that says that an answer of OpenAI's is over is within the last so many bytes."""
 
 _TOKEN = re.compile(rb"tk(\d+) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_FRAME = re.compile(rb"^data: ?", re.MULTILINE)
+_DONE = re.compile(rb"^data: ?\[DONE\]\r?\n", re.MULTILINE)
 _STREAM_ID = re.compile(rb"\r\nx-stream-id: *(\S+)\r\n", re.IGNORECASE)
 
 Elsewhere: TypeAlias = Callable[[str], tuple[int, bytes]]
@@ -63,12 +67,17 @@ class Exchange:
             in_order=numbers == sorted(set(numbers)),
             status=data[9:12].decode("ascii", "replace"),
             whole=self.ended and not self.failure,
+            frames=len(_FRAME.findall(body)),
+            done=_DONE.search(body, max(0, len(body) - LAST_FRAME_BYTES)) is not None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """What a client saw of one answer. Units: seconds; `gaps` lie between two arrivals that brought tokens."""
+    """What a client saw of one answer. Units: seconds; `gaps` lie between two arrivals that brought tokens.
+
+    `frames` counts the events with data, and `done` tells whether OpenAI's last one is there.
+    """
 
     first_seconds: float | None
     last_seconds: float | None
@@ -77,6 +86,8 @@ class Times:
     in_order: bool
     status: str
     whole: bool
+    frames: int
+    done: bool
 
 
 def _unchunked(data: bytes) -> tuple[bytes, list[tuple[int, int]]]:
@@ -287,6 +298,76 @@ def repeated(port: int, request: bytes, tokens: int, *, connections: int, second
                     ask(None)
         failures += len(waiting)
         for sock, _, _ in waiting.values():
+            sock.close()
+        epoll.close()
+    return taken, failures
+
+
+def steady(port: int, request: bytes, tokens: int, *, per_second: float, seconds: float) -> tuple[list[float], int]:
+    """Ask so many times a second, whatever becomes of the answers; give each answer's seconds, and the failures.
+
+    An answer's time begins when it was due to be asked for. Connections are kept, and there are as many as it takes.
+    """
+    epoll = select.epoll()
+    idle: list[socket.socket] = []
+    waiting: dict[int, tuple[socket.socket, float, list[bytes]]] = {}
+    taken: list[float] = []
+    failures = asked = 0
+    last = b"tk%d " % tokens
+
+    def ask(due: float) -> None:
+        if idle:
+            sock = idle.pop()
+        else:
+            sock = socket.create_connection(("127.0.0.1", port), CONNECT_SECONDS)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            epoll.register(sock.fileno(), select.EPOLLIN)
+        waiting[sock.fileno()] = sock, due, []
+        sock.sendall(request)
+
+    def drop(sock: socket.socket) -> None:
+        if sock in idle:
+            idle.remove(sock)
+        epoll.unregister(sock.fileno())
+        sock.close()
+
+    with _quietly():
+        begun = time.monotonic()
+        until = begun + seconds
+        while asked < per_second * seconds or waiting:
+            now = time.monotonic()
+            if now > until + CONNECT_SECONDS:
+                break
+            due = begun + asked / per_second
+            if asked < per_second * seconds and now >= due:
+                try:
+                    ask(due)
+                except OSError:
+                    failures += 1
+                asked += 1
+                continue
+            for fd, _ in epoll.poll(max(0.0, due - now) if asked < per_second * seconds else 0.1):
+                if fd not in waiting:  # an idle one that is closed
+                    for sock in [each for each in idle if each.fileno() == fd]:
+                        drop(sock)
+                    continue
+                sock, began, pieces = waiting[fd]
+                received = sock.recv(RECEIVE_BYTES)
+                pieces.append(received)
+                data = b"".join(pieces) if len(pieces) > 1 else received
+                if received and not _is_whole(data):
+                    continue
+                del waiting[fd]
+                if received and last in data:
+                    taken.append(time.monotonic() - began)
+                else:
+                    failures += 1
+                if received and b"connection: close" not in data[:1000].lower():
+                    idle.append(sock)
+                else:
+                    drop(sock)
+        failures += len(waiting)
+        for sock in (*idle, *(sock for sock, _, _ in waiting.values())):
             sock.close()
         epoll.close()
     return taken, failures

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from load.compare import client
 from load.compare.client import Exchange, Times
 from load.compare.subjects import Meter, Subject
+from load.upstream import CONTENT
 
 __all__ = [
     "Figures",
@@ -23,6 +24,7 @@ __all__ = [
     "requests",
     "resume",
     "upstream_figures",
+    "whole_answers",
 ]
 
 GAP_MS = 20
@@ -57,14 +59,18 @@ def _spread(name: str, seconds: Sequence[float]) -> Figures:
     }
 
 
-def _judged(answers: Sequence[Exchange]) -> tuple[list[Times], Figures]:
+def _judged(answers: Sequence[Exchange], subject: Subject) -> tuple[list[Times], Figures]:
     times = [answer.judge() for answer in answers]
+    is_whole = [each.whole and (each.done or not subject.speaks_openai) for each in times]
     figures: Figures = {
         "tokens": sum(answer.tokens - each.missing for answer, each in zip(answers, times, strict=True)),
         "missing": sum(each.missing for each in times),
         "disordered": sum(not each.in_order for each in times),
-        "unfinished": sum(not each.whole for each in times),
+        "unfinished": is_whole.count(False),
     }
+    if subject.more_frames is not None:
+        wanted = [answer.tokens + subject.more_frames for answer in answers]
+        figures["misframed"] = sum(each.frames != frames for each, frames in zip(times, wanted, strict=True))
     return times, figures
 
 
@@ -74,14 +80,16 @@ def paced(
     tokens: int,
     gap_ms: int = GAP_MS,
     *,
+    where: str = CONTENT,
     at: Target | None = None,
     live: Callable[[], None] = lambda: None,
 ) -> Figures:
     """Read streams of one token every `gap_ms`; with `at`, they are begun at the target and read there.
 
-    `live` is called while all of them are there. CPU and memory are those of both.
+    `where` the tokens are: in the content, in the reasoning, or in a tool's arguments. `live` is called while all of
+    them are there. CPU and memory are those of both.
     """
-    asked = target.subject.stream_request(target.port, tokens, gap_ms)
+    asked = target.subject.stream_request(target.port, tokens, gap_ms, where)
     meters = [each.meter for each in (target, at) if each is not None]
     memory_live: list[float] = []
 
@@ -108,7 +116,7 @@ def paced(
     own, took = time.process_time() - own, time.monotonic() - begun
     time.sleep(SETTLE_SECONDS)
     cpu = sum(meter.cpu_us() for meter in meters) - cpu
-    times, figures = _judged(answers)
+    times, figures = _judged(answers, target.subject)
     figures["rss_live_mb"] = memory_live[0] if memory_live else math.nan
     gaps = [gap for each in times for gap in each.gaps]
     whole = [each for each in times if not each.missing and each.in_order and each.whole]
@@ -116,7 +124,7 @@ def paced(
     figures |= _spread("gap", gaps)
     for factor in (2, 5):
         figures[f"sustained_{factor}x"] = sum(max(each.gaps, default=0.0) * 1000 <= factor * gap_ms for each in whole)
-    figures["cpu_us_per_token"] = cpu / max(figures["tokens"], 1)
+    figures["cpu_us_per_token"] = cpu / figures["tokens"] if figures["tokens"] else math.nan
     figures["tokens_per_arrival"] = figures["tokens"] / max(len(gaps) + len(times), 1)
     figures["core_share"] = cpu / 1e6 / took
     figures["client_core_share"] = own / took
@@ -126,7 +134,8 @@ def paced(
 def burst(target: Target, streams: int, tokens: int) -> Figures:
     """Start many at the same moment."""
     asked = target.subject.stream_request(target.port, tokens, 0)
-    times, figures = _judged(client.burst(target.port, asked, tokens, streams=streams, seconds=20.0))
+    answers = client.burst(target.port, asked, tokens, streams=streams, seconds=20.0)
+    times, figures = _judged(answers, target.subject)
     return figures | _spread("ttft", [each.first_seconds for each in times if each.first_seconds is not None])
 
 
@@ -134,7 +143,7 @@ def long_answer(target: Target, tokens: int) -> Figures:
     """Read one answer that comes as fast as it is taken."""
     asked = target.subject.stream_request(target.port, tokens, 0)
     cpu = target.meter.cpu_us()
-    times, figures = _judged([client.exchange(target.port, asked, tokens, seconds=60.0)])
+    times, figures = _judged([client.exchange(target.port, asked, tokens, seconds=60.0)], target.subject)
     time.sleep(SETTLE_SECONDS)
     figures["cpu_us_per_token"] = (target.meter.cpu_us() - cpu) / tokens
     figures["whole_ms"] = (times[0].last_seconds or math.nan) * 1000
@@ -152,7 +161,22 @@ def requests(target: Target, connections: int, tokens: int, seconds: float, *, s
     return {
         "failures": failures,
         "requests_per_second": len(taken) / took,
-        "cpu_us_per_request": cpu / max(len(taken), 1),
+        "cpu_us_per_request": cpu / len(taken) if taken else math.nan,
+        "client_core_share": own / took,
+        **_spread("answer", taken),
+    }
+
+
+def whole_answers(target: Target, tokens: int, per_second: float, seconds: float) -> Figures:
+    """Ask for answers that are not streamed, at a steady rate that does not wait for them."""
+    asked = target.subject.wait_request(target.port, tokens)
+    cpu, own, begun = target.meter.cpu_us(), time.process_time(), time.monotonic()
+    taken, failures = client.steady(target.port, asked, tokens, per_second=per_second, seconds=seconds)
+    own, took = time.process_time() - own, time.monotonic() - begun
+    cpu = target.meter.cpu_us() - cpu
+    return {
+        "failures": failures,
+        "cpu_us_per_request": cpu / len(taken) if taken else math.nan,
         "client_core_share": own / took,
         **_spread("answer", taken),
     }
@@ -166,7 +190,7 @@ def resume(target: Target, tokens: int) -> Figures:
     if stream_id is None:
         return {"missing": tokens}
     asked = subject.resume_request(port, stream_id)
-    times, figures = _judged([client.exchange(port, asked, tokens, seconds=60.0)])
+    times, figures = _judged([client.exchange(port, asked, tokens, seconds=60.0)], subject)
     return figures | {"whole_ms": (times[0].last_seconds or math.nan) * 1000}
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from load.compare.bars import Results, judge
+from load.compare.bars import WHOLE, WHOLE_PER_SECOND, WHOLE_TOKENS, Results, judge
 from load.compare.lanes import GAP_MS, STARTS_PER_SECOND
-from load.compare.subjects import DIRECT, OURS, Subject
-from load.compare.valkey import CONNECTIONS, LOCAL, REMOTE, VALKEY, WORKERS
+from load.compare.subjects import DIRECT, NODE, OPENAI, OURS, Subject
+from load.compare.valkey import CONNECTIONS, LOCAL, LOCAL_OPENAI, REMOTE, VALKEY, WORKERS
+from load.upstream import ARGUMENTS, REASONING
 
 __all__ = ["Report"]
 
@@ -52,6 +53,7 @@ class Report:
             self._bars(),
             self._paced(),
             self._others(),
+            self._openai(),
             self._valkey(),
             self._harness(),
             self._notes(),
@@ -135,6 +137,45 @@ class Report:
             lines.append(f"| {name} | {cpu} | {burst} | {whole} | {again} | {rates} | {memory} |")
         return "\n".join(lines)
 
+    def _openai(self) -> str:
+        """Tell what the lanes of OpenAI's route found; empty where it was not measured."""
+        of = self.results.median
+        shown = (
+            ("paced", OURS, OURS),
+            ("paced", OPENAI, OPENAI),
+            (REASONING, OPENAI, "the same, reasoning"),
+            (ARGUMENTS, OPENAI, "the same, a tool's arguments"),
+        )
+        lines = [
+            "| OpenAI's route: streams | | CPU a token | first token p50, p95, p99 | gap p50, p95, p99, max "
+            "| tokens missing |",
+            "|---|---|---|---|---|---|",
+        ]
+        for level in sorted({level for lane, level, name in self.results.rounds if (lane, name) == ("paced", OPENAI)}):
+            for lane, name, said in shown:
+                if not self.results.count(lane, level, name):
+                    continue
+                first = ", ".join(_number(of(lane, level, name, f"ttft_p{share}_ms")) for share in (50, 95, 99))
+                gaps = ", ".join(_number(of(lane, level, name, f"gap_{it}_ms")) for it in ("p50", "p95", "p99", "max"))
+                lines.append(
+                    f"| {level} | {said} | {_number(of(lane, level, name, 'cpu_us_per_token'))} µs | {first} ms "
+                    f"| {gaps} ms | {_number(self.results.worst(lane, level, name, 'missing'))} |"
+                )
+        if len(lines) == 2:
+            return ""
+        lines += [
+            "",
+            f"| {WHOLE_TOKENS} tokens not streamed, {WHOLE_PER_SECOND} a second | answer p50, p95, p99 | CPU |",
+        ]
+        lines.append("|---|---|---|")
+        for name in (OURS, OPENAI, "LiteLLM"):
+            if self.results.count(WHOLE, WHOLE_PER_SECOND, name):
+                times = [of(WHOLE, WHOLE_PER_SECOND, name, f"answer_p{share}_ms") for share in (50, 95, 99)]
+                cpu = _number(of(WHOLE, WHOLE_PER_SECOND, name, "cpu_us_per_request"))
+                said = f"{OURS}, wait mode" if name == OURS else name
+                lines.append(f"| {said} | {', '.join(map(_number, times))} ms | {cpu} µs |")
+        return "\n".join(lines)
+
     def _valkey(self) -> str:
         """Tell what the lanes on Valkey found; empty where there is none."""
         of = self.results.median
@@ -144,7 +185,10 @@ class Report:
             "|---|---|---|---|---|---|---|",
         ]
         for level in sorted({level for lane, level, _ in self.results.rounds if lane == VALKEY}):
-            for name, shown in ((OURS, f"{OURS}, in memory"), (LOCAL, LOCAL), (REMOTE, REMOTE)):
+            for name in (OURS, LOCAL, LOCAL_OPENAI, REMOTE, NODE):
+                if not self.results.count(VALKEY, level, name):
+                    continue
+                shown = f"{OURS}, in memory" if name == OURS else name
                 first = ", ".join(_number(of(VALKEY, level, name, f"ttft_p{share}_ms")) for share in (50, 95, 99))
                 gaps = ", ".join(
                     _number(of(VALKEY, level, name, f"gap_{it}_ms")) for it in ("p50", "p95", "p99", "max")
@@ -208,7 +252,7 @@ class Report:
             for each in self.subjects
             if any(name == each.name for _, name in tried) and (levels[-1], each.name) not in tried
         ]
-        about = [f"{each.name}: {each.what}." for each in self.subjects]
+        about = [each.about for each in self.subjects]
         not_included = (
             "Not included: TLS on either side, real networks and models, proxies in front, several workers (but see "
             "the figures with Valkey). A token's CPU holds the whole request's, spread over its tokens, and for ours "

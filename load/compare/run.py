@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,15 +21,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from load.compare import lanes, report, valkey
-from load.compare.bars import RATIO_STREAMS, Results
+from load.compare.bars import KEPT, RATIO_STREAMS, WHOLE, WHOLE_PER_SECOND, WHOLE_TOKENS, Results
 from load.compare.lanes import Figures, Target
-from load.compare.subjects import DIRECT, OURS, Meter, NotStarted, Process, Subject, subjects
-from load.compare.valkey import CONNECTIONS, CORES_FOR_WORKERS, LOCAL, REMOTE, VALKEY, WORKERS, Cores, Pair
+from load.compare.subjects import (
+    BEFORE,
+    DIRECT,
+    OURS,
+    ROOT,
+    Meter,
+    NotStarted,
+    Process,
+    Subject,
+    as_openai,
+    before,
+    subjects,
+)
+from load.compare.valkey import CONNECTIONS, CORES_FOR_WORKERS, REMOTE, VALKEY, WORKERS, Cores, Pair
+from load.upstream import ARGUMENTS, CONTENT, REASONING
 
 __all__ = ["main"]
 
 LEVELS = (1, 8, 25, 50, 100, 256, 512)
 LONG_TOKENS = 10_000
+KEPT_CHUNKS = 100
+
+OPENAI_LEVELS = (50, 100, 256)
+"""So many streams of OpenAI's route are measured beside as many native ones, and some more in the middle: of reasoning,
+and of a tool's arguments."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +65,22 @@ class Plan:
     readers: Sequence[int] = (1, valkey.MOST_READERS)
     worker_levels: Sequence[int] = tuple(range(128, 641, 64))
     worker_tokens: int = 600  # so many that all streams are there at once
+    openai_levels: Sequence[int] = OPENAI_LEVELS
+    whole_rounds: int = 5
+    whole_seconds: float = 5.0
+    kept_answers: int = 8000
 
 
 def _rounds(streams: int, subject: str) -> int:
     if streams == RATIO_STREAMS:
-        return {OURS: 5, "FastAPI": 5, "nginx": 3, "LiteLLM": 3}.get(subject, 1)
-    if subject == OURS:
+        return {OURS: 5, BEFORE: 5, "FastAPI": 5, "nginx": 3, "LiteLLM": 3}.get(subject, 1)
+    if subject in (OURS, BEFORE):
         return 3 if streams in (8, 100, 256, 512) else 1
     return 3 if (subject, streams) == (DIRECT, 100) else 1
 
 
 def _quick_rounds(streams: int, subject: str) -> int:
-    return 1 if streams <= 100 or subject in (OURS, DIRECT) else 0
+    return 1 if streams <= 100 or subject in (OURS, BEFORE, DIRECT) else 0
 
 
 FULL = Plan(400, LEVELS, _rounds, 3, 2.0, (1, 10, 64))
@@ -69,6 +93,9 @@ QUICK = Plan(
     (1, 10, 64),
     valkey_rounds=1,
     worker_levels=tuple(range(256, 641, 128)),
+    whole_rounds=3,
+    whole_seconds=2.0,
+    kept_answers=2000,
 )
 
 
@@ -86,13 +113,16 @@ class Comparison:
                 valkey_streams=min(most, self._plan.valkey_streams),
                 readers=[min(most, each) for each in self._plan.readers],
                 worker_levels=options.levels,
+                openai_levels=options.levels,
             )
         if options.tokens:
             self._plan = replace(self._plan, tokens=options.tokens, worker_tokens=options.tokens)
         if options.seconds:
-            self._plan = replace(self._plan, request_seconds=options.seconds)
+            self._plan = replace(self._plan, request_seconds=options.seconds, whole_seconds=options.seconds)
         self._directory: Path = options.report
         self._bins: tuple[Path, Path, Path] = (options.service, options.references, options.litellm)
+        self._node: Path = options.node
+        self._before: Path | None = options.before
         self._begun = time.monotonic()
         self._results = Results()
         self._targets: dict[str, Target] = {}
@@ -123,10 +153,12 @@ class Comparison:
                     self._note("held", most, name, lanes.held(target, most))
             self._valkey_lanes(len(cores))  # nor has ours more to remember than those on Valkey
             self._short_lanes()
+            self._whole_lane()
             for streams in self._plan.levels:
                 self._paced(streams)
             for name, target in self._targets.items():
                 self._note("memory", 0, name, {"rss_after_mb": target.meter.rss_mb()})
+            self._kept_lane()
         seconds = time.monotonic() - self._begun
         found = report.Report(self._results, self._started, self._notes, cores, seconds, quick=self._is_quick)
         return found.write(self._directory)
@@ -148,7 +180,10 @@ class Comparison:
         )
         self._started: list[Subject] = [direct]
         self._targets[DIRECT] = Target(direct, self._upstream_port, Meter(upstream.pid))
-        for subject in subjects(*self._bins):
+        ours, *others = subjects(*self._bins)
+        if self._before is not None:
+            others.insert(0, before(ours, self._before))
+        for subject in (ours, *others):
             self._say(f"starting {subject.name}")
             try:
                 process, port = subject.start(self._directory, self._cores.first, self._upstream_port)
@@ -164,12 +199,20 @@ class Comparison:
             if name not in self._targets and not any(name in note for note in self._notes):
                 self._notes.append(f"Left out: {name} is not installed here.")
         self._say("starting Valkey and two services on it")
-        ours = self._targets[OURS].subject
+        where = (self._directory, self._cores, self._upstream_port)
         try:
-            self._pair = Pair.start(stack, ours, self._directory, self._cores, self._upstream_port)
+            self._pair = Pair.start(stack, self._targets[OURS].subject, *where)
             self._notes.append(self._pair.about)
         except NotStarted as problem:
             self._notes.append(f"Left out, with all its lanes: {problem}")
+            return
+        self._say("starting what people write in Node")
+        try:
+            self._pair = self._pair.with_node(stack, self._node, *where)
+        except NotStarted as problem:
+            self._notes.append(f"Left out: {problem}")
+        if self._pair.node is not None:
+            self._notes.append(self._pair.node.subject.about)
 
     def _warm(self) -> None:
         self._say("warming up")
@@ -191,20 +234,66 @@ class Comparison:
                 figures = lanes.requests(target, connections, 20, plan.request_seconds, streaming=False)
                 self._note("wait", connections, name, figures)
 
-    def _paced(self, streams: int) -> None:
+    def _whole_lane(self) -> None:
         plan = self._plan
-        for number in range(max(plan.rounds(streams, name) for name in self._targets)):
+        asked = [self._targets[OURS], self._openai]
+        asked += [self._targets[name] for name in ("LiteLLM",) if name in self._targets]
+        for target in asked:
+            lanes.whole_answers(target, WHOLE_TOKENS, WHOLE_PER_SECOND, 0.5)
+        for number in range(plan.whole_rounds):
+            for target in asked[::-1] if number % 2 else asked:
+                figures = lanes.whole_answers(target, WHOLE_TOKENS, WHOLE_PER_SECOND, plan.whole_seconds)
+                self._note(WHOLE, WHOLE_PER_SECOND, target.subject.name, figures)
+
+    def _kept_lane(self) -> None:
+        """Have the service's own code keep answers, in processes of its own."""
+        service = self._bins[0]
+        command = [str(service / "python"), "-m", "load.memory", "--json", "--answers", str(self._plan.kept_answers)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        try:
+            found = json.loads(done.stdout)
+        except ValueError:
+            self._notes.append(f"What a kept answer takes is not measured: {done.stderr.strip()[-300:]}")
+            return
+        for name, sizes in found.items():
+            self._note(KEPT, KEPT_CHUNKS, name, {f"{key}_kb": size / 1000 for key, size in sizes.items()})
+
+    @property
+    def _openai(self) -> Target:
+        """Our service as OpenAI's clients ask it."""
+        ours = self._targets[OURS]
+        return replace(ours, subject=as_openai(ours.subject))
+
+    def _paced(self, streams: int) -> None:
+        rounds = self._plan.rounds
+        for number in range(max(rounds(streams, name) for name in self._targets)):
             for name, target in self._in_turn(number):
-                if number >= plan.rounds(streams, name) or (name in self._beaten and streams > RATIO_STREAMS):
+                if number >= rounds(streams, name) or (name in self._beaten and streams > RATIO_STREAMS):
                     continue
-                lanes.upstream_figures(self._upstream_port)
-                figures = lanes.paced(target, streams, plan.tokens)
-                figures |= {
-                    f"upstream_{key}": value for key, value in lanes.upstream_figures(self._upstream_port).items()
-                }
-                self._note("paced", streams, name, figures)
-                if figures["sustained_5x"] < streams / 2 and name != OURS:
+                if name == OURS:
+                    self._paced_as_both(streams, number)
+                    continue
+                figures = self._pace("paced", target, streams)
+                if figures["sustained_5x"] < streams / 2:
                     self._beaten.add(name)  # the next level would only take longer
+
+    def _paced_as_both(self, streams: int, number: int) -> None:
+        """Measure our service by its native route and, right beside, by OpenAI's."""
+        levels = self._plan.openai_levels
+        measures = [("paced", self._targets[OURS], CONTENT)]
+        if streams in levels:
+            measures.append(("paced", self._openai, CONTENT))
+        if streams == levels[len(levels) // 2]:
+            measures += [(where, self._openai, where) for where in (REASONING, ARGUMENTS)]
+        for lane, target, where in measures[::-1] if number % 2 else measures:
+            self._pace(lane, target, streams, where)
+
+    def _pace(self, lane: str, target: Target, streams: int, where: str = CONTENT) -> Figures:
+        lanes.upstream_figures(self._upstream_port)
+        figures = lanes.paced(target, streams, self._plan.tokens, where=where)
+        figures |= {f"upstream_{key}": value for key, value in lanes.upstream_figures(self._upstream_port).items()}
+        self._note(lane, streams, target.subject.name, figures)
+        return figures
 
     def _valkey_lanes(self, cores: int) -> None:
         plan, pair = self._plan, self._pair
@@ -213,14 +302,18 @@ class Comparison:
         streams = plan.valkey_streams
         for target in (pair.first, pair.second):
             lanes.paced(target, 10, 20)
-        measures: list[tuple[str, Callable[[], Figures]]] = [
-            (OURS, lambda: lanes.paced(self._targets[OURS], streams, plan.tokens)),
-            (LOCAL, lambda: pair.paced(streams, plan.tokens, remote=False)),
-            (REMOTE, lambda: pair.paced(streams, plan.tokens, remote=True)),
-        ]
+        if pair.node is not None:  # its code gets fast while it runs
+            lanes.paced(pair.node, streams, plan.tokens)
+        names = [OURS, *pair.measures()]
         for number in range(plan.valkey_rounds):
-            for name, measure in measures[::-1] if number % 2 else measures:
-                self._note(VALKEY, streams, name, measure())
+            for name in names[::-1] if number % 2 else names:
+                is_ours = name == OURS  # in memory
+                figures = (
+                    lanes.paced(self._targets[OURS], streams, plan.tokens)
+                    if is_ours
+                    else pair.paced(name, streams, plan.tokens)
+                )
+                self._note(VALKEY, streams, name, figures)
         for readers in plan.readers:
             self._note(CONNECTIONS, readers, REMOTE, pair.connections(readers))
         if cores < CORES_FOR_WORKERS:
@@ -246,11 +339,14 @@ class Comparison:
         self._results.add(lane, level, name, figures)
         shown = ("cpu_us_per_token", "cpu_us_per_request", "ttft_p50_ms", "ttft_p99_ms", "gap_p99_ms", "missing")
         more = ("whole_ms", "requests_per_second", "rss_idle_mb", "rss_live_mb", "rss_after_mb")
-        more += ("valkey_cpu_us_per_token", "connections", "sustained")
+        more += ("valkey_cpu_us_per_token", "connections", "sustained", "misframed", "failures")
+        more += ("answer_p50_ms", "answer_p99_ms", "resident_kb")
         words = [
-            f"{key} {figures[key]:.1f}" for key in (*shown, *more) if key in figures and not math.isnan(figures[key])
+            f"{key} {figures[key]:.{2 if key.startswith('answer') else 1}f}"
+            for key in (*shown, *more)
+            if key in figures and not math.isnan(figures[key])
         ]
-        self._say(f"{lane:8} {level:>5}  {name:9} " + "  ".join(words))
+        self._say(f"{lane:9} {level:>5}  {name:9} " + "  ".join(words))
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._begun:6.0f} s  {text}", flush=True)
@@ -272,6 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--service", type=Path, default=root / ".venv" / "bin", help="bin of ours")
     parser.add_argument("--references", type=Path, default=root / ".venv" / "compare" / "references" / "bin")
     parser.add_argument("--litellm", type=Path, default=root / ".venv" / "compare" / "litellm" / "bin")
+    parser.add_argument("--node", type=Path, default=root / ".venv" / "compare" / "node", help="the reference in Node")
+    parser.add_argument("--before", type=Path, help="another checkout of ours, to be measured beside")
     options = parser.parse_args(arguments)
     if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/schedstat").exists():
         print("No measurement. The CPU of a process is read from Linux's /proc, which is not here.")

@@ -13,22 +13,46 @@ import string
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Self
 
-from load.upstream import MODEL
+from load.upstream import CONTENT, MODEL
 
-__all__ = ["DIRECT", "OURS", "Meter", "NotStarted", "Process", "Subject", "free_port", "request", "subjects"]
+__all__ = [
+    "BEFORE",
+    "DIRECT",
+    "NODE",
+    "OPENAI",
+    "OURS",
+    "ROOT",
+    "Meter",
+    "NotStarted",
+    "Process",
+    "Subject",
+    "as_openai",
+    "before",
+    "free_port",
+    "node",
+    "request",
+    "subjects",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCES = ROOT / "load" / "references"
 OURS = "ChatWait"
+OPENAI = "ChatWait, OpenAI's route"
+NODE = "Node"
 DIRECT = "direct"
+BEFORE = "before"
+PACKAGES = ("openai", "resumable-stream", "redis")
+"""What the reference in Node is made of."""
 START_SECONDS = 90.0
 STOP_SECONDS = 10.0
 MOST_STREAMS = 600
+OUR_MODEL = "gpt-4o-mini"
+"""What our service asks for, and lets its clients ask for."""
 
 
 class NotStarted(Exception):
@@ -39,14 +63,20 @@ class Process:
     """A program on cores of its own, mostly one, until the context is left. What it prints goes into a file."""
 
     def __init__(
-        self, name: str, command: Sequence[str], directory: Path, cores: Collection[int] | None, **environment: str
+        self,
+        name: str,
+        command: Sequence[str],
+        directory: Path,
+        cores: Collection[int] | None,
+        root: Path = ROOT,
+        **environment: str,
     ) -> None:
         self.log = directory / f"{name}.log"
         pin = (lambda: os.sched_setaffinity(0, cores)) if cores is not None else None
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
                 list(command),
-                cwd=ROOT,
+                cwd=root,
                 env={key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ} | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -125,7 +155,17 @@ class Subject:
     stream_path: str = "/chat/streaming"
     wait_path: str = "/chat/wait"
     speaks_openai: bool = False
+    asks_usage: bool = True
+    model: str = MODEL
+    more_frames: int | None = None
+    """How many frames an answer has beside one for each token. None: frames are not counted."""
     headers: Mapping[str, str] = field(default_factory=dict)
+    directory: Path = ROOT
+    """Where it is started."""
+
+    @property
+    def about(self) -> str:
+        return f"{self.name}: {self.what}."
 
     def start(self, directory: Path, cores: Collection[int] | None, upstream_port: int) -> tuple[Process, int]:
         """Start it and wait until it serves; give it and its port. Raises: NotStarted."""
@@ -135,7 +175,8 @@ class Subject:
             for name, value in self.environment.items()
         }
         try:
-            process = Process(self.name, self.command(port, upstream_port, directory), directory, cores, **environment)
+            command = self.command(port, upstream_port, directory)
+            process = Process(self.name, command, directory, cores, self.directory, **environment)
         except OSError as error:
             raise NotStarted(f"{self.name} cannot be started: {error.strerror}") from error
         try:
@@ -145,9 +186,9 @@ class Subject:
             raise
         return process, port
 
-    def stream_request(self, port: int, tokens: int, gap_ms: int) -> bytes:
-        """Write the request for a stream."""
-        return self._request(port, self.stream_path, tokens, gap_ms, stream=True)
+    def stream_request(self, port: int, tokens: int, gap_ms: int, where: str = CONTENT) -> bytes:
+        """Write the request for a stream whose tokens are content, reasoning, or a tool's arguments."""
+        return self._request(port, self.stream_path, tokens, gap_ms, where, stream=True)
 
     def resume_request(self, port: int, stream_id: str) -> bytes:
         """Write the request for a stream from its beginning, as a client writes it that lost all of it."""
@@ -155,14 +196,14 @@ class Subject:
 
     def wait_request(self, port: int, tokens: int) -> bytes:
         """Write the request for a whole answer."""
-        return self._request(port, self.wait_path, tokens, 0, stream=False)
+        return self._request(port, self.wait_path, tokens, 0, CONTENT, stream=False)
 
-    def _request(self, port: int, path: str, tokens: int, gap_ms: int, *, stream: bool) -> bytes:
-        question = f"tokens={tokens} gap_ms={gap_ms}"
+    def _request(self, port: int, path: str, tokens: int, gap_ms: int, where: str, *, stream: bool) -> bytes:
+        question = f"tokens={tokens} gap_ms={gap_ms}" + ("" if where == CONTENT else f" in={where}")
         body: dict[str, object] = {"message": question, "max_tokens": min(tokens, 4096)}
         if self.speaks_openai:
-            body = {"model": MODEL, "messages": [{"role": "user", "content": question}], "stream": stream}
-            if stream:
+            body = {"model": self.model, "messages": [{"role": "user", "content": question}], "stream": stream}
+            if stream and self.asks_usage:
                 body["stream_options"] = {"include_usage": True}
         return request("POST", path, port, json.dumps(body).encode(), self.headers)
 
@@ -220,6 +261,7 @@ def subjects(service: Path, references: Path, litellm: Path) -> list[Subject]:
                 "PORT": "$port",
                 "OPENAI_BASE_URL": "http://$upstream/v1",
                 "OPENAI_API_KEY": f"sk-{key}",
+                "OPENAI_MODEL": OUR_MODEL,
                 "ENV_FILE": os.devnull,
                 "MAX_ACTIVE_STREAMS": str(MOST_STREAMS),
                 "MAX_READERS": str(2 * MOST_STREAMS),
@@ -296,3 +338,49 @@ def subjects(service: Path, references: Path, litellm: Path) -> list[Subject]:
             )
         )
     return found
+
+
+def as_openai(subject: Subject) -> Subject:
+    """Give our service as OpenAI's clients ask it: the same process, by another route."""
+    return replace(
+        subject,
+        name=OPENAI,
+        stream_path="/v1/chat/completions",
+        wait_path="/v1/chat/completions",
+        speaks_openai=True,
+        asks_usage=False,
+        model=OUR_MODEL,
+        more_frames=3,  # one that tells the role, one that tells the end, and [DONE]
+        headers={"Authorization": "Bearer sk-none"},
+    )
+
+
+def before(subject: Subject, directory: Path) -> Subject:
+    """Give our service as it is in another checkout, run by the same Python."""
+    return replace(subject, name=BEFORE, what=f"this service as it is in {directory.name}", directory=directory)
+
+
+def node(directory: Path, valkey_url: str) -> Subject:
+    """Give the reference in Node, as it is installed in a directory. Raises: NotStarted, when it is not."""
+    program, packages = shutil.which("node"), directory / "node_modules"
+    try:
+        versions = {name: json.loads((packages / name / "package.json").read_text())["version"] for name in PACKAGES}
+    except OSError:
+        versions = {}
+    if program is None or not versions:
+        raise NotStarted(f"{NODE} is not installed here. It needs Node 20 or later, with npm.")
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return Subject(
+        NODE,
+        f"node:http, OpenAI's SDK, and vercel/resumable-stream over the same Valkey ({told})",
+        [program, "--version"],
+        lambda *_: [program, str(directory / "service.mjs")],
+        {
+            "PORT": "$port",
+            "OPENAI_BASE_URL": "http://$upstream/v1",
+            "OPENAI_API_KEY": "none",
+            "OPENAI_MODEL": MODEL,
+            "REDIS_URL": valkey_url,
+            "NODE_ENV": "production",
+        },
+    )

@@ -19,12 +19,13 @@ from typing import Self
 
 from load.compare import lanes
 from load.compare.lanes import GAP_MS, HELD_GAP_MS, HELD_TOKENS, Figures, Target
-from load.compare.subjects import Meter, NotStarted, Process, Subject, free_port
+from load.compare.subjects import NODE, Meter, NotStarted, Process, Subject, as_openai, free_port, node
 
 __all__ = [
     "CONNECTIONS",
     "CORES_FOR_WORKERS",
     "LOCAL",
+    "LOCAL_OPENAI",
     "MOST_READERS",
     "REMOTE",
     "STREAMS",
@@ -41,7 +42,7 @@ __all__ = [
 VALKEY, CONNECTIONS, WORKERS = "valkey", "connections", "workers"
 """The lanes."""
 
-LOCAL, REMOTE = "local readers", "remote readers"
+LOCAL, REMOTE, LOCAL_OPENAI = "local readers", "remote readers", "local readers, OpenAI's route"
 STREAMS = 100
 MOST_READERS = 500
 CORES_FOR_WORKERS = 4
@@ -136,6 +137,8 @@ class Pair:
     valkey: Valkey
     first: Target
     second: Target
+    node: Target | None = None
+    """What people write in Node, on the same Valkey. None: it is not there."""
 
     @classmethod
     def start(cls, stack: ExitStack, ours: Subject, directory: Path, cores: Cores, upstream_port: int) -> Self:
@@ -159,10 +162,29 @@ class Pair:
             "head came, and read at the other; CPU is both workers'."
         )
 
-    def paced(self, streams: int, tokens: int, *, remote: bool) -> Figures:
+    def with_node(self, stack: ExitStack, reference: Path, directory: Path, cores: Cores, upstream_port: int) -> Self:
+        """Start the reference in Node too, and give all together. Raises: NotStarted."""
+        subject = node(reference, self.valkey.url(1))
+        process, port = subject.start(directory, cores.first, upstream_port)
+        stack.callback(process.__exit__)
+        return replace(self, node=Target(subject, port, Meter(process.pid)))
+
+    def measures(self) -> dict[str, tuple[Target, Target | None]]:
+        """Tell by its name where each lane's streams are begun, and where they are read if not there."""
+        measures: dict[str, tuple[Target, Target | None]] = {
+            LOCAL: (self.first, None),
+            LOCAL_OPENAI: (replace(self.first, subject=as_openai(self.first.subject)), None),
+            REMOTE: (self.first, self.second),
+        }
+        if self.node is not None:
+            measures[NODE] = (self.node, None)
+        return measures
+
+    def paced(self, name: str, streams: int, tokens: int) -> Figures:
         """As the lane of that name, with what Valkey used for it."""
         valkey = self.valkey.meter.cpu_us()
-        figures = lanes.paced(self.first, streams, tokens, at=self.second if remote else None)
+        begun, at = self.measures()[name]
+        figures = lanes.paced(begun, streams, tokens, at=at)
         figures["valkey_cpu_us_per_token"] = (self.valkey.meter.cpu_us() - valkey) / max(figures["tokens"], 1)
         return figures
 

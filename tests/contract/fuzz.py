@@ -96,14 +96,19 @@ def too_long(response: Response) -> str:
 
 
 def _excuse_refusal(case: Case, error: dict[str, Any], cursor: str) -> str:
+    error = error.get("error", error)  # in OpenAI's shape there is one more level
     code: str = error["error_code"]
     if code in OF_STATE:
         return code
     if code == "cursor_malformed" and CURSOR.fullmatch(cursor) and int(cursor.rpartition(".")[2]) > 2**53:
         return "a number that the pattern takes and that is over 2^53"
-    is_float = isinstance(case.body, dict) and isinstance(case.body.get("max_tokens"), float)
-    if is_float and error.get("fields") == {"max_tokens": ["Not a valid integer."]}:
+    body = case.body if isinstance(case.body, dict) else {}
+    floats = [name for name in ("max_tokens", "max_completion_tokens") if isinstance(body.get(name), float)]
+    if floats and error.get("fields") == {name: ["Not a valid integer."] for name in floats}:
         return "5.0, which JSON Schema takes for an integer"
+    read = ("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n")
+    if error.get("fields") and all(name not in read and name.casefold() in read for name in error["fields"]):
+        return "a name that differs from a known one only in case"
     return ""
 
 
@@ -132,7 +137,7 @@ def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def document(streams: list[str], cursors: list[str], *, with_cursors: bool) -> dict[str, Any]:
+def document(streams: list[str], completions: list[str], cursors: list[str], *, with_cursors: bool) -> dict[str, Any]:
     """Read the contract as schemathesis wants it, with streams that are there for its examples.
 
     Of an event stream it takes the schema for that of each event. Beside a cursor the rest of a POST is ignored:
@@ -142,20 +147,38 @@ def document(streams: list[str], cursors: list[str], *, with_cursors: bool) -> d
     schemas = found["components"]["schemas"]
     data_of = schemas["EventStream"]["x-event-data"]
     schemas["EventStream"] = {"oneOf": [_event(name, data) for name, data in data_of.items()]}
+    schemas["ChunkStream"] = {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {"event": {"const": "message"}, "data": {"type": "string"}, "id": {"type": "string"}},
+        "additionalProperties": False,
+    }
     del found["components"]["examples"]["EventStream"]["value"]  # it is that of a whole stream
     # Which models there are is the operator's choice; the contract can only point to where they are listed.
     schemas["ChatRequest"]["properties"]["model"] = {"const": MODEL}
+    schemas["ChatCompletionRequest"]["properties"]["model"] = {"const": MODEL}
+    # What its dictionaries hold for `id` is for completions.
+    found["components"]["parameters"]["ModelId"] |= {"name": "model_id", "schema": {"const": MODEL}}
+    found["paths"]["/models/{model_id}"] = found["paths"].pop("/models/{id}")
     parameters = found["components"]["parameters"]
     parameters["StreamId"]["example"] = streams[0]
+    parameters["CompletionId"]["example"] = completions[0]
     for name in CURSORS:
         parameters[name]["example"] = cursors[0]
     # Its coverage phase draws no header whose pattern has a dot in the middle, and sends "0" for it.
     parameters["LastEventIdHeader"]["schema"] = {"type": "string", "enum": cursors}
     if with_cursors:
         schemas["ChatRequest"] = {"const": {"message": "Hello"}}
-        del found["components"]["requestBodies"]["Chat"]["content"]["application/json"]["examples"]
+        schemas["ChatCompletionRequest"] = {"const": {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}}
+        for body in found["components"]["requestBodies"].values():
+            del body["content"]["application/json"]["examples"]
         return found
-    without = {"/chat": CURSORS, "/chat/streaming": CURSORS, "/chat/wait": (*CURSORS, "IdempotencyKey")}
+    without = {
+        "/chat": (*CURSORS, "ProxyIdempotencyKey"),
+        "/chat/streaming": (*CURSORS, "ProxyIdempotencyKey"),
+        "/chat/wait": (*CURSORS, "ProxyIdempotencyKey", "IdempotencyKey"),
+        "/chat/completions": (*CURSORS, "ProxyIdempotencyKey", "IdempotencyKey"),
+    }
     for path, names in without.items():
         post = found["paths"][path]["post"]
         post["parameters"] = [one for one in post["parameters"] if one["$ref"].rpartition("/")[2] not in names]
@@ -180,6 +203,7 @@ def run(
     base_url: str,
     *,
     streams: list[str],
+    completions: list[str],
     cursors: list[str],
     with_cursors: bool,
     max_examples: int,
@@ -192,7 +216,7 @@ def run(
     """
     generation = {"mode": "all", "max-examples": max_examples}
     generation |= {"deterministic": True} if seed is None else {"database": "none"}
-    bindings = {"path.stream_id": ("streams", 0.7)}
+    bindings = {"path.stream_id": ("streams", 0.7), "path.id": ("completions", 0.7)}
     if with_cursors:
         bindings |= {"header.Last-Event-ID": ("cursors", 0.5), "query.last_event_id": ("cursors", 0.3)}
     settings = {
@@ -200,7 +224,11 @@ def run(
         "continue-on-failure": True,
         "request-timeout": 20.0,
         "generation": generation,
-        "dictionaries": {"streams": {"values": streams}, "cursors": {"values": cursors}},
+        "dictionaries": {
+            "streams": {"values": streams},
+            "completions": {"values": completions},
+            "cursors": {"values": cursors},
+        },
         "parameters": {
             name: {"dictionary": words, "probability": probability} for name, (words, probability) in bindings.items()
         },
@@ -213,7 +241,9 @@ def run(
     }
     settings |= {name: value for name, value in (("seed", seed), ("max-time", seconds)) if value is not None}
     config = schemathesis.Config.from_dict(settings)
-    schema = schemathesis.openapi.from_dict(document(streams, cursors, with_cursors=with_cursors), config=config)
+    schema = schemathesis.openapi.from_dict(
+        document(streams, completions, cursors, with_cursors=with_cursors), config=config
+    )
     found = Found()
 
     @schema.hook

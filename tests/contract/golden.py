@@ -118,7 +118,8 @@ def answer_to(world: World, golden: Golden) -> Golden:
     with world.scene(golden.situation) as scene:
         text = replace_ids(golden.request, scene)
         status, headers, body = exchange(scene, text)
-        records = all_records(scene, headers) if b"\n: records=" in body else ""
+        is_proved = is_stream(headers) and b"\n: records=" in body
+        records = all_records(scene, headers) if is_proved else ""
     return replace(golden, answer=shown(status, headers, body, scene.stream_id, records))
 
 
@@ -135,6 +136,10 @@ def all_records(scene: Scene, headers: Headers) -> str:
     return exchange(scene, f"GET {target} HTTP/1.1\nHost: localhost:8000\n\n")[2].decode("ascii")
 
 
+def is_stream(headers: Headers) -> bool:
+    return headers.get("content-type", "").startswith("text/event-stream")
+
+
 def exchange(scene: Scene, request: str, *, whole: bool = True) -> tuple[int, Headers, bytes]:
     """Send a request as its text says, and read the answer, event by event where it is a stream, if the `whole`."""
     head, _, text = request.partition("\n\n")
@@ -148,14 +153,14 @@ def exchange(scene: Scene, request: str, *, whole: bool = True) -> tuple[int, He
         scene.sent()
         status, headers = wire.read_head()
         parser, pieces = EventParser(), []
-        is_stream = headers.get("content-type", "").startswith("text/event-stream")
-        if is_stream and not whole:
+        has_events = is_stream(headers)
+        if has_events and not whole:
             return status, headers, b""
         for piece in wire.read_body(method, status, headers):
             pieces.append(piece)
-            for event in parser.feed(piece) if is_stream else ():
+            for event in parser.feed(piece) if has_events else ():
                 scene.saw(event)
-            for comment in _COMMENT.findall(piece) if is_stream else ():
+            for comment in _COMMENT.findall(piece) if has_events else ():
                 scene.saw(Event(comment.decode(), ""))
         return status, headers, b"".join(pieces)
     finally:

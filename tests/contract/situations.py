@@ -55,6 +55,9 @@ class Soon(float):
     def __format__(self, spec):
         return "30"
 
+    def __add__(self, more):
+        return Soon(float(self) + more)
+
 runtime = app.extensions["chatwait"]
 runtime.bodies._seconds = Soon(1)
 runtime.generations._bounds = dataclasses.replace(runtime.generations._bounds, silence_seconds=Soon(1.5))
@@ -85,7 +88,7 @@ FAILURES: dict[str, Script] = {
     "is down": error(503, headers={"Retry-After": "60"}),
     "stops half-way": Script(steps=[*ROME, Close()]),
     "falls silent": Script(steps=[*ROME, Stall()]),
-    "says nothing": Script(steps=[Stall()]),
+    "says nothing": Script(before=[Stall()]),
     "refuses a field": error(400, "Unsupported value: 'temperature' does not support 3.", code="unsupported_value"),
     "does not have that model": error(404, "The model `gpt-4o-mini` does not exist.", code="model_not_found"),
     "finds the request too large": error(413, "Request too large."),
@@ -259,11 +262,11 @@ class World:
         return self._expired
 
     def orphan_completion(self) -> str:
-        """Give the id of a completion, asked for with the key, whose process was killed before the answer."""
+        """Give the id of a completion whose process was killed before the answer."""
         if not self._orphan_completion:
             self.upstream.always(FAILURES["says nothing"])
             with self.another() as service:
-                stream_id = begin_completion(service, {"Idempotency-Key": KEY})
+                stream_id = begin_completion(service)
                 service.kill()
             until = time.monotonic() + 60
             while get(f"{self.sharing.base_url}/chat/completions/{stream_id}", headers=NO_WAIT).status != 503:
@@ -577,6 +580,15 @@ def process_of_completion_died(world: World) -> Iterator[Scene]:
 
 
 @contextmanager
+def process_of_completion_dies(world: World) -> Iterator[Scene]:
+    """Another request waits for it then: a completion that fails without a record frees its key."""
+    world.upstream.always(FAILURES["says nothing"])
+    with world.another() as service:
+        stream_id = begin_completion(service, {"Idempotency-Key": KEY})
+        yield Scene(world.sharing, stream_id, sent=service.kill)
+
+
+@contextmanager
 def process_died(world: World) -> Iterator[Scene]:
     yield Scene(world.sharing, world.orphan())
 
@@ -622,7 +634,7 @@ SHARED: dict[str, Callable[[World], AbstractContextManager[Scene]]] = {
     "the storage does not answer from the first token to the second": storage_away_for_a_while,
     "the storage does not answer from the first token of a completion to the second": storage_away_from_a_completion,
     "a completion whose process died before the answer": process_of_completion_died,
-    "the process that had begun to complete this key died before the answer": process_of_completion_died,
+    "the process that had begun to answer this key dies while another one waits": process_of_completion_dies,
     "a stream whose process died after one token": process_died,
     "the process that had begun to answer this key died after one token": process_died,
     "a stream whose process dies while another one reads it": process_dies,

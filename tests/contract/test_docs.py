@@ -114,7 +114,7 @@ def json_of(exchange: Golden) -> dict[str, Any]:
 
 def test_page_shows_commands_that_send_the_requests_of_the_examples() -> None:
     commands = re.findall(r'data-example="([^"]+)#curl"><code>(.*?)</code>', PAGE, re.DOTALL)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for name, command in commands:
         words = shlex.split(html.unescape(command))
         options = list(pairwise(words))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
+from tests.contract.situations import IN_ONE_PIECE
 from tests.harness.contract import DOCUMENT
 from tests.harness.leaks import forgotten
 from tests.harness.reader import get, post, read_answer
@@ -22,8 +23,8 @@ from tests.live.steps import poll, settings
 if TYPE_CHECKING:
     from tests.contract.fuzz import Found
 
-OPERATIONS = 13
-FIRST_WORDS = ("POST /chat", "GET /chat/streaming/{stream_id}", "GET /chat/wait/{stream_id}")
+OPERATIONS = 17
+FIRST_WORDS = ("POST /chat", "POST /chat/completions", "GET /chat/streaming/{stream_id}", "GET /chat/wait/{stream_id}")
 SEED = "CHATWAIT_FUZZ_SEED"
 """An environment variable: another seed for the random requests, or `random` for one by chance.
 
@@ -41,6 +42,7 @@ def fuzz() -> Any:
 def chatwait() -> Iterator[ChatWait]:
     """A service whose model answers at once; at its end its output is checked, as of every service here."""
     with ScriptedUpstream(ledger=False) as upstream, ChatWait(**settings(upstream)) as made:
+        upstream.by(lambda asked: None if asked.json.get("stream") else IN_ONE_PIECE["answers in one piece"])
         yield made
 
 
@@ -55,6 +57,14 @@ def made_up() -> Iterator[None]:
 def streams(chatwait: ChatWait) -> list[str]:
     """Have some generations that have ended."""
     return [str(read_answer(f"{chatwait.base_url}/chat/streaming", {"message": "Hi"}).stream_id) for _ in range(3)]
+
+
+@pytest.fixture
+def completions(chatwait: ChatWait) -> list[str]:
+    """Have some generations that OpenAI's route began, and that may be erased."""
+    asked = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    answers = [post(f"{chatwait.base_url}/chat/completions", asked) for _ in range(8)]
+    return [f"chatcmpl-{answer.headers['x-stream-id']}" for answer in answers]
 
 
 def judge(chatwait: ChatWait, found: Found, before: dict[str, int], refusals: int = 1) -> None:
@@ -103,12 +113,19 @@ def test_only_what_gunicorn_refuses_for_its_length_is_excused(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("with_cursors", [False, pytest.param(True, marks=pytest.mark.long)], ids=["bodies", "cursors"])
 def test_contract_holds_for_requests_valid_and_not(
-    fuzz: Any, chatwait: ChatWait, streams: list[str], with_cursors: bool
+    fuzz: Any, chatwait: ChatWait, streams: list[str], completions: list[str], with_cursors: bool
 ) -> None:
     before = chatwait.resources()
     cursors = [f"{stream_id}.{sequence}" for stream_id in streams for sequence in range(6)]
 
-    found = fuzz.run(chatwait.base_url, streams=streams, cursors=cursors, with_cursors=with_cursors, max_examples=5)
+    found = fuzz.run(
+        chatwait.base_url,
+        streams=streams,
+        completions=completions,
+        cursors=cursors,
+        with_cursors=with_cursors,
+        max_examples=5,
+    )
 
     judge(chatwait, found, before)
 
@@ -117,7 +134,7 @@ def test_contract_holds_for_requests_valid_and_not(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("with_cursors", [False, True], ids=["bodies", "cursors"])
 def test_contract_holds_for_random_requests(
-    fuzz: Any, chatwait: ChatWait, streams: list[str], with_cursors: bool
+    fuzz: Any, chatwait: ChatWait, streams: list[str], completions: list[str], with_cursors: bool
 ) -> None:
     asked = os.environ.get(SEED) or str(zlib.crc32(DOCUMENT.read_bytes()))
     seed = secrets.randbelow(2**32) if asked == "random" else int(asked)
@@ -128,6 +145,7 @@ def test_contract_holds_for_random_requests(
     found = fuzz.run(
         chatwait.base_url,
         streams=streams,
+        completions=completions,
         cursors=cursors,
         with_cursors=with_cursors,
         max_examples=100,

@@ -48,7 +48,12 @@ CONTENT_TYPES = {
 STREAM_CACHE = "no-cache, no-store, no-transform"
 OPENAI = "completions"
 """The tag of the operations whose failures have OpenAI's shape."""
-OPENAI_ELSEWHERE = re.compile(r"(?:/v1)?/(?:completions|embeddings|responses)")
+OPENAI_ELSEWHERE = re.compile(
+    r"(?:/v1)?/(?:models/.+|(?:chat/completions|completions|embeddings|responses|moderations|images|audio|files|uploads|"
+    r"batches|fine_tuning|assistants|threads|vector_stores|conversations|containers|evals|videos|realtime|organization)"
+    r"(?:/.*)?)",
+    re.DOTALL,
+)
 """Addresses of OpenAI's that are not served, and say so in OpenAI's shape."""
 REPORTED = (400, 404, 413, 422, 429)
 """A refusal of the model's server keeps these statuses for OpenAI's clients."""
@@ -79,10 +84,9 @@ class Asked:
 
     @property
     def after(self) -> int:
-        """Give the record that a client of OpenAI's has, by the contract's rule: the header, else the query."""
+        """Give the record that a client of OpenAI's has: the cursor's, else `starting_after`."""
         query = parse_qs(urlsplit(self.target if "://" in self.target else f"//x{self.target}").query)
-        cursor = self.headers.get("last-event-id", "")
-        number = cursor.rpartition(".")[2] if cursor else query.get("starting_after", [""])[0]
+        number = self.cursor.rpartition(".")[2] if self.cursor else query.get("starting_after", [""])[0]
         return int(number) if number.isascii() and number.isdigit() else 0
 
 

@@ -17,7 +17,7 @@ SHORTEST = 16
 LONGEST = 200
 BLOCK_BYTES = 8
 STREAM_ID = re.compile(r"\bcwc?_[A-Za-z0-9_-]{16,}")
-SECRET_HEADERS = ("idempotency-key", "authorization", "cookie")
+SECRET_HEADERS = ("idempotency-key", "proxy-idempotency-key", "authorization", "cookie")
 
 SECRETS = {
     "OpenAI's key": "sk-canary-0123456789abcdefghij",

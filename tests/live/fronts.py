@@ -19,6 +19,9 @@ NAMES = ("nginx", "haproxy")
 KINDS = ("nginx plain", "nginx shipped", "haproxy plain", "haproxy shipped")
 """Plain: the proxy's own defaults, and gzip for everything. Shipped: what deploy/ recommends."""
 
+HTTP_1_0 = {"proxy_http_version 1.1;": "proxy_http_version 1.0;"}
+"""A change to what deploy/ recommends for nginx, after which it asks the service as an nginx with its defaults does."""
+
 
 def need(*names: str) -> None:
     """Skip the test where one of these proxies is not installed. Before anything has a port: it would stay open."""

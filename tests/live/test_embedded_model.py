@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
@@ -44,6 +47,43 @@ def test_wait_mode_answers_a_dialogue_of_two_turns(embedded: ChatWait) -> None:
     assert second["status"] == "complete"
     assert "Rome" in second["content"]
     assert second["sha256"] == hashlib.sha256(second["content"].encode()).hexdigest()
+
+
+OPENAI_CLIENT = """
+import json, sys
+from openai import OpenAI
+client = OpenAI(base_url=sys.argv[1] + "/v1", api_key="any")
+(model,) = client.models.list().data
+asked = {"model": model.id, "messages": [{"role": "user", "content": sys.argv[2]}], "temperature": 0, "max_tokens": 30}
+chunks = list(client.chat.completions.create(stream=True, **asked))
+stored = client.chat.completions.retrieve(chunks[0].id)
+whole = client.chat.completions.create(**asked)
+format = {"type": "json_schema", "json_schema": {"name": "city", "schema": {
+    "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}}}
+shaped = client.chat.completions.create(response_format=format, **asked)
+client.chat.completions.delete(chunks[0].id)
+texts = ["".join(chunk.choices[0].delta.content or "" for chunk in chunks)]
+texts += [answer.choices[0].message.content for answer in (stored, whole)]
+print(json.dumps({"model": model.id, "texts": texts, "shaped": json.loads(shaped.choices[0].message.content)}))
+"""
+
+
+def test_openais_sdk_asks_it_as_it_stands(embedded: ChatWait) -> None:
+    """Streamed, stored, whole, and in a JSON schema: what README promises after `make run`."""
+    done = subprocess.run(
+        [sys.executable, "-c", OPENAI_CLIENT, embedded.base_url, QUESTION],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["model"] == model.MODEL_ID
+    streamed, stored, whole = told["texts"]
+    assert "Paris" in streamed
+    assert streamed == stored == whole
+    assert list(told["shaped"]) == ["city"]
 
 
 @pytest.mark.requirement("core US1.2", "chatwait scenario 2", "chatwait scenario 5")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ def ask_everything(proxy: Proxy, stream_id: str, canary: Callable[[], str]) -> N
         "Cookie": f"session={canary()}",
         "Authorization": f"Bearer {canary()}",
         "Idempotency-Key": canary(),
+        "Proxy-Idempotency-Key": canary(),
         "X-Request-ID": canary(),
         "X-Forwarded-For": canary(),
     }
@@ -39,6 +41,13 @@ def ask_everything(proxy: Proxy, stream_id: str, canary: Callable[[], str]) -> N
     get(f"{url}/v1/chat/wait/{stream_id}?{canary()}", {**headers, "Prefer": "wait=0"})
     get(f"{url}/chat/streaming/{stream_id}", {**headers, **cursor(stream_id, 1)})
     post(f"{url}/chat/wait", {"message": canary()}, headers=headers)
+    for method in ("GET", "DELETE"):
+        for base in (url, f"{url}/v1"):
+            request(method, f"{base}/chat/completions/chatcmpl-{canary()}?starting_after={canary()}", headers=headers)
+            request(method, f"{base}/models/{canary()}%2F{canary()}", headers=headers)
+            request(method, f"{base}/responses/{canary()}/{canary()}", headers=headers)
+    get(f"{url}/v1/chat/completions/chatcmpl-{stream_id}?stream=true", headers)
+    post(f"{url}/v1/chat/completions?{canary()}", {"messages": canary()}, headers=headers)
     get(f"{url}/{canary()}/{canary()}", headers)
     get(f"{url}/%63hat/streaming/{canary()}", headers)
     get(f"{url}/chat/streaming/{canary()}/{canary()}", headers)
@@ -74,9 +83,14 @@ def test_log_of_a_proxy_tells_routes_and_no_ids(
         assert lines_of(proxy, {"method": "GET", "route": ROUTE, "status": "200"})
         assert lines_of(proxy, {"method": "POST", "route": "/chat/wait", "status": "200"})
         assert lines_of(proxy, {"method": "other", "route": "other"})
+        assert lines_of(proxy, {"method": "POST", "route": "/v1/chat/completions"})
+        for route in ("/chat/completions/{id}", "/models/{id}"):
+            for base in ("", "/v1"):
+                assert lines_of(proxy, {"method": "DELETE", "route": base + route})
     down = tmp_path / "down"
     down.mkdir()
     with reserve_port(shared=False) as nobody, front(f"{name} shipped", down, nobody.getsockname()[1]) as closed:
+        get(f"{closed.base_url}/v1/chat/completions/chatcmpl-{stream_id}?stream=true", {"Referer": canary()})
         get(f"{closed.base_url}/chat/streaming/{stream_id}?last_event_id={stream_id}.1", {"Referer": canary()})
         refused = {
             "route": ROUTE,
@@ -91,12 +105,26 @@ def test_log_of_a_proxy_tells_routes_and_no_ids(
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_log_of_a_proxy_tells_openais_routes_that_are_not_served(name: str, chatwait: ChatWait, tmp_path: Path) -> None:
+    """So an operator sees what clients ask for in vain."""
+    with front(f"{name} shipped", tmp_path, chatwait.port) as proxy:
+        wanted = {base + route for base in ("", "/v1") for route in ("/completions", "/embeddings", "/responses")}
+        for route in wanted:
+            post(proxy.base_url + route, {})
+        poll(
+            lambda: wanted == {line["route"] for line in lines_of(proxy, {"method": "POST"})},
+            seconds=5,
+            what="every line",
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_log_of_a_proxy_tells_every_route_of_the_contract(name: str, chatwait: ChatWait, tmp_path: Path) -> None:
     """A route that a proxy does not know is `other` in its log: nobody sees how often it is asked for."""
     wanted = {route for _, route in routes()}
     with front(f"{name} shipped", tmp_path, chatwait.port) as proxy:
         for route in wanted:
-            get(proxy.base_url + route.replace("{stream_id}", "cw_unknown"))
+            get(proxy.base_url + re.sub(r"\{\w+\}", "cw_unknown", route))
 
         def unknown() -> set[str]:
             return wanted - {line.get("route", "") for line in lines_of(proxy, {"method": "GET"})}

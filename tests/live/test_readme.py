@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from app.embedded_model.model import MODEL_ID
+from tests.contract.situations import IN_ONE_PIECE
 from tests.harness.chaos import ChaosProxy, CleanCloseAfter, CutAfter
+from tests.harness.reader import get
 from tests.harness.server import ChatWait
 from tests.harness.upstream import ScriptedUpstream, answer
 from tests.requirements import require_or_skip
@@ -19,7 +22,7 @@ from tests.requirements import require_or_skip
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-(CLIENT,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+OPENAI_CLIENT, CLIENT = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 (QUESTION,) = re.findall(r"^```sh\n(curl .*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -37,13 +40,17 @@ def block(*words: str) -> str:
 
 
 def test_readme_has_the_examples_that_are_tried_here() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 7
 
 
 def test_readme_question_of_the_start_is_answered(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     upstream.always(answer(["A ", "mineral."]))
+    model = get(f"{chatwait.base_url}/v1/models").json["data"][0]["id"]
+    printed = run(QUESTION.replace(MODEL_ID, model), chatwait)
 
-    assert json.loads(run(QUESTION, chatwait))["content"] == "A mineral."
+    assert printed.startswith(": keepalive\ndata: {")
+    assert '"content":"mineral."' in printed
+    assert re.search(r"^data: \[DONE\]\nid: cwc_\S+\.5\n: records=4 sha256=[0-9a-f]{64}$", printed, re.MULTILINE)
     assert '"event": "worker_started"' in README
     chatwait.wait_for_log("worker_started")
 
@@ -69,12 +76,38 @@ def test_readme_streaming_example_streams(chatwait: ChatWait, upstream: Scripted
 @pytest.mark.requirement("tasks T030", "tasks checklist 11")
 def test_readme_resume_and_stop_examples_work(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
     upstream.always(answer(["1 ", "2 ", "3 ", "4 ", "5 ", "6 "], gap=0.4))
-    cut_within_a_second = block("Last-Event-ID")
-    printed = run(cut_within_a_second + block("-X DELETE"), chatwait, flags="-eu")  # that curl is to fail
+    cut_within_a_second = block("last=$(curl")
+    printed = run(cut_within_a_second + block("-X DELETE", "$stream"), chatwait, flags="-eu")  # that curl is to fail
 
     assert '"content":"1 ' not in printed
     assert '6 "' in printed
     assert '"status": "complete"' in printed
+
+
+def test_readme_example_of_openais_sdk_prints_the_answer(
+    chatwait: ChatWait, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    upstream.always(answer(["A ", "mineral."]))
+    ours = OPENAI_CLIENT.replace("localhost:8000", f"localhost:{chatwait.port}")
+    (tmp_path / "ask.py").write_text(ours, encoding="utf-8")
+    done = subprocess.run([sys.executable, "ask.py"], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"A mineral.", b"")
+    assert len(upstream.completions) == 1
+
+
+def test_api_examples_of_openais_clients_work(chatwait: ChatWait, upstream: ScriptedUpstream) -> None:
+    upstream.by(lambda asked: None if asked.json.get("stream") else IN_ONE_PIECE["answers in one piece"])
+    upstream.always(answer(["Sa", "lt"]))
+    first = block("model=$(curl")
+    streamed = run(first, chatwait)
+    printed = run(first + block("completion=$(curl"), chatwait).removeprefix(streamed)
+    whole, _, rest = printed.partition("}: keepalive\n")
+
+    assert '"content":"Sa"' in streamed
+    assert '"content":"Rome."' in whole
+    assert rest.startswith("data: [DONE]\nid: cwc_")
+    assert rest.rstrip().endswith('"object": "chat.completion.deleted", "deleted": true}')
 
 
 @pytest.mark.requirement("chatwait FR-011", "tasks checklist 11")

@@ -101,6 +101,8 @@ ELSEWHERE = {
     "shutting_down",  # tests/live/test_endings.py, both modes
     "store_unavailable",  # tests/live/test_shared_faults.py
     "producer_lost",  # tests/live/test_shared_death.py
+    "cancelled",  # in contracts/examples: only OpenAI's routes have it
+    "upstream_refused",  # the same
 }
 
 

@@ -56,8 +56,16 @@ def test_proxies_wait_longer_than_a_generation_may_last() -> None:
 
 
 def test_nginx_takes_larger_bodies_than_the_service_and_keeps_its_largest_in_memory() -> None:
-    assert number(r"client_max_body_size (\d+)m;", NGINX) << 20 > DEFAULTS.max_body_bytes
     assert number(r"client_body_buffer_size (\d+)m;", NGINX) << 20 >= DEFAULTS.max_body_bytes
+    usual, for_images = (int(size) << 20 for size in re.findall(r"(?m)^ *client_max_body_size (\d+)m;", NGINX))
+    assert usual > DEFAULTS.max_body_bytes
+    assert for_images > DEFAULTS.openai_max_body_bytes
+
+
+def test_nginx_reads_first_what_it_can_hold_in_memory() -> None:
+    """With two instances it may send these bodies twice. Larger ones are never held, and so never written to a file."""
+    (digits,) = re.findall(r'#shared +"~\^\[0-9\]\{1,(\d)\}\$" 1;', NGINX)
+    assert 10 ** int(digits) <= number(r"client_body_buffer_size (\d+)m;", NGINX) << 20
 
 
 def test_unit_gives_a_stop_its_time_and_the_streams_their_descriptors() -> None:

@@ -30,7 +30,7 @@ def test_stream_id_is_found_though_nobody_told_of_it() -> None:
     assert leaks.leaks([LINE % "cw_0123456789abcdefABCDEF"])
 
 
-@pytest.mark.parametrize("name", ["Idempotency-Key", "Authorization", "Cookie"])
+@pytest.mark.parametrize("name", ["Idempotency-Key", "Proxy-Idempotency-Key", "Authorization", "Cookie"])
 def test_secret_of_a_header_is_found(name: str) -> None:
     leaks.hear({name.lower(): "a-secret-of-16-or-more"})
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from json.encoder import encode_basestring_ascii
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
 from app import errors
-from app.dialects.completions.frames import CompletionsFrames, pieces
-from app.dialects.interface import Dialect
+from app.dialects.completions.frames import FRAMES_BYTES, CompletionsFrames
+from app.dialects.interface import Dialect, Source
 from app.streams.chunk import Chunk, Envelope
 from app.streams.interface import End, Kind, Origin, Piece, Status
 from app.tokens.usage import Usage
@@ -32,6 +31,7 @@ __all__ = [
     "enveloped",
     "frames_of",
     "piece_of",
+    "pieces",
     "raw",
     "read",
 ]
@@ -88,6 +88,13 @@ class Records:
 
 def _text_of(record: Chunk | str) -> str:
     return record if isinstance(record, str) else record.text
+
+
+def pieces(kind: Kind, source: Source) -> Iterator[Piece]:
+    """Read the records of a log from a place on, and move the place. Those of a log of text come one by one."""
+    while (piece := source.read(0) if kind == "text" else source.read_chunks(FRAMES_BYTES)) is not None:
+        source.after = piece.sequence
+        yield piece
 
 
 def end_of(log: Log, status: Status = "complete", **changes: Any) -> End:
@@ -161,11 +168,26 @@ def raw(chunk: object, text: str = "") -> Chunk:
     return Chunk(text, json.dumps(chunk, separators=(",", ":")))
 
 
-def enveloped(chunk: object, value: str, *, is_text: bool = True) -> Chunk:
-    """Record a chunk as its envelope and the one string in it that is `value`."""
-    before, hole, after = json.dumps(chunk, separators=(",", ":")).rpartition(encode_basestring_ascii(value))
+def enveloped(chunk: Any, value: str, *, is_text: bool = True) -> Chunk:
+    """Record a chunk as its envelope and the one string in its first choice's delta that is `value`."""
+    choice, *others = chunk["choices"]
+    holes = iter([_HOLE])
+    dug = {**chunk, "choices": [{**choice, "delta": _dig(choice["delta"], value, holes)}, *others]}
+    before, hole, after = json.dumps(dug, separators=(",", ":")).partition(_HOLE)
     assert hole
-    return Chunk(value if is_text else "", value, Envelope(f'{before}"', f'"{after}', is_text))
+    return Chunk(value if is_text else "", value, Envelope(before, after, is_text))
+
+
+_HOLE = "<the hole>"
+
+
+def _dig(value: Any, text: str, holes: Iterator[str]) -> Any:
+    """Replace the first string in a delta that is a text."""
+    if isinstance(value, dict):
+        return {name: _dig(inner, text, holes) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_dig(inner, text, holes) for inner in value]
+    return next(holes, value) if value == text else value
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)

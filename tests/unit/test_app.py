@@ -43,6 +43,7 @@ SETTINGS = Settings(
 )
 KEYS = ["error_code", "message", "detail", "action", "correlation_id", "origin", "retryable"]
 KEY = {"Idempotency-Key": "0123456789abcdef"}
+OF_PROXY = {"Proxy-Idempotency-Key": "fedcba9876543210"}
 ASKED = {"message": "Hello"}
 
 Make = Callable[..., Flask]
@@ -954,6 +955,40 @@ def test_key_that_anybody_could_have_is_refused_in_three_parts(
         assert key not in str(told)
     assert upstream.questions == []
     assert client.post("/chat/wait", json=ASKED, headers={"Idempotency-Key": key[:-3] + "~+!"}).status_code == 200
+
+
+def test_key_of_a_proxy_starts_a_request_once(make: Make) -> None:
+    """A proxy that got no answer sends the request again, with the key that it made."""
+    upstream = FakeUpstream(whole("a"), whole("b"))
+    client = make(upstream).test_client()
+
+    for path in ("/chat/wait", "/v1/chat", "/chat/wait"):
+        answer = client.post(path, json=ASKED, headers={**OF_PROXY, "Accept": "application/json"})
+        assert answer.json["content"] == "a"
+    assert len(upstream.questions) == 1
+    shown(client.post("/chat/wait", json={"message": "Other"}, headers=OF_PROXY), 422, "idempotency_key_reused")
+
+
+def test_key_of_a_proxy_is_ignored_beside_the_clients(make: Make) -> None:
+    """Even one that no key may be, and one that has begun another answer."""
+    upstream = FakeUpstream(whole("a"), whole("b"))
+    client = make(upstream).test_client()
+
+    assert client.post("/chat/wait", json=ASKED, headers=OF_PROXY).json["content"] == "a"
+    for odd in ("", "short", OF_PROXY["Proxy-Idempotency-Key"]):
+        headers = {**KEY, "Proxy-Idempotency-Key": odd}
+        assert client.post("/chat/wait", json=ASKED, headers=headers).json["content"] == "b"
+    assert len(upstream.questions) == 2
+    shown(client.post("/chat/wait", json=ASKED, headers={**OF_PROXY, "Idempotency-Key": ""}), 400, "invalid_request")
+
+
+@pytest.mark.parametrize("key", ["", "short", "x" * 256, "abc" * 6, "with a space in it"])
+def test_key_of_a_proxy_is_held_to_the_rules_of_keys(client: FlaskClient, upstream: FakeUpstream, key: str) -> None:
+    """Anybody may send the header: one that can be guessed would let a stranger read the answer."""
+    told = shown(client.post("/chat/wait", json=ASKED, headers={"Proxy-Idempotency-Key": key}), 400, "invalid_request")
+
+    assert list(told["fields"]) == ["Proxy-Idempotency-Key"]
+    assert upstream.questions == []
 
 
 def test_key_attaches_live_and_finished_in_any_mode(make: Make, gate: Gate) -> None:

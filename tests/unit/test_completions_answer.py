@@ -16,7 +16,7 @@ from app import errors
 from app.dialects.completions import joining
 from app.dialects.completions.answer import completion, deleted, failed_answer, running
 from app.dialects.completions.errors import error_body
-from app.dialects.completions.models import completion_id, model, model_list, stream_id_of
+from app.dialects.completions.models import completion_id, model, stream_id_of
 from app.streams.chunk import Chunk
 from app.streams.interface import Status
 from tests.unit.completions import (
@@ -121,7 +121,7 @@ def test_completion_of_chunks_has_all_of_openais_members_in_their_order() -> Non
 
 
 def test_completion_has_a_usage_although_the_upstream_told_none_that_clients_get() -> None:
-    expected = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9, "source": "estimated"}
+    expected = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
 
     assert join(chunk_json({"content": "a"}, usage=None))["usage"] == expected
     assert joined(Log("text", ["a"]))["usage"] == expected
@@ -141,7 +141,7 @@ def test_completion_of_a_log_of_text_is_its_text() -> None:
                 "finish_reason": "length",
             }
         ],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9, "source": "estimated"},
+        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
     }
     assert joined(Log("text", []))["choices"][0]["message"]["content"] == ""
     assert joined(Log("text", ["a"]), finish_reason=None)["choices"][0]["finish_reason"] == "stop"
@@ -464,8 +464,6 @@ def test_id_of_a_completion_is_taken_in_both_forms() -> None:
     assert re.fullmatch(r"chatcmpl-cwc_S", completion_id(STREAM_ID))
 
 
-def test_models_have_the_four_members_that_strict_clients_need() -> None:
-    first = {"id": "a/b", "object": "model", "created": 5, "owned_by": "chatwait"}
-
-    assert model("a/b", 5) == first
-    assert model_list(["a/b", "c"], 5) == {"object": "list", "data": [first, {**first, "id": "c"}]}
+def test_model_has_the_four_members_that_strict_clients_need() -> None:
+    assert model("a/b", 5, "them") == {"id": "a/b", "object": "model", "created": 5, "owned_by": "them"}
+    assert model("a/b") == {"id": "a/b", "object": "model", "created": 0, "owned_by": "chatwait"}

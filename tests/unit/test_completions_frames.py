@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import app.upstream.sdk  # loads the SDK as the service has it
 from app.dialects.completions.answer import completion
-from app.dialects.completions.frames import DIRECT_BYTES, FRAMES_BYTES, CompletionsFrames, pieces
+from app.dialects.completions.frames import DIRECT_BYTES, FRAMES_BYTES, CompletionsFrames
 from app.dialects.interface import Dialect
 from app.dialects.native.answer import SHUTDOWN_RETRY_SECONDS
 from app.dialects.native.frames import NativeFrames
@@ -35,6 +35,7 @@ from tests.unit.completions import (
     enveloped,
     frames_of,
     piece_of,
+    pieces,
     raw,
     read,
 )
@@ -107,15 +108,16 @@ def test_stream_of_no_text_has_a_role_and_a_finish() -> None:
     assert done.comment == f"records=0 sha256={hashlib.sha256().hexdigest()}"
 
 
-def test_model_of_any_name_leaves_the_text_in_its_place() -> None:
+@pytest.mark.parametrize("model", ["\0", 'm"\0\\u0000'])
+def test_model_of_any_name_leaves_the_text_in_its_place(model: str) -> None:
     log = Log("text", ["\0", "b"])
-    origin = Origin("c", 'm"\0\\u0000', "2026-09-21T14:13:20.000Z")
+    origin = Origin("c", model, "2026-09-21T14:13:20.000Z")
     dialect = CompletionsFrames(STREAM_ID, origin, CREATED, lambda last: pieces(log.kind, Records(log)))
 
     chunks = [frame.json for frame in frames_of(b"".join(read(log, dialect)))]
 
     assert [content_of(chunk) for chunk in chunks] == ["\0", "b"]
-    assert {chunk["model"] for chunk in chunks} == {'m"\0\\u0000'}
+    assert {chunk["model"] for chunk in chunks} == {model}
 
 
 def test_answer_that_was_not_streamed_is_one_chunk() -> None:
@@ -160,14 +162,19 @@ def test_answer_that_was_not_streamed_is_one_chunk() -> None:
         '{"choices":[1,{}]}',
         '{"choices":[{"message":3}]}',
         '{"choices":[{"message":{"tool_calls":[null,{}]}}],"number":1e400}',
-        "[1]",
-        '{"a":' + "[" * 5000 + "]" * 5000 + "}",
     ],
 )
-def test_answer_of_any_shape_is_a_chunk_on_one_line(answer: str) -> None:
+def test_answer_of_any_shape_is_a_chunk(answer: str) -> None:
     chunk, _ = frames_of(whole(Log("json", [Chunk("", answer)])))
 
-    assert chunk.data.startswith(("{", "["))
+    assert chunk.json["object"] == "chat.completion.chunk"
+
+
+@pytest.mark.parametrize("answer", ["[1]", '{"a":' + "[" * 5000 + "]" * 5000 + "}"])
+def test_answer_that_is_not_read_stays_as_it_is(answer: str) -> None:
+    chunk, _ = frames_of(whole(Log("json", [Chunk("", answer)])))
+
+    assert chunk.data == answer
 
 
 def test_stream_that_failed_tells_its_error_without_a_number_before_its_end() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from app import errors
 from app.dialects import opaque_json
 from app.dialects.completions import prompt
-from app.dialects.completions import request as requests
+from app.dialects.completions.fields import LONGEST_NUMBER
 from app.dialects.completions.request import ForwardedRequest, read_forwarded
 from app.dialects.native.answer import error_body
 from app.settings import OPENAI_URL, Settings
@@ -423,6 +423,12 @@ def test_system_prompt_goes_before_the_messages_whose_bytes_stay() -> None:
             b'{"include_usage":"yes","include_obfuscation":0}',
             True,
         ),
+        (
+            b'{"\\ud83d":"\\ude00","include_usage":false}',
+            b'{"\\ud83d":"\\ude00","include_usage":true}',
+            b'{"include_obfuscation":false,"\\ud83d":"\\ude00","include_usage":true}',
+            False,
+        ),
         (b"[]", b"[]", b"[]", False),
         (b'"{}"', b'"{}"', b'"{}"', False),
     ],
@@ -686,4 +692,4 @@ def test_hostile_value_is_read_or_refused_in_short_turns(
 
     assert len(turns) >= passes * (len(body) // opaque_json.BLOCK_BYTES)
     assert sum(read_texts) <= prompt.COUNTED_BYTES
-    assert requests.LONGEST_NUMBER < 4300  # the digits that Python reads at once
+    assert LONGEST_NUMBER < 4300  # the digits that Python reads at once

@@ -70,6 +70,9 @@ def test_key_that_is_unusable_or_was_not_drawn_is_refused(key: str) -> None:
     with pytest.raises(errors.InvalidRequest) as refused:
         read_key(key)
     assert list(refused.value.fields or ()) == ["Idempotency-Key"]
+    with pytest.raises(errors.InvalidRequest) as refused:
+        read_key(key, "Proxy-Idempotency-Key")
+    assert list(refused.value.fields or ()) == ["Proxy-Idempotency-Key"]
 
 
 # Preferences

@@ -755,6 +755,20 @@ def test_recorder_given_raw_chunks_without_end_says_that_they_are_too_large(monk
         made.decode(delta(x="a" * 100))
 
 
+def test_recorder_counts_replacements_as_raw_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    event, end = delta(content="\ud83d"), delta(reason="stop")
+    size = sum(len(chunk.data) for chunk in chunks_of(decode([event, end])))
+    for room in (size, size - 1):
+        monkeypatch.setattr(module, "MOST_RAW_BYTES", room)
+        made = recorder()
+        made.decode(event)
+        with contextlib.nullcontext() if room == size else pytest.raises(BrokenStream):
+            made.decode(end)
+
+    monkeypatch.setattr(module, "MOST_RAW_BYTES", len(chunks_of(decode([event]))[0].data))
+    assert len(chunks_of(decode([event]))) == 2, "the end of an answer must not fail"
+
+
 def test_recorder_given_chunks_in_an_envelope_does_not_count_them_as_raw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_RAW_BYTES", 1000)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from app import errors
 from app.server.body import Bodies
 from app.server.connections import Connections
 
@@ -19,7 +21,7 @@ LATER = 2 * SECONDS
 
 @pytest.fixture
 def bodies() -> Bodies:
-    return Bodies(budget_bytes=1_000_000, connections=Connections(most=10), seconds=SECONDS)
+    return Bodies(budget_bytes=100_000_000, connections=Connections(most=10), seconds=SECONDS)
 
 
 @pytest.fixture
@@ -62,3 +64,22 @@ def test_connection_whose_body_is_late_is_read_no_further(
         ours.recv(10)
     with bodies.read(request(Slow(b"abc"), ours), at_most=10):
         assert ours.recv(10) == b"", "what waits for the rest of the body is told that there is no more"
+
+
+@pytest.mark.parametrize(("size", "more"), [(1_048_576, 0), (2_097_152, 4), (33_554_432, 124)])
+def test_large_body_has_a_second_more_for_each_quarter_of_a_mebibyte(
+    bodies: Bodies, pair: tuple[socket.socket, socket.socket], size: int, more: int
+) -> None:
+    due: list[float] = []
+
+    class Noting(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            due.extend(bodies._due.values())
+            return super().read(size)
+
+    for declared in (str(size), ""):  # a body in chunks may be as large as any
+        environ = {**request(Noting(), pair[0]), "CONTENT_LENGTH": declared}
+        began = time.monotonic()
+        with contextlib.suppress(errors.InvalidJson), bodies.read(environ, at_most=size):
+            pass
+        assert due.pop() - began == pytest.approx(SECONDS + more, abs=1.9)

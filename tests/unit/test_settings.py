@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from app import settings as config
-from app.embedded_model.supervisor import MODEL_ID
-from app.settings import LOCAL_LIMITS, BadSettings, Settings, needs_local_model, read_settings, table
+from app.embedded_model.model import LOCAL_LIMITS, MODEL_ID
+from app.settings import BadSettings, Settings, needs_local_model, read_settings, table
 
 REMOTE = {"OPENAI_BASE_URL": "http://model.test/v1", "ENV_FILE": os.devnull}
 SECRET = "s3cret-value"

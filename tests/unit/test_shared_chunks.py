@@ -68,7 +68,7 @@ def test_any_chunks_are_read_as_they_were_written(chunks: list[Chunk]) -> None:
         begins = chunk.envelope is not None and chunk.envelope not in used
         used += [chunk.envelope] if begins else []
         form = None if chunk.envelope is None else used.index(chunk.envelope)
-        assert read_chunk(write_chunk(chunk, form, begins=begins), envelopes) == chunk  # type: ignore[arg-type]
+        assert read_chunk(write_chunk(chunk, form, begins), envelopes) == chunk  # type: ignore[arg-type]
     assert envelopes == used
 
 
@@ -103,7 +103,7 @@ def test_record_that_no_worker_writes_is_damage(stored: bytes) -> None:
 
 
 def test_record_that_begins_a_seventeenth_envelope_is_damage() -> None:
-    seventeenth = write_chunk(enveloped(CONTENT, "a"), 0, begins=True)
+    seventeenth = write_chunk(enveloped(CONTENT, "a"), 0, True)
     assert read_chunk(seventeenth, [REASONING] * 15).envelope == CONTENT
     with pytest.raises(ValueError, match=r"^$"):
         read_chunk(seventeenth, [REASONING] * 16)
@@ -301,3 +301,16 @@ def test_log_that_was_erased_has_no_heir(pair: list[Worker]) -> None:
     wait_until(lambda: copy.is_erased or copy.is_dropped, "it is given up")
     with pytest.raises((errors.StreamUnknown, errors.StoreUnavailable)):
         heir.store.find(log.stream_id, credential=OWNER)
+
+
+def test_log_for_which_there_is_no_room_is_erased_all_the_same(database: Database, pair: list[Worker]) -> None:
+    one, two = pair
+    log = begun(one, SAMPLES)
+    two.store._retention._budget_bytes = 0
+    with pytest.raises(errors.Overloaded):
+        copied(two, log)
+    two.store.erase_unread(log.stream_id)
+    wait_until(lambda: log.is_erased, "its producer hears of it")
+    assert not database.client.exists(keys_of(one, log)[0])
+    with pytest.raises(errors.StreamUnknown):
+        two.store.erase_unread(log.stream_id)

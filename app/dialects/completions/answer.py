@@ -10,12 +10,16 @@ from typing import Any
 from msgspec import Raw
 
 from app.dialects.completions.errors import error_body
-from app.dialects.completions.joining import Joined, fields_of, items_of, write_object
+from app.dialects.completions.joining import Joined
 from app.dialects.completions.models import completion_id
+from app.dialects.completions.nodes import fields_of, items_of, write_object
 from app.errors import Failure
 from app.streams.interface import End, Origin, Piece
 
 __all__ = ["as_chunk", "completion", "deleted", "failed_answer", "finish_reason_of", "running"]
+
+
+_USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
 def completion(stream_id: str, origin: Origin, end: End, pieces: Iterable[Piece], created: int) -> bytes:
@@ -41,7 +45,7 @@ def completion(stream_id: str, origin: Origin, end: End, pieces: Iterable[Piece]
         "created": b"%d" % created,
         "model": _written(origin.model),
         "choices": _only_choice("".join(texts), end) if origin.kind == "text" else joined.choices(),
-        "usage": json.dumps(end.usage._asdict()).encode("ascii"),
+        "usage": json.dumps({name: getattr(end.usage, name) for name in _USAGE}).encode("ascii"),
     }
     told = {name: value for name, value in joined.members.items() if name not in members or value != b"null"}
     return write_object(members | told)
@@ -103,7 +107,7 @@ def _as_streamed(place: int, choice: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _as_indexed(place: int, call: dict[str, bytes]) -> dict[str, bytes]:
-    return call if "index" in call else {"index": b"%d" % place, **call}
+    return {"index": b"%d" % place, **call}
 
 
 def _each(array: bytes, change: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> bytes:

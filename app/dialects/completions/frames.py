@@ -16,9 +16,9 @@ from app.dialects.completions.errors import error_body, failure_of
 from app.dialects.completions.models import completion_id
 from app.dialects.interface import Source
 from app.streams.chunk import Chunk, Envelope
-from app.streams.interface import End, Kind, Origin, Piece
+from app.streams.interface import End, Origin, Piece
 
-__all__ = ["DIRECT_BYTES", "FRAMES_BYTES", "CompletionsFrames", "pieces"]
+__all__ = ["DIRECT_BYTES", "FRAMES_BYTES", "CompletionsFrames"]
 
 FRAMES_BYTES = 16_384
 """How much JSON is written together."""
@@ -35,8 +35,8 @@ class CompletionsFrames:
 
     `created` is in seconds since 1970. The end tells the SHA-256 of all records as this dialect writes them. A reader
     that resumed has not been written all of them, so at its end, and only then, `from_start` is called with the number
-    of the last record. It gives all records up to that one, as `pieces` reads them. Writing them takes about 1 µs a
-    record, so `from_start` may let others run in between.
+    of the last record. It gives all records up to that one. Those of a log of text must come one by one, because its
+    pieces have no boundaries inside. Writing takes about 1 µs a record, so `from_start` should let others run.
     """
 
     may_end_early = False
@@ -173,16 +173,6 @@ class CompletionsFrames:
             if self._hashed != records:
                 raise ValueError("`from_start` has not given every record, or not one by one")
         return self._hash.hexdigest()
-
-
-def pieces(kind: Kind, source: Source) -> Iterator[Piece]:
-    """Read the records of a log from a place on, and move the place.
-
-    Those of a log of text come one by one, because its pieces have no boundaries inside.
-    """
-    while (piece := source.read(0) if kind == "text" else source.read_chunks(FRAMES_BYTES)) is not None:
-        source.after = piece.sequence
-        yield piece
 
 
 def _compact(content: object) -> str:

@@ -31,12 +31,12 @@ _NOTHING = msgspec.Raw(b"")
 _UNITS = re.compile(rb"[^\\]*+(?:\\(?:u[0-9a-fA-F]{4}|[^u])[^\\]*+)*+")
 
 
-class _Part(msgspec.Struct, gc=False):
+class _Entry(msgspec.Struct, gc=False):
     type: msgspec.Raw = _NOTHING
     text: msgspec.Raw = _NOTHING
 
 
-_parts = msgspec.json.Decoder(list[_Part])
+_entries = msgspec.json.Decoder(list[_Entry])
 _text = msgspec.json.Decoder(str)
 
 
@@ -80,13 +80,13 @@ def _texts(content: memoryview) -> Iterator[memoryview]:
         yield content[1:-1]
     elif first == b"[":
         try:
-            parts = _parts.decode(content)
+            entries = _entries.decode(content)
         except msgspec.ValidationError:
             yield content
             return
-        for part in parts:
-            text = memoryview(part.text)
-            if _is_text(memoryview(part.type)):
+        for entry in entries:
+            text = memoryview(entry.text)
+            if _is_text(memoryview(entry.type)):
                 yield text[1:-1] if bytes(text[:1]) == b'"' else text
     elif bytes(content[:5]) != b"null":
         yield content

@@ -26,6 +26,9 @@ from app.streams.shared.state import Arrow, State, step
 
 __all__ = ["SharedLog", "SharingKeeper"]
 
+MOST_UNSHOWN = 512
+"""How many chunks are kept until they are shown."""
+
 ALL_BYTES = 1 << 40
 """More than the JSON of any log."""
 
@@ -48,6 +51,7 @@ class SharedLog:
         "_keeper",
         "_read_elsewhere_at",
         "_readership",
+        "_unshown",
         "attached_elsewhere",
         "binding",
         "copy",
@@ -87,6 +91,9 @@ class SharedLog:
         self._keeper = keeper
         self.records = text_for(stream.origin.kind)
         self._has_end = threading.Event()
+        self._unshown: list[Chunk] = []
+        """The chunks behind the shown ones, as they were appended. To make them anew of the records takes longer. When
+        there are too many, they are not kept, and this list is too short."""
         self._read_elsewhere_at = 0.0
         self.lock = plain_lock()
         self._readership = Readership(self.lock)
@@ -159,6 +166,8 @@ class SharedLog:
                 return False
             first = len(self.records) + 1
             self._add_chunks(chunks)
+            if len(self._unshown) < MOST_UNSHOWN:
+                self._unshown += chunks
             if owned.is_sending:
                 owned.append_entries(self._written(chunks, first))
             piece = self._raise_head(len(self.records)) if self.state.shows_ahead else None
@@ -181,11 +190,7 @@ class SharedLog:
         """Write records as Valkey keeps them."""
         records = self.records
         assert isinstance(records, ChunkText)
-        written = []
-        for number, chunk in enumerate(chunks, first):
-            form, begins = records.form_of(chunk, number)
-            written.append(write_chunk(chunk, form, begins=begins))
-        return written
+        return [write_chunk(chunk, *records.form_of(chunk, number)) for number, chunk in enumerate(chunks, first)]
 
     def entries(self, first: int, last: int) -> list[bytes]:
         """Return the records from `first` to `last` as Valkey keeps them. Called with the lock held."""
@@ -208,10 +213,22 @@ class SharedLog:
     def _raise_head(self, head: int) -> Piece | None:
         """Let readers have the records up to `head`, and return those that are new to them. Called with the lock held,
         under which the caller has found that readers may have these records."""
-        piece = self._piece(self.head, head)
+        piece = self._taken(head) if self._unshown else self._piece(self.head, head)
         if piece is not None:
             self.head = head
         return piece
+
+    def _taken(self, head: int) -> Piece | None:
+        """Return the records behind the shown ones, up to `head`, as they were appended, if all of them were kept."""
+        unshown, count = self._unshown, head - self.head
+        if count <= 0:
+            return None
+        if len(unshown) != len(self.records) - self.head:
+            unshown.clear()
+            return self._piece(self.head, head)
+        chunks = unshown[:count]
+        del unshown[:count]
+        return Piece(head, count, "".join([chunk.text for chunk in chunks]), chunks)
 
     def _piece(self, after: int, head: int) -> Piece | None:
         """Return all records behind `after`, up to `head`. None for none."""
@@ -325,6 +342,7 @@ class SharedLog:
                 return False
             self._go(state.TAKEN_OVER)
             self.records.cut(self.head)
+            self._unshown.clear()
             self.owned = None
             self.copy = Copy("", 0)  # the owner and its fence are not known yet
         owned.booking.leave()
@@ -394,6 +412,7 @@ class SharedLog:
             self.state = state.State.DROPPED
             self.head = 0
             self.records = text_for(self.origin.kind)
+            self._unshown.clear()
         self._has_end.set()
         self._readership.release()
 

@@ -59,11 +59,11 @@ class Mailbox:
         if messages:
             self._committer.post(messages, ignore)
 
-    def note_erased(self, log: SharedLog) -> None:
+    def note_erased(self, stream_id: str, owner: str) -> None:
         """Tell a stream's producer that the stream is erased. Where this gets lost, the producer hears of it with its
         next record, or finds the tombstone."""
-        if log.copy is not None and log.copy.owner:
-            self._committer.post([self._commands.wake(log.copy.owner, "erased", log.stream_id)], ignore)
+        if owner:
+            self._committer.post([self._commands.wake(owner, "erased", stream_id)], ignore)
 
     # From others
 

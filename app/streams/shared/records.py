@@ -310,7 +310,7 @@ def field_of(kind: Kind) -> str:
     return "t" if kind == "text" else "c"
 
 
-def write_chunk(chunk: Chunk, form: int | None, *, begins: bool) -> bytes:
+def write_chunk(chunk: Chunk, form: int | None, begins: bool) -> bytes:
     """Write a record of a log of chunks: raw behind the text that it adds, or the value behind its envelope's letter.
 
     `form` is the number of its envelope, None to write the chunk raw. `begins`: the record is the first one with this

@@ -292,8 +292,18 @@ class SharedStore:
         (answer,) = self._committer.ask(self._commands.erase(log.stream_id, log.binding))
         if isinstance(answer, Refusal):
             raise errors.StoreUnavailable(retry_after_seconds=2)
-        self._mailbox.note_erased(log)
+        if log.copy is not None:
+            self._mailbox.note_erased(log.stream_id, log.copy.owner)
         self.erased(log)
+
+    def erase_unread(self, stream_id: str) -> None:
+        with self._damage.is_gone(stream_id):
+            (told,) = self._committer.read(("HGETALL", self._commands.keys(stream_id)[0]))
+            if not told:
+                raise self._copies.unknown()
+            stream = records.read_stream(stream_id, told)
+            self._committer.read(self._commands.erase(stream_id, stream.binding))
+        self._mailbox.note_erased(stream_id, stream.owner)
 
     def erased(self, log: SharedLog) -> None:
         """Forget a log here that is erased on Valkey."""
