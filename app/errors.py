@@ -37,7 +37,8 @@
         ├── PromptRefusedAsTooLong    400 context_too_long
         └── UpstreamTimeout           504 upstream_timeout
 
-No text holds a stack trace, a host name, a key, a stream id or the upstream's own words.
+No text holds a stack trace, a host name, a key, a stream id or the upstream's own words. `Reported` alone holds words
+of the upstream, redacted.
 """
 
 from __future__ import annotations

@@ -90,7 +90,14 @@ class Transport(httpx2.BaseTransport):
             connection.check(begun=True)
             data = data[-1:]
         connection.asked = True
-        connection.send(data)
+        try:
+            connection.send(data)
+        except ConnectionError:
+            sock = connection.sock
+            refusal = None if connection.used else _early_refusal(connection)
+            if refusal is None:
+                raise
+            return refusal, sock
         del data  # The request's bytes may be megabytes.
         if connection.used and hasattr(socket, "TCP_QUICKACK"):
             # A server without TCP_NODELAY holds its second packet until the first is acknowledged. The kernel puts
@@ -114,6 +121,19 @@ class Transport(httpx2.BaseTransport):
 
 def _origin(url: httpx2.URL) -> Origin:
     return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+
+
+def _early_refusal(connection: Connection) -> Head | None:
+    """Return the error that a server sent before it closed the connection without reading the whole request.
+
+    Servers do so when a request is too large for them. None when nothing came, or something else. Never waits.
+    """
+    try:
+        head = connection.getresponse()
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    assert isinstance(head, Head)
+    return head if head.status >= 400 else None
 
 
 def _is_nonsense(error: Exception) -> bool:

@@ -757,6 +757,40 @@ def test_refusal_whose_body_does_not_arrive_keeps_its_status(model: Model, steps
     assert error.reported == Reported(400, error.detail, None, None, "upstream_refused")
 
 
+@pytest.mark.parametrize(
+    ("early", "kind"),
+    [
+        (said(413, body={"error": REFUSED}), errors.UpstreamRefused),
+        (said(200, body=WHOLE), errors.UpstreamUnavailable),
+        (b"HTTP/1.1 4", errors.UpstreamUnavailable),
+        (b"", errors.UpstreamUnavailable),
+    ],
+    ids=["refusal", "success", "broken off", "nothing"],
+)
+def test_server_that_refuses_a_large_request_by_its_head_and_closes_has_still_refused_it(
+    serve: Serve, early: bytes, kind: type[errors.UpstreamError]
+) -> None:
+    """It resets the connection while the request is being sent. Nothing but an error may come so early."""
+
+    def answer(connection: socket.socket, _: int) -> None:
+        connection.recv(10)
+        connection.sendall(early)
+        connection.close()  # with unread bytes, which is a reset
+
+    server = serve(answer)
+    server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    upstream = OpenAIUpstream(base_url=server.url.removesuffix("/chat/completions"), api_key=KEY)
+    content = b" " * 20_000_000
+
+    with pytest.raises(errors.UpstreamError) as raised:
+        upstream.ask(request(write=lambda left_out: content, is_streamed=False), Call())
+    upstream.close()
+
+    assert type(raised.value) is kind
+    told = Reported(413, "Bad words.", "invalid_request_error", "messages", "bad")
+    assert raised.value.reported == (told if kind is errors.UpstreamRefused else None)
+
+
 def test_key_and_host_of_the_upstream_are_in_no_answer(model: Model) -> None:
     host = f"127.0.0.1:{model.server.port}"
     text = f"{KEY} at {host}, http://{host}/v1 or 127.0.0.1"
@@ -777,6 +811,26 @@ def test_key_and_host_of_the_upstream_are_in_no_answer(model: Model) -> None:
     assert [failure.reported for failure in failures] == [
         Reported(status, shown, shown, shown, shown) for status in (400, 502, 502)
     ]
+
+
+def test_password_in_the_address_of_the_upstream_and_either_spelling_of_its_host_are_in_no_answer() -> None:
+    upstream = OpenAIUpstream(base_url="http://user:long-password@modèle.test/v1", api_key="")
+    upstream.close()
+
+    reported = upstream._reports.read("long-password, modèle.test, xn--modle-6ra.test", 400)
+
+    assert reported == Reported(400, "[redacted], [redacted], [redacted]")
+
+
+def test_rate_limits_of_a_refusal_are_few_and_harmless(model: Model) -> None:
+    many = [f"x-ratelimit-{number}: 1" for number in range(30)]
+    model.says(said(400, "x-ratelimit-odd: sk-secret; not harmless", *RATE_LIMITS, "Set-Cookie: a=1", *many))
+
+    limits = model.refuses(REQUEST).rate_limits
+
+    assert len(limits) == 20
+    assert limits.items() > LIMITS.items()
+    assert "x-ratelimit-odd" not in limits
 
 
 def test_words_of_the_whole_body_are_read_and_not_what_the_sdk_keeps_of_it(model: Model) -> None:
