@@ -37,8 +37,7 @@
         ├── PromptRefusedAsTooLong    400 context_too_long
         └── UpstreamTimeout           504 upstream_timeout
 
-No text holds a stack trace, a host name, a key, a stream id or the upstream's own words. `Reported` alone holds words
-of the upstream, redacted.
+No text holds a stack trace, a host name, a key, a stream id or the upstream's own words, but for those of `Reported`.
 """
 
 from __future__ import annotations
@@ -46,17 +45,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 __all__ = ["ChatError", "Failure", "Reported"]  # code that raises the others says `errors.MessageEmpty`
 
 
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """What the upstream said of a request that it refused. Clients of OpenAI's are steered by it, and get it redacted.
-
-    `message` has at most 1,000 characters, the others at most 100.
-    """
+class Reported(NamedTuple):
+    """What the upstream said of a request, redacted. `message` has at most 1,000 characters, the others at most 100."""
 
     status: int
     message: str
@@ -67,10 +62,7 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as a value. A log stores it, and a dialect writes it.
-
-    Units: `retry_after_seconds` in whole seconds.
-    """
+    """An error as a value. A log stores it, and a dialect writes it. Units: `retry_after_seconds` in whole seconds."""
 
     error_code: str
     message: str
@@ -106,33 +98,23 @@ class ChatError(Exception):
         super().__init__(detail or self.why)
         self.detail = detail or self.why
         self.retry_after_seconds = retry_after_seconds
-        self.fields = fields
+        self.fields = fields or None
         self.allow = allow
         self.reported: Reported | None = None
 
     @property
     def failure(self) -> Failure:
         """The error as a value."""
-        return Failure(
-            error_code=self.error_code,
-            message=self.message,
-            detail=self.detail,
-            action=self.action,
-            origin=self.origin,
-            retryable=self.retryable,
-            retry_after_seconds=self.retry_after_seconds,
-            fields=self.fields or None,
-            reported=self.reported,
-        )
+        return Failure(**{name: getattr(self, name) for name in Failure.__slots__})
 
 
 class ClientError(ChatError):
+    status = 400
     origin = "client"
 
 
 class InvalidJson(ClientError):
     error_code = "invalid_json"
-    status = 400
     message = "The request is not valid JSON."
     why = "The body could not be read as JSON."
     action = 'Send one JSON object in UTF-8, such as {"message": "Hello"}.'
@@ -140,7 +122,6 @@ class InvalidJson(ClientError):
 
 class InvalidRequest(ClientError):
     error_code = "invalid_request"
-    status = 400
     message = "The request does not have the expected form."
     why = "One or more fields are not valid."
     action = "Correct the fields that `fields` lists. The contract at /openapi.yaml describes every field."
@@ -148,7 +129,6 @@ class InvalidRequest(ClientError):
 
 class MessageEmpty(ClientError):
     error_code = "message_empty"
-    status = 400
     message = "The message is empty."
     why = "The message contains nothing but white space."
     action = "Write a message and send it again."
@@ -156,7 +136,6 @@ class MessageEmpty(ClientError):
 
 class MessageTooLong(ClientError):
     error_code = "message_too_long"
-    status = 400
     message = "The message is too long."
     why = "The message is longer than this server accepts."
     action = "Shorten the message, or send it in parts."
@@ -164,7 +143,6 @@ class MessageTooLong(ClientError):
 
 class ContextTooLong(ClientError):
     error_code = "context_too_long"
-    status = 400
     message = "The conversation is too long."
     why = "The message and the context together have more tokens than this server accepts."
     action = "Leave out the oldest messages of the context, or start a new conversation."
@@ -172,7 +150,6 @@ class ContextTooLong(ClientError):
 
 class ModelNotAllowed(ClientError):
     error_code = "model_not_allowed"
-    status = 400
     message = "This model is not available on this server."
     why = "This server does not offer the requested model."
     action = "Choose a model that GET /models lists, or leave `model` out."
@@ -180,7 +157,6 @@ class ModelNotAllowed(ClientError):
 
 class HostNotAllowed(ClientError):
     error_code = "host_not_allowed"
-    status = 400
     message = "This server does not accept that host name."
     why = "The Host header names a host that is not in ALLOWED_HOSTS."
     action = "Use a host name that the operator allows, or ask the operator to add yours to ALLOWED_HOSTS."
@@ -196,7 +172,6 @@ class OriginNotAllowed(ClientError):
 
 class CursorMalformed(ClientError):
     error_code = "cursor_malformed"
-    status = 400
     message = "The cursor is malformed."
     why = "A cursor is the id of an event: a stream id, a dot and a number."
     action = "Send the id of the last event that you received, unchanged. Send no cursor to start at the beginning."
@@ -204,7 +179,6 @@ class CursorMalformed(ClientError):
 
 class CursorForeign(ClientError):
     error_code = "cursor_foreign"
-    status = 400
     message = "The cursor belongs to another stream."
     why = "The stream id in the cursor differs from the one in the address."
     action = "Request the stream that the cursor came from, or send no cursor."

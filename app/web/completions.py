@@ -84,6 +84,7 @@ def erase(stream_id: str) -> None:
         parts.store.elsewhere.cancel(stream_id)
         parts.store.elsewhere.erase_unread(stream_id)
         return
+    parts.readers.cut(log)  # before the stop, whose end they would get
     stop(log)
     parts.store.erase(log)
     parts.readers.cut(log)

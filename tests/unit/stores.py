@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app import errors
-from app.streams import readership, retention
+from app.streams import readable, readership, retention
 from app.streams.chunk import Chunk
 from app.streams.interface import Binding, End, Origin, Piece, StreamLog, Totals
 from app.streams.memory import log as memory_log
@@ -80,7 +80,7 @@ class Time:
 def clock_of(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Time:
     """Give the stores of one kind a clock that the test sets."""
     clock = Time()
-    for module in (retention, readership, memory_log, shared_log):
+    for module in (retention, readership, readable, memory_log, shared_log):
         monkeypatch.setattr(module, "time", clock)
     if kind != "memory":
         clock.passed.append(database_of(kind, request).let_pass)

@@ -13,9 +13,11 @@ from hypothesis import given
 from app import errors
 from app.streams.chunk import Chunk
 from app.streams.interface import Binding
+from app.streams.shared.chunk_entries import read_chunk, write_chunk
 from app.streams.shared.connection import Command
 from app.streams.shared.log import SharedLog
-from app.streams.shared.records import Damaged, Stream, field_of, read_chunk, read_stream, write_chunk, write_stream
+from app.streams.shared.records import Damaged, Stream, field_of, read_stream, write_stream
+from app.streams.shared.unshown import piece_behind, written
 from tests.harness.valkey import Database
 from tests.harness.valkey_fixtures import EACH_KIND
 from tests.unit.chunks import CHUNKS, CONTENT, REASONING, SAMPLES, enveloped, raw
@@ -51,7 +53,7 @@ def copied(worker: Worker, log: SharedLog) -> SharedLog:
 
 
 def all_of(log: SharedLog) -> list[Chunk]:
-    piece = log._piece(0, log.head)
+    piece = piece_behind(log.records, 0, log.head)
     return [] if piece is None else list(piece.chunks or ())
 
 
@@ -200,7 +202,7 @@ def test_heir_has_every_record_and_goes_on_with_the_envelopes(pair: list[Worker]
         assert copy.settle(PATIENCE_SECONDS)
     assert terminal_of(copy).event == "failed"
     assert all_of(copy) == SAMPLES
-    assert copy._written(SAMPLES, 1) == log._written(SAMPLES, 1)
+    assert written(copy.records, SAMPLES, 1) == written(log.records, SAMPLES, 1)
 
 
 def test_damaged_record_is_410_for_its_readers(database: Database, pair: list[Worker]) -> None:

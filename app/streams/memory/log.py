@@ -10,13 +10,15 @@ from app.streams.chunk import Chunk
 from app.streams.chunk_text import ChunkText, text_for
 from app.streams.finishing import finish_once
 from app.streams.interface import Binding, End, Origin, Piece, Totals
+from app.streams.readable import ReadableLog
 from app.streams.readership import LogReader, Readership
 from app.streams.retention import LOG_OVERHEAD_BYTES, Keeper
+from app.streams.text import Text
 
 __all__ = ["MemoryLog"]
 
 
-class MemoryLog:
+class MemoryLog(ReadableLog):
     """The log of one stream. Only a store builds logs."""
 
     sharing = None
@@ -26,7 +28,6 @@ class MemoryLog:
         "_keeper",
         "_lock",
         "_readership",
-        "_text",
         "binding",
         "cost",
         "end",
@@ -35,8 +36,8 @@ class MemoryLog:
         "is_erased",
         "origin",
         "prompt_bytes",
+        "records",
         "stream_id",
-        "used_at",
     )
 
     def __init__(
@@ -53,7 +54,7 @@ class MemoryLog:
         self.cost = LOG_OVERHEAD_BYTES + prompt_bytes
         self.used_at = time.monotonic()
         self._keeper = keeper
-        self._text = text_for(origin.kind)
+        self.records = text_for(origin.kind)
         self._is_closed = False
         self._lock = plain_lock()
         self._readership = Readership(self._lock)
@@ -63,7 +64,7 @@ class MemoryLog:
     def append(self, *records: str) -> bool:
         added = "".join(records)
         data = added.encode()
-        text = self._text
+        text: Text = self.records
         with self._lock:
             if self._is_closed:
                 return False
@@ -78,7 +79,7 @@ class MemoryLog:
     def append_chunks(self, chunks: Sequence[Chunk]) -> bool:
         added = "".join([chunk.text for chunk in chunks])
         data = added.encode()
-        text = self._text
+        text = self.records
         assert isinstance(text, ChunkText)
         with self._lock:
             if self._is_closed:
@@ -113,11 +114,11 @@ class MemoryLog:
         return self.end is not None or self.is_erased
 
     def totals(self) -> Totals:
-        return self._text.totals()
+        return self.records.totals()
 
     def decide(self, end: End) -> bool:
         self.end = end
-        self._text.pack()
+        self.records.pack()
         self.used_at = time.monotonic()
         self._keeper.ended(self)
         self._readership.nudge()
@@ -128,7 +129,7 @@ class MemoryLog:
         with self._lock:
             self._is_closed = self.is_erased = True
             self.head = 0
-            self._text = text_for(self.origin.kind)
+            self.records = text_for(self.origin.kind)
         self._readership.release()
 
     def book(self, write: Callable[[str], None]) -> None:
@@ -136,38 +137,8 @@ class MemoryLog:
 
     # Its readers
 
-    def reader(self, after: int, *, only_end: bool = False, is_counted: bool = True) -> LogReader:
-        return LogReader(self, after, only_end=only_end, is_counted=is_counted)
-
-    def read(self, after: int, max_bytes: int) -> Piece | None:
-        # `append` raises `head` last, so every record up to `head` is complete.
-        return self._text.piece(after, self.head, max_bytes)
-
-    def read_chunks(self, after: int, max_bytes: int) -> Piece | None:
-        assert isinstance(self._text, ChunkText)
-        return self._text.chunks(after, self.head, max_bytes)
-
-    def text(self) -> str:
-        return self._text.until(self.head)
-
-    def sizes(self, first: int, last: int) -> list[int]:
-        return self._text.sizes(first, last)
-
     def attach(self, reader: LogReader) -> None:
         self._readership.add(reader)
-
-    def detach(self, reader: LogReader) -> None:
-        if self._readership.remove(reader):
-            self.used_at = time.monotonic()
-        self._readership.departed()
-        self._keeper.used(self)
-
-    def departed(self) -> None:
-        self._readership.departed()
-
-    @property
-    def readers(self) -> int:
-        return len(self._readership)
 
     @property
     def unread_since(self) -> float | None:
@@ -176,7 +147,3 @@ class MemoryLog:
     @property
     def resumes(self) -> int:
         return max(0, self._readership.attached - 1)
-
-    @property
-    def size(self) -> int:
-        return self._text.size + LOG_OVERHEAD_BYTES

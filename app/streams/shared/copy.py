@@ -21,6 +21,8 @@ class Found(NamedTuple):
     texts: Sequence[str]
     chunks: Sequence[Chunk]
     text: str
+    is_erased: bool = False
+    """The stream was erased for good."""
 
 
 class Copy:
@@ -41,8 +43,14 @@ class Copy:
     def read(self, entries: list[Any], head: int, text: Text) -> tuple[Found, End | None]:
         """Read entries behind a sequence number, and check an end against the text before it.
 
-        Raises: Damaged, Erased.
+        Raises: Damaged.
         """
+        try:
+            return self._read(entries, head, text)
+        except records.Erased:
+            return Found((), (), "", is_erased=True), None
+
+    def _read(self, entries: list[Any], head: int, text: Text) -> tuple[Found, End | None]:
         chunks: list[Chunk] = []
         if isinstance(text, ChunkText):
             chunks, end = records.read_chunk_entries(entries, head, text.envelopes)

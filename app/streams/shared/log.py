@@ -16,21 +16,17 @@ from app.streams.chunk import Chunk
 from app.streams.chunk_text import ChunkText, text_for
 from app.streams.finishing import finish_once
 from app.streams.interface import End, Piece, Totals
+from app.streams.readable import ReadableLog
 from app.streams.readership import LogReader, Readership
 from app.streams.retention import LOG_OVERHEAD_BYTES, Keeper
 from app.streams.shared import state
-from app.streams.shared.copy import Copy, Found
+from app.streams.shared.copy import Copy
 from app.streams.shared.owned import Desk, Owned
-from app.streams.shared.records import Erased, Stream, write_chunk
+from app.streams.shared.records import Stream
 from app.streams.shared.state import Arrow, State, step
+from app.streams.shared.unshown import Unshown, written
 
 __all__ = ["SharedLog", "SharingKeeper"]
-
-MOST_UNSHOWN = 512
-"""How many chunks are kept until they are shown."""
-
-ALL_BYTES = 1 << 40
-"""More than the JSON of any log."""
 
 
 class SharingKeeper(Keeper["SharedLog"], Protocol):
@@ -43,7 +39,7 @@ class SharingKeeper(Keeper["SharedLog"], Protocol):
         """Hear that another worker has erased the log."""
 
 
-class SharedLog:
+class SharedLog(ReadableLog):
     """The log of one stream. Only a store builds logs."""
 
     __slots__ = (
@@ -68,7 +64,6 @@ class SharedLog:
         "records",
         "state",
         "stream_id",
-        "used_at",
     )
 
     def __init__(self, keeper: SharingKeeper, stream: Stream, *, prompt_bytes: int = 0) -> None:
@@ -91,9 +86,7 @@ class SharedLog:
         self._keeper = keeper
         self.records = text_for(stream.origin.kind)
         self._has_end = threading.Event()
-        self._unshown: list[Chunk] = []
-        """The chunks behind the shown ones, as they were appended. To make them anew of the records takes longer. When
-        there are too many, they are not kept, and this list is too short."""
+        self._unshown = Unshown()
         self._read_elsewhere_at = 0.0
         self.lock = plain_lock()
         self._readership = Readership(self.lock)
@@ -166,10 +159,9 @@ class SharedLog:
                 return False
             first = len(self.records) + 1
             self._add_chunks(chunks)
-            if len(self._unshown) < MOST_UNSHOWN:
-                self._unshown += chunks
+            self._unshown.add(chunks)
             if owned.is_sending:
-                owned.append_entries(self._written(chunks, first))
+                owned.append_entries(written(self.records, chunks, first))
             piece = self._raise_head(len(self.records)) if self.state.shows_ahead else None
         if piece is not None:
             self._readership.tell(piece)
@@ -186,19 +178,6 @@ class SharedLog:
             self._keeper.make_room_for(self, size)
         records.add_chunks(chunks, data)
 
-    def _written(self, chunks: Sequence[Chunk], first: int) -> list[bytes]:
-        """Write records as Valkey keeps them."""
-        records = self.records
-        assert isinstance(records, ChunkText)
-        return [write_chunk(chunk, *records.form_of(chunk, number)) for number, chunk in enumerate(chunks, first)]
-
-    def entries(self, first: int, last: int) -> list[bytes]:
-        """Return the records from `first` to `last` as Valkey keeps them. Called with the lock held."""
-        if self.origin.kind == "text":
-            return self.records.records(first, last)
-        piece = self._piece(first - 1, last)
-        return [] if piece is None else self._written(piece.chunks or (), first)
-
     def _add(self, records: Sequence[str], data: bytes) -> None:
         """Keep records, whose UTF-8 together is `data`, without showing them. Called with the lock held."""
         text = self.records
@@ -213,36 +192,10 @@ class SharedLog:
     def _raise_head(self, head: int) -> Piece | None:
         """Let readers have the records up to `head`, and return those that are new to them. Called with the lock held,
         under which the caller has found that readers may have these records."""
-        piece = self._taken(head) if self._unshown else self._piece(self.head, head)
+        piece = self._unshown.take(self.records, self.head, head)
         if piece is not None:
             self.head = head
         return piece
-
-    def _taken(self, head: int) -> Piece | None:
-        """Return the records behind the shown ones, up to `head`, as they were appended, if all of them were kept."""
-        unshown, count = self._unshown, head - self.head
-        if count <= 0:
-            return None
-        if len(unshown) != len(self.records) - self.head:
-            unshown.clear()
-            return self._piece(self.head, head)
-        chunks = unshown[:count]
-        del unshown[:count]
-        return Piece(head, count, "".join([chunk.text for chunk in chunks]), chunks)
-
-    def _piece(self, after: int, head: int) -> Piece | None:
-        """Return all records behind `after`, up to `head`. None for none."""
-        records = self.records
-        if not isinstance(records, ChunkText):
-            return records.piece(after, head, records.size)
-        pieces: list[Piece] = []
-        while (piece := records.chunks(after, head, records.size + ALL_BYTES)) is not None:
-            pieces.append(piece)
-            after = piece.sequence
-        if len(pieces) < 2:
-            return pieces[0] if pieces else None
-        chunks = [chunk for piece in pieces for chunk in piece.chunks or ()]
-        return Piece(after, len(chunks), "".join([piece.text for piece in pieces]), chunks)
 
     # Its end
 
@@ -371,12 +324,7 @@ class SharedLog:
             copy = self.copy
             if copy is None or self.state is not State.FOLLOWED:
                 return
-            try:
-                found, end = copy.read(entries, self.head, self.records)
-            except Erased:
-                found, end, is_erased = Found((), (), ""), None, True
-            else:
-                is_erased = False
+            found, end = copy.read(entries, self.head, self.records)
             if found.texts:
                 if found.chunks:
                     self._add_chunks(found.chunks)
@@ -385,7 +333,7 @@ class SharedLog:
                 self.head = len(self.records)
             if end is not None:
                 self._go(state.END_READ)
-        if is_erased:
+        if found.is_erased:
             self._keeper.erased(self)
         if found.texts:
             self._readership.tell(Piece(self.head, len(found.texts), found.text, found.chunks or None))
@@ -422,38 +370,12 @@ class SharedLog:
 
     # Its readers
 
-    def reader(self, after: int, *, only_end: bool = False, is_counted: bool = True) -> LogReader:
-        return LogReader(self, after, only_end=only_end, is_counted=is_counted)
-
-    def read(self, after: int, max_bytes: int) -> Piece | None:
-        # `head` is raised last, so every record up to `head` is complete.
-        return self.records.piece(after, self.head, max_bytes)
-
-    def read_chunks(self, after: int, max_bytes: int) -> Piece | None:
-        assert isinstance(self.records, ChunkText)
-        return self.records.chunks(after, self.head, max_bytes)
-
-    def text(self) -> str:
-        return self.records.until(self.head)
-
-    def sizes(self, first: int, last: int) -> list[int]:
-        return self.records.sizes(first, last)
-
     def attach(self, reader: LogReader) -> None:
         self._readership.add(reader)
         if self.is_dropped:
             reader.release()
         elif self.end is None and self.state is not State.CUT_OFF and reader.is_counted:
             self._keeper.attached(self)
-
-    def detach(self, reader: LogReader) -> None:
-        if self._readership.remove(reader):
-            self.used_at = time.monotonic()
-        self._readership.departed()
-        self._keeper.used(self)
-
-    def departed(self) -> None:
-        self._readership.departed()
 
     def release(self) -> None:
         """Send all readers away without an end. They may come back."""
@@ -464,10 +386,6 @@ class SharedLog:
         self._read_elsewhere_at = time.monotonic()
 
     @property
-    def readers(self) -> int:
-        return len(self._readership)
-
-    @property
     def unread_since(self) -> float | None:
         """Readers at other workers count too. Those workers report them now and then."""
         since = self._readership.unread_since
@@ -476,7 +394,3 @@ class SharedLog:
     @property
     def resumes(self) -> int:
         return max(0, self._readership.attached + self.attached_elsewhere - 1)
-
-    @property
-    def size(self) -> int:
-        return self.records.size + LOG_OVERHEAD_BYTES

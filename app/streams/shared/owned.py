@@ -26,6 +26,7 @@ from app.streams.shared.replies import (
     Written,
 )
 from app.streams.shared.state import State
+from app.streams.shared.unshown import entries_of
 from app.streams.text import Text
 
 __all__ = ["Desk", "Owned", "OwnedLog"]
@@ -88,8 +89,6 @@ class OwnedLog(Protocol):
     lock: AbstractContextManager[object]
     noted: int
     attached_elsewhere: int
-
-    def entries(self, first: int, last: int) -> list[bytes]: ...
 
     def show_decided(self, end: End) -> None: ...
 
@@ -202,7 +201,7 @@ class Owned:
                 records, self._unsent = self._unsent, []
             else:
                 last = min(total, first - 1 + MOST_RECORDS)
-                records = log.entries(first, last)
+                records = entries_of(log.records, first, last)
                 self._unsent = [] if last == total else None
             is_all = self._unsent is not None
             if is_lost:

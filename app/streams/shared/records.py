@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import astuple
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from app import errors
-from app.streams.chunk import MOST_ENVELOPES, Chunk, Envelope
+from app.streams.chunk import Chunk, Envelope
 from app.streams.interface import STREAM_ID_PREFIXES, Binding, End, Kind, Origin, Status
+from app.streams.shared.chunk_entries import read_chunk
 from app.tokens.usage import Usage
 
 __all__ = [
@@ -31,14 +31,12 @@ __all__ = [
     "field_of",
     "leads_to_its_end",
     "read_binding",
-    "read_chunk",
     "read_chunk_entries",
     "read_end",
     "read_entries",
     "read_number",
     "read_owner",
     "read_stream",
-    "write_chunk",
     "write_end",
     "write_stream",
 ]
@@ -51,7 +49,6 @@ _OWNER = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _BOUND = re.compile(rb"(cwc?_[A-Za-z0-9_-]{22}) ([\x21-\x7e]{1,128})")
 _PLAIN = re.compile(r"[\x20-\x7e]{1,128}")
 _CLIENT = re.compile(r"[0-9a-f]{64}")
-_LINE = re.compile(r"\{[\x20-\x7e]*\}")
 LONGEST_MODEL_CHARS = 1000
 
 FORMAT = 2
@@ -252,7 +249,7 @@ def write_end(origin: Origin, end: End) -> bytes:
             failure.origin,
             failure.retryable,
             msgspec.UNSET if failure.retry_after_seconds is None else failure.retry_after_seconds,
-            msgspec.UNSET if failure.reported is None else _Reported(*astuple(failure.reported)),
+            msgspec.UNSET if failure.reported is None else _Reported(*failure.reported),
         ),
     )
     return json.dumps(msgspec.to_builtins(_End(end_kind(end), content, end.frees_key))).encode()
@@ -308,61 +305,6 @@ def _failure(error: _Error) -> errors.Failure:
 def field_of(kind: Kind) -> str:
     """Name the field of an entry that holds a record."""
     return "t" if kind == "text" else "c"
-
-
-def write_chunk(chunk: Chunk, form: int | None, begins: bool) -> bytes:
-    """Write a record of a log of chunks: raw behind the text that it adds, or the value behind its envelope's letter.
-
-    `form` is the number of its envelope, None to write the chunk raw. `begins`: the record is the first one with this
-    envelope, which is written too.
-    """
-    if form is None:
-        text = json.dumps(chunk.text) if chunk.text else ""
-        return (text + chunk.data).encode("ascii")
-    value = chunk.value.encode()
-    if begins and chunk.envelope is not None:
-        envelope = (chunk.envelope.prefix, chunk.envelope.suffix, chunk.envelope.is_text)
-        return b"+%b\n%b" % (json.dumps(envelope).encode(), value)
-    return b"%c%b" % (_FIRST_LETTER + form, value)
-
-
-_FIRST_LETTER = ord("a")
-
-
-class _Shape(msgspec.Struct, array_like=True):
-    prefix: str
-    suffix: str
-    is_text: bool
-
-
-def read_chunk(stored: bytes, envelopes: list[Envelope]) -> Chunk:
-    """Read a record of a log of chunks. `envelopes` are those of the records before, and may grow by one.
-
-    Raises: ValueError, LookupError, TypeError for anything that `write_chunk` would not write.
-    """
-    mark = stored[:1]
-    if mark in (b"{", b'"'):
-        written = stored.decode("ascii")
-        text, place = json.JSONDecoder().raw_decode(written) if mark == b'"' else ("", 0)
-        if not _LINE.fullmatch(written, place):
-            raise ValueError
-        text.encode()
-        return Chunk(text, written[place:])
-    if mark == b"+":
-        shape, _, value = stored[1:].partition(b"\n")
-        if len(envelopes) >= MOST_ENVELOPES:
-            raise ValueError
-        envelope = Envelope(*msgspec.structs.astuple(msgspec.json.decode(shape, type=_Shape)))
-        if not _LINE.fullmatch(f"{envelope.prefix}{envelope.suffix}"):
-            raise ValueError
-        envelopes.append(envelope)
-    else:
-        value = stored[1:]
-        if not mark or mark < b"a":
-            raise ValueError
-        envelope = envelopes[mark[0] - _FIRST_LETTER]
-    written = value.decode()
-    return Chunk(written if envelope.is_text else "", written, envelope)
 
 
 def read_entries(entries: list[Any], head: int) -> tuple[list[str], End | None]:

@@ -24,6 +24,7 @@ from app.streams.shared.connection import Answer, Connection, Refusal
 from app.streams.shared.copies import Copies
 from app.streams.shared.damage import Damage
 from app.streams.shared.desk import WritersDesk
+from app.streams.shared.erasure import Erasure
 from app.streams.shared.leases import LEASE_SECONDS, Leases
 from app.streams.shared.log import SharedLog
 from app.streams.shared.mailbox import Mailbox, ignore
@@ -76,7 +77,7 @@ class SharedStore:
             self._commands,
             live=self._retention.live,
             is_read=self._look_at,
-            erased=self._erased_elsewhere,
+            erased=lambda stream_id: self._erasure.heard(stream_id),
         )
         self._tail = Tail(
             Connection(url, name=f"{name}-tail", timeout_seconds=lease_seconds / 2),
@@ -113,7 +114,16 @@ class SharedStore:
             mailbox=self._mailbox,
             missed=self._leases.renew,  # without the sign of life, which is probably lost too, others would adopt it
             followed=self._follow,
-            erased=self._erased_elsewhere,
+            erased=lambda stream_id: self._erasure.heard(stream_id),
+        )
+        self._erasure = Erasure(
+            committer=self._committer,
+            commands=self._commands,
+            copies=self._copies,
+            damage=self._damage,
+            mailbox=self._mailbox,
+            retention=self._retention,
+            abort=lambda stream_id: self._abort(stream_id),
         )
         self._trees = Trees(self._committer, self._commands)
         self._cancel: Callable[[str, str], object] = lambda stream_id, reason: None
@@ -279,58 +289,22 @@ class SharedStore:
         log = self._copies.find(stream_id, credential)
         if log.is_erased:  # meanwhile
             raise errors.StreamUnknown
-        if log.end is not None and log.origin.kind != "text":
-            self._look_for_tombstone(log)
+        if log.end is not None and (log.is_foreign or log.origin.kind != "text"):
+            self._erasure.look_for_tombstone(log)
         if log.head < reach and log.is_followed:
             self._copies.catch_up(log, reach)
             if log.is_dropped:
                 raise errors.Overloaded(retry_after_seconds=2)
         return log
 
-    # Erasing
-
     def erase(self, log: StreamLog) -> None:
-        assert isinstance(log, SharedLog)
-        (answer,) = self._committer.ask(self._commands.erase(log.stream_id, log.binding))
-        if isinstance(answer, Refusal):
-            raise errors.StoreUnavailable(retry_after_seconds=2)
-        if log.copy is not None:
-            self._mailbox.note_erased(log.stream_id, log.copy.owner)
-        self.erased(log)
+        self._erasure.erase(log)
 
     def erase_unread(self, stream_id: str) -> None:
-        with self._damage.is_gone(stream_id):
-            (told,) = self._committer.read(("HGETALL", self._commands.keys(stream_id)[0]))
-            if not told:
-                raise self._copies.unknown()
-            stream = records.read_stream(stream_id, told)
-            self._committer.read(self._commands.erase(stream_id, stream.binding))
-        self._mailbox.note_erased(stream_id, stream.owner)
+        self._erasure.erase_unread(stream_id)
 
     def erased(self, log: SharedLog) -> None:
-        """Forget a log here that is erased on Valkey."""
-        with self._retention.lock:
-            if self._copies.remove(log):
-                self._retention.discount(log)
-            else:
-                self._retention.remove(log)
-        log.erase()
-        self._abort(log.stream_id)
-
-    def _erased_elsewhere(self, stream_id: str) -> None:
-        with self._retention.lock:
-            log = self._retention.live.get(stream_id) or self._retention.finished.get(stream_id)
-        if log is not None:
-            self.erased(log)
-
-    def _look_for_tombstone(self, log: SharedLog) -> None:
-        """Look whether another worker has erased a log that has ended: no news of it comes here any more. A log that
-        goes on is told. Raises: StreamUnknown, StoreUnavailable."""
-        if self._committer.read(("EXISTS", self._commands.tombstone_key(log.stream_id))) != [0]:
-            self.erased(log)
-            raise errors.StreamUnknown
-
-    # Ending by request
+        self._erasure.forget(log)
 
     def cancel(self, stream_id: str) -> tuple[End | None, int]:
         with self._damage.is_gone(stream_id):
