@@ -135,6 +135,11 @@ class _Stream:
     def is_whole(self) -> bool:
         return self.head == self._tokens
 
+    @property
+    def is_awaited(self) -> bool:
+        """Its first record and its end go at once, as those of a log do."""
+        return self.head <= 1 or self.is_whole
+
     def _create(self) -> Command:
         fields = ("owner", self._owner, "fence", 1, "head", 0, "bytes", 0, "correlation_id", 32 * "0", "model", "mock")
         more = ("created", "2026-01-01T00:00:00.000Z", "prompt_tokens", 9)

@@ -27,6 +27,7 @@ LAST_FRAME_BYTES = 512
 
 _TOKEN = re.compile(rb"tk(\d+) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_LAST_CHUNK = b"0\r\n\r\n"
 _FRAME = re.compile(rb"^data: ?", re.MULTILINE)
 _DONE = re.compile(rb"^data: ?\[DONE\]\r?\n", re.MULTILINE)
 _STREAM_ID = re.compile(rb"\r\nx-stream-id: *(\S+)\r\n", re.IGNORECASE)
@@ -169,7 +170,7 @@ class _Reading:
                 if fd in self._leaving and (found := stream_id(answer.pieces)):
                     self._go_elsewhere(fd, answer, found)
                     continue
-            if not received or received.endswith(b"0\r\n\r\n"):
+            if not received or (received.endswith(_LAST_CHUNK) and _is_over(answer.pieces)):
                 answer.ended = not answer.failure
                 self._drop(fd)
 
@@ -384,4 +385,9 @@ def _is_whole(data: bytes) -> bool:
     if not blank:
         return False
     found = _LENGTH.search(head)
-    return len(body) >= int(found[1]) if found else data.endswith(b"0\r\n\r\n")
+    return len(body) >= int(found[1]) if found else _is_over([b"\r\n", body])
+
+
+def _is_over(pieces: Sequence[bytes]) -> bool:
+    """Tell whether the last chunk is there. A head may end with the same bytes, because of a header that ends with 0."""
+    return b"".join(pieces[-2:]).endswith(b"\r\n" + _LAST_CHUNK)

@@ -7,6 +7,7 @@ stream from Valkey alone. Both beside the service that keeps streams in its own 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 from collections import Counter
@@ -185,7 +186,8 @@ class Pair:
         valkey = self.valkey.meter.cpu_us()
         begun, at = self.measures()[name]
         figures = lanes.paced(begun, streams, tokens, at=at)
-        figures["valkey_cpu_us_per_token"] = (self.valkey.meter.cpu_us() - valkey) / max(figures["tokens"], 1)
+        valkey = self.valkey.meter.cpu_us() - valkey
+        figures["valkey_cpu_us_per_token"] = valkey / figures["tokens"] if figures["tokens"] else math.nan
         return figures
 
     def connections(self, readers: int) -> Figures:

@@ -14,17 +14,29 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from load.compare import client, lanes
-from load.compare.bars import BARS, Results, judge
+from load.compare.bars import BARS, KEPT, WHOLE, WHOLE_PER_SECOND, Results, judge
 from load.compare.client import Exchange
 from load.compare.lanes import Target
 from load.compare.report import Report
-from load.compare.subjects import DIRECT, OURS, Meter, NotStarted, Process, Subject
-from load.compare.valkey import CONNECTIONS, LOCAL, REMOTE, VALKEY, WORKERS, Cores, Valkey, most_sustained, sustained
-from load.upstream import token
+from load.compare.subjects import DIRECT, NODE, OPENAI, OURS, Meter, NotStarted, Process, Subject
+from load.compare.valkey import (
+    CONNECTIONS,
+    LOCAL,
+    LOCAL_OPENAI,
+    REMOTE,
+    VALKEY,
+    WORKERS,
+    Cores,
+    Valkey,
+    most_sustained,
+    sustained,
+)
+from load.upstream import ARGUMENTS, REASONING, token
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -163,8 +175,15 @@ def test_meter_counts_children_and_keeps_what_those_that_ended_have_used() -> No
 # The bars
 
 
-def results(valkey: dict[str, dict[str, float]] | None = None, **changed: float) -> Results:
-    """Build the results of a service that meets every bar, as changed; `valkey`: those of Valkey's lanes."""
+def results(
+    valkey: dict[str, dict[str, float]] | None = None,
+    openai: dict[str, float] | None = None,
+    whole: dict[str, float] | None = None,
+    kept: dict[str, float] | None = None,
+    **changed: float,
+) -> Results:
+    """Build the results of a service that meets every bar, as changed; `valkey`, `openai`, `whole` and `kept`: those of
+    these lanes."""
     valkey = valkey or {}
     found = Results()
     for name, cost in ((OURS, 60.0), ("FastAPI", 300.0), ("LiteLLM", 1000.0), ("nginx", 20.0), (DIRECT, 1.0)):
@@ -186,6 +205,18 @@ def results(valkey: dict[str, dict[str, float]] | None = None, **changed: float)
         found.add(
             WORKERS, workers, VALKEY, {"sustained": 300 * workers} | (valkey.get(WORKERS, {}) if workers > 1 else {})
         )
+    chunks = {"cpu_us_per_token": 64.0, "missing": 0, "disordered": 0, "unfinished": 0, "misframed": 0} | (openai or {})
+    for lane, streams in (("paced", 50), ("paced", 100), ("paced", 256), (REASONING, 100), (ARGUMENTS, 100)):
+        found.add(lane, streams, OPENAI, chunks)
+    found.add(VALKEY, 100, LOCAL_OPENAI, chunks | {"cpu_us_per_token": 80.0})
+    for name, cost in ((LOCAL, 75.0), (NODE, 200.0)):
+        found.add(VALKEY, 100, name, {"ttft_p50_ms": cost / 20})
+    found.add(VALKEY, 100, NODE, {"cpu_us_per_token": 200.0})
+    for name in (OURS, OPENAI):
+        found.add(WHOLE, WHOLE_PER_SECOND, name, {"answer_p50_ms": 2.0, "answer_p99_ms": 5.0})
+    found.add(WHOLE, WHOLE_PER_SECOND, OPENAI, {"answer_p50_ms": 2.0, "answer_p99_ms": 5.0} | (whole or {}))
+    for name, size in (("native", 2.5), ("openai", 3.0), ("reasoning", 4.0)):
+        found.add(KEPT, 100, name, {"resident_kb": size} | ({} if kept is None else kept))
     found.add("resume", 10_000, OURS, {"whole_ms": 4.0})
     found.add("held", 512, OURS, {"rss_live_mb": 100.0} | changed)
     return found
@@ -234,6 +265,30 @@ def test_bar_of_valkey_that_is_missed_is_said_to_be(valkey: dict[str, dict[str, 
     (found,) = (each.bar.what for each in judge(results(valkey)) if not each.met)
 
     assert missed in found
+
+
+@pytest.mark.parametrize(
+    ("changed", "missed", "count"),
+    [
+        ({"openai": {"cpu_us_per_token": 70.0}}, "OpenAI's route", 2),
+        ({"openai": {"cpu_us_per_token": 76.0}}, "OpenAI's route", 4),
+        ({"openai": {"cpu_us_per_token": 91.0}}, "OpenAI's route", 5),
+        ({"openai": {"cpu_us_per_token": 170.0}}, "OpenAI's route", 6),
+        ({"openai": {"misframed": 1}}, "chunks missing or merged", 1),
+        ({"openai": {"missing": 1}}, "chunks missing or merged", 1),
+        ({"whole": {"answer_p50_ms": 2.5}}, "50 a second: p50", 1),
+        ({"whole": {"answer_p99_ms": 11.0}}, "50 a second: p99", 1),
+        ({"valkey": {LOCAL: {"cpu_us_per_token": 131.0}}}, "Valkey, 100 streams", 2),
+        ({"kept": {"resident_kb": 3.3}}, "kept: a native answer", 1),
+        ({"kept": {"resident_kb": 3.7}}, "kept: an", 2),
+        ({"kept": {"resident_kb": 6.1}}, "kept: an", 3),
+    ],
+)
+def test_bar_of_openais_route_that_is_missed_is_said_to_be(changed: dict[str, Any], missed: str, count: int) -> None:
+    found = [each.bar.what for each in judge(results(**changed)) if not each.met]
+
+    assert len(found) == count, found
+    assert all(missed in what or "kept: a" in what for what in found), found
 
 
 def test_bars_of_what_was_not_measured_are_neither_met_nor_missed() -> None:
