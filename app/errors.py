@@ -199,7 +199,7 @@ class Cancelled(ClientError):
     status = 409
     message = "The answer was cancelled."
     why = "The answer was stopped before its end."
-    action = "Keep the text that you have received. Ask again if you need the whole answer."
+    action = "Keep the text that you have received. A new request brings the whole answer."
 
 
 class StreamUnknown(ClientError):

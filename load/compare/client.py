@@ -389,5 +389,5 @@ def _is_whole(data: bytes) -> bool:
 
 
 def _is_over(pieces: Sequence[bytes]) -> bool:
-    """Tell whether the last chunk is there. A head may end with the same bytes, because of a header that ends with 0."""
+    """Tell whether the last chunk is there. A head may end with the same bytes, after a header that ends with 0."""
     return b"".join(pieces[-2:]).endswith(b"\r\n" + _LAST_CHUNK)

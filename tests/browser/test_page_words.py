@@ -42,18 +42,25 @@ OUTCOMES = ("Failed.", "Not answered.", "Interrupted.", "Not sent.", "Stopped by
 
 
 def told_by_the_service() -> dict[str, dict[str, Any]]:
-    """Give an example of each error code of the contract, as the contract has it."""
+    """Give an example of each error code that the page can meet, as the contract has it. Errors in OpenAI's shape have
+    a type, and two codes come in that shape alone."""
     contract = read_document()
 
     def found(value: Any) -> Iterator[dict[str, Any]]:
-        if isinstance(value, dict) and isinstance(value.get("error_code"), str) and "action" in value:
+        if (
+            isinstance(value, dict)
+            and isinstance(value.get("error_code"), str)
+            and "action" in value
+            and "type" not in value
+        ):
             yield value
         for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
             yield from found(inner)
 
     assert {"connection_lost", "answer_gone", "refused"} <= set(OWN)
     examples = {one["error_code"]: one for one in found(contract)}
-    assert set(examples) == set(contract["components"]["schemas"]["ErrorCode"]["enum"])
+    codes = set(contract["components"]["schemas"]["ErrorCode"]["enum"])
+    assert set(examples) == codes - {"cancelled", "upstream_refused"}
     return examples
 
 

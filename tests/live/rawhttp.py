@@ -94,6 +94,7 @@ def assert_refused(reply: Reply, status: int, code: str) -> Reply:
     assert_ours(reply)
     assert (reply.status, reply.headers["content-type"]) == (status, "application/json"), reply.body
     told = json.loads(reply.body)
+    told = told.get("error", told)  # OpenAI's routes have ours inside
     assert told["error_code"] == code, told
     assert all(isinstance(told[name], str) and told[name] for name in ("message", "detail", "action"))
     assert len({told["message"], told["detail"], told["action"]}) == 3

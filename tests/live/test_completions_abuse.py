@@ -420,7 +420,6 @@ HOSTILE_CHUNKS = {
     "deep": '{"choices":' + "[" * 50_000 + "]" * 50_000 + "}",
     "deep, unknown": '{"choices":[],"x":' + '{"a":' * 50_000 + "1" + "}" * 50_000 + "}",
     "an error": '{"error":{"message":"Your tokens are too many.","type":"invalid_request_error","code":"context"}}',
-    "a text for choices": '{"choices":"all"}',
     "half an object": '{"choices":[{"index":0',
 }
 

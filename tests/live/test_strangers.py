@@ -159,7 +159,7 @@ def test_reading_from_another_origin_is_answered_but_not_shared(open_to_one: Cha
 # HEAD
 
 
-SAME = ("date", "x-correlation-id")
+SAME = ("date", "x-correlation-id", "x-request-id")
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -352,7 +352,7 @@ def test_stream_is_recorded_under_our_id(model: Model) -> None:
     assert [(part.finish_reason, part.done, part.chars) for part in parts] == [
         (None, False, 2),
         ("stop", False, 0),
-        (None, True, 0),
+        ("stop", True, 0),
     ]
     assert answer.rate_limits == LIMITS
 
@@ -373,7 +373,7 @@ def test_stream_of_two_choices_has_finished_when_both_have(model: Model) -> None
 
     reasons = [part.finish_reason for part in parts_of(model.ask(request(choices=2)))]
 
-    assert reasons == [None, "stop", None]
+    assert reasons == [None, "stop", "stop"]
 
 
 def test_half_a_character_at_the_end_of_a_stream_is_a_record(model: Model) -> None:

@@ -77,7 +77,7 @@ def read_forwarded(body: bytes, settings: Settings) -> ForwardedRequest:
     if fields.wrong:
         raise errors.InvalidRequest(fields=fields.wrong)
     if not settings.allows(model):
-        raise errors.ModelNotAllowed
+        raise errors.ModelNotAllowed(fields={"model": ["Not a model that GET /v1/models lists."]})
     most = next((limits[name] for name in LIMITS if name in limits), None)
     added = []
     if settings.system_prompt:
