@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -39,6 +40,8 @@ class Worker:
     connections: Connections
     clock: Clock
     drain: Drain = field(init=False)
+    joining: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the chunks of a log are joined: each joined answer takes memory that nobody has counted yet."""
     answering: int = 0
     """How many requests are being answered in a view: their answer has not begun."""
 

@@ -147,6 +147,7 @@ class Generation:
         while more:
             more = answer.receive(self.intake.take)
             if self.intake.phase is Phase.OVER:
+                self._check_begun()
                 self.end()  # here and not in `take`, because it may wait
             elif self.intake.phase is Phase.UNWANTED:
                 raise _Stopped
@@ -154,6 +155,12 @@ class Generation:
             raise _Stopped
         if self.intake.finish_reason is None and self.log.end is None:
             raise errors.UpstreamError("The model's server stopped in the middle of its answer.")
+
+    def _check_begun(self) -> None:
+        """Raises: UpstreamError for a client's own answer that is over before it has begun."""
+        intake = self.intake
+        if self.log.origin.kind != "text" and intake.first_token_ms is None and intake.finish_reason is None:
+            raise errors.UpstreamError("The model's server ended its answer without a word.")
 
     # The ends
 

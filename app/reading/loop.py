@@ -18,6 +18,10 @@ from app.streams.interface import ErasedMeanwhile, Piece, Reader, Sharing, Strea
 __all__ = ["frames"]
 
 
+FRAMES_A_TURN = 4
+"""How many frames one reader gets before others run."""
+
+
 def frames(
     log: StreamLog,
     after: int,
@@ -63,6 +67,7 @@ def frames(
         if connection is not None:
             reader.deliver = partial(_deliver, sharing, dialect, reader, connection)
         reader.sending = True
+        frames_since_rest = 0
         try:
             yield dialect.opening(after=after, head=log.head, heartbeat_seconds=readers.heartbeat_seconds)
             reader.sending = False
@@ -95,6 +100,7 @@ def frames(
                         if not dialect.may_end_early:
                             cut()
                         return
+                    frames_since_rest = 0
                     if time.monotonic() - reader.frame_at < readers.heartbeat_seconds:
                         reader.wait()
                         if connection is not None and not connection.is_clear:
@@ -107,6 +113,10 @@ def frames(
                 reader.sending = True
                 yield sent
                 reader.sending = False
+                frames_since_rest += 1
+                if frames_since_rest >= FRAMES_A_TURN:  # a connection that takes everything at once never waits
+                    frames_since_rest = 0
+                    time.sleep(0)
         finally:
             readers.remove(reader)
             leave()

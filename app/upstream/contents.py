@@ -92,6 +92,7 @@ class _Chunk(msgspec.Struct):
     error: msgspec.Raw = ABSENT
     object: str | None = None
     message: msgspec.Raw = ABSENT
+    code: msgspec.Raw = ABSENT
 
 
 class _Odd(msgspec.Struct):
@@ -102,6 +103,7 @@ class _Odd(msgspec.Struct):
     error: msgspec.Raw = ABSENT
     object: msgspec.Raw = ABSENT
     message: msgspec.Raw = ABSENT
+    code: msgspec.Raw = ABSENT
 
 
 class _Part(msgspec.Struct):
@@ -138,6 +140,11 @@ _string = msgspec.json.Decoder(str).decode
 _integer = msgspec.json.Decoder(int).decode
 
 
+def _is_error(chunk: _Chunk | _Odd) -> bool:
+    """Some servers send an error bare, as the data of an event that is named so: a message, and a code beside it."""
+    return chunk.code is not ABSENT and begins_with(chunk.message, b'"')
+
+
 def contents_of_chunk(data: bytes) -> Contents:
     """Read a chunk. Raises: ErrorReported, msgspec.DecodeError for data that is no JSON of an object,
     UnicodeDecodeError, RecursionError."""
@@ -145,7 +152,8 @@ def contents_of_chunk(data: bytes) -> Contents:
         chunk = _chunk(data)
     except msgspec.ValidationError:
         return _odd_contents(data, _delta_of)
-    _check_error(chunk.error, chunk.message, is_error=chunk.object == "error" and chunk.choices is None)
+    is_none = chunk.choices is None
+    _check_error(chunk.error, chunk.message, is_error=is_none and (chunk.object == "error" or _is_error(chunk)))
     if chunk.choices is None:
         return Contents([], chunk.usage)
     choices = [
@@ -164,7 +172,8 @@ def _odd_contents(data: bytes, delta_of: Callable[[_OddChoice], msgspec.Raw]) ->
     """Read what may have values of any type. `delta_of` gives the member of a choice that tells what it says."""
     odd = _odd(data)
     listed = odd.choices if begins_with(odd.choices, b"[") else ABSENT
-    _check_error(odd.error, odd.message, is_error=_read(_string, odd.object) == "error" and listed is ABSENT)
+    is_error = listed is ABSENT and (_read(_string, odd.object) == "error" or _is_error(odd))
+    _check_error(odd.error, odd.message, is_error=is_error)
     choices = []
     for entry in _listed(listed):
         choice = _read(_odd_choice, entry)

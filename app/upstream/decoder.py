@@ -90,6 +90,8 @@ class EventSplitter:
                 events.append(block[6:])
             elif b"data" in block and (data := _data(block)) is not None:
                 events.append(data)
+            elif block.startswith(b"error: {"):  # llama.cpp, once
+                events.append(b'{"error":%b}' % block[7:].partition(b"\n")[0])
         return events
 
 

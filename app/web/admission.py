@@ -14,6 +14,10 @@ from app.web.current import worker
 __all__ = ["admit", "body_of", "check_type", "credential", "cursor_of", "key_header"]
 
 
+OF_OTHERS = ("chatcmpl-", "resp_", "ui_")
+"""No cursor of a log begins like this: the id of a completion, and cursors of other dialects."""
+
+
 def credential() -> str:
     """Return what the client shows to prove who it is, empty where it shows nothing. A log may be bound to it."""
     return request.headers.get("Authorization", "")
@@ -23,6 +27,8 @@ def cursor_of() -> Cursor | None:
     """Read the cursor. The header comes before the query, which is older on a reconnect. An empty cursor counts as
     absent. Raises: CursorMalformed."""
     raw = request.headers.get("Last-Event-ID") or request.args.get("last_event_id") or request.args.get("lastEventId")
+    if raw and raw.startswith(OF_OTHERS):
+        raise errors.CursorMalformed
     return read_cursor(raw) if raw else None
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 from flask import Response, g, request
 
@@ -34,6 +34,9 @@ HOLD_SECONDS = 10.0
 """How long the head of a stream waits for the upstream's first event, so that an error has a status of its own."""
 
 PIECE_BYTES = 16_384
+
+MANY_RECORDS = 300
+"""Joining fewer records takes a moment, and little memory."""
 
 
 def create() -> Response:
@@ -64,7 +67,7 @@ def show(stream_id: str) -> Response:
     if cursor is not None and cursor.stream_id != stream_id:
         raise errors.CursorForeign
     log = worker().store.find(stream_id, reach=0 if cursor is None else cursor.sequence, credential=credential())
-    if request.args.get("stream", "").lower() in ("true", "1") or _prefers_events():
+    if request.args.get("stream") == "true" or _prefers_events():
         return _stream(log, cursor)
     place_after(cursor, log)
     return _whole(log)
@@ -184,15 +187,21 @@ def _whole(log: StreamLog, *, is_admitted: bool = False) -> Response:
     if end is None and reads:
         if not is_admitted:
             keep_place()
+            is_admitted = True
         end = wait_for_end(log, seconds=None if seconds is None else float(seconds))
     if end is None:
         response = as_json(running(log.stream_id, log.origin, unix_seconds(log.origin.created)), 202)
         if seconds is not None:
             response.headers["Preference-Applied"] = f"wait={seconds}"
-    elif failure_of(end) is not None:
-        response = _refused(log, end, is_streamed=False)
     else:
-        response = _written(log, _completion(log, end))
+        if end.records > MANY_RECORDS and reads and not is_admitted:
+            keep_place()
+        if end.records > MANY_RECORDS and not reads:
+            response = _unread(end)
+        elif failure_of(end) is not None:
+            response = _refused(log, end, is_streamed=False)
+        else:
+            response = _written(log, _completion(log, end))
     response.headers["Location"] = _location(log, is_streamed=False)
     response.headers["X-Stream-Id"] = log.stream_id
     log.end_read = log.end_read or (reads and end is not None)
@@ -201,10 +210,22 @@ def _whole(log: StreamLog, *, is_admitted: bool = False) -> Response:
 
 def _completion(log: StreamLog, end: End) -> bytes:
     """Write the completion of a log that has ended. Raises: StreamUnknown when the log was erased meanwhile."""
+    created = unix_seconds(log.origin.created)
+    alone = worker().joining if end.records > MANY_RECORDS else nullcontext()
     try:
-        return completion(log.stream_id, log.origin, end, _pieces(log, end.records), unix_seconds(log.origin.created))
+        with alone:
+            return completion(log.stream_id, log.origin, end, _pieces(log, end.records), created)
     except ErasedMeanwhile:
         raise errors.StreamUnknown from None
+
+
+def _unread(end: End) -> Response:
+    """Answer to HEAD without joining what nobody reads."""
+    failure = failure_of(end)
+    response = Response(iter(()), 200 if failure is None else COMPLETIONS.status(failure), mimetype="application/json")
+    response.headers.update({} if failure is None else COMPLETIONS.headers(failure))
+    add_retry_after(response, failure)
+    return response
 
 
 def _refused(log: StreamLog, end: End, *, is_streamed: bool) -> Response:

@@ -441,3 +441,11 @@ def test_decoder_given_too_many_values_where_all_must_be_built_says_that_the_str
     assert text_of(few) == "\ufffd"
     with pytest.raises(BrokenStream):
         decode(many)
+
+
+def test_line_of_an_error_is_an_event_as_llama_cpp_sent_it() -> None:
+    assert split(b'error: {"code":500,"message":"x"}\n\ndata: [DONE]\n\n') == [
+        b'{"error":{"code":500,"message":"x"}}',
+        b"[DONE]",
+    ]
+    assert split(b"error: nothing\n\nerror\n\n") == []

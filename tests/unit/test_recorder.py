@@ -1066,3 +1066,15 @@ def test_whole_answer_that_grows_too_large_is_refused(monkeypatch: pytest.Monkey
 
     with pytest.raises(BrokenStream, match="too large"):
         whole_answer(body, ID)
+
+
+@pytest.mark.parametrize("bare", [{"message": "boom", "code": 500}, {"message": "boom", "code": None, "choices": None}])
+def test_bare_error_is_none_of_the_chunks(bare: dict[str, Any]) -> None:
+    """As some servers send it, in an event that is named `error`."""
+    with pytest.raises(ErrorReported) as reported:
+        decode([json.dumps(bare).encode()])
+    assert reported.value.error == "boom"
+
+
+def test_chunk_with_a_message_and_choices_is_no_error() -> None:
+    assert chunks_of(decode([json.dumps({"message": "x", "code": 1, "choices": []}).encode()]))
