@@ -23,6 +23,11 @@ PIECE_BYTES = 16_384
 """A body that has brought less than this has not brought a piece."""
 
 
+LARGE_BYTES = 1_048_576
+LARGE_PIECE_BYTES = 262_144
+"""A body that holds more than LARGE_BYTES has to bring so much: otherwise a few slow ones would keep all others out."""
+
+
 class Arriving:
     """A body that is being received. Units: bytes, monotonic seconds."""
 
@@ -39,9 +44,10 @@ class Arriving:
 
     def arrives(self, size: int) -> None:
         """Note that so many bytes more were received."""
-        before = self.arrived // PIECE_BYTES
+        piece = PIECE_BYTES if self.arrived <= LARGE_BYTES else LARGE_PIECE_BYTES
+        before = self.arrived // piece
         self.arrived += size
-        if self.arrived // PIECE_BYTES > before:
+        if self.arrived // piece > before:
             self.piece_at = time.monotonic()
 
 

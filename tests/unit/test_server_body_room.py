@@ -10,7 +10,7 @@ import pytest
 
 from app import errors
 from app.server import body_room
-from app.server.body_room import PIECE_BYTES, SMALL_BYTES, STALLED_SECONDS, Arriving, Room
+from app.server.body_room import LARGE_PIECE_BYTES, PIECE_BYTES, SMALL_BYTES, STALLED_SECONDS, Arriving, Room
 
 BUDGET_BYTES = 800_000
 LARGE_BYTES = 100_000
@@ -121,3 +121,18 @@ def test_body_makes_no_room_for_itself(bodies: Bodies) -> None:
 
     with pytest.raises(errors.Overloaded):
         bodies.room.hold(body, BUDGET_BYTES + 1)
+
+
+@pytest.mark.parametrize(
+    ("arrived", "brought", "makes_room"),
+    [(100_000, PIECE_BYTES, False), (2_000_000, PIECE_BYTES, True), (2_000_000, LARGE_PIECE_BYTES, False)],
+)
+def test_large_body_that_brings_little_makes_room_as_if_it_had_stalled(
+    bodies: Bodies, arrived: int, brought: int, makes_room: bool
+) -> None:
+    """A few bodies that trickle would otherwise keep all others out until their time is over."""
+    body = bodies.arriving(BUDGET_BYTES)
+    body.arrives(arrived)
+    bodies.now += STALLED_SECONDS
+    body.arrives(brought)
+    assert bodies.has_room_for(LARGE_BYTES) is makes_room
