@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-CORE = {"ALPHA": "[A-Za-z]", "DIGIT": "[0-9]", "json": r"\{[\x20-\x7e]*\}"}
+CORE = {"ALPHA": "[A-Za-z]", "DIGIT": "[0-9]", "json": r"\{[\x20-\x7f]*\}"}
 """RFC 5234's own, and what the page describes in words: one JSON object, on one line in ASCII."""
 
 _RULE = re.compile(r"^([a-zA-Z-]+) +=(.*(?:\n +.*)*)", re.MULTILINE)

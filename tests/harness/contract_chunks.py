@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from tests.harness.contract import Contract
 from tests.harness.contract_stream import Broken
 
-CHUNK = re.compile(rb"data: (\{[\x20-\x7e]*\})\nid: ([A-Za-z0-9_-]+)\.([1-9][0-9]*)")
-NOT_NUMBERED = re.compile(rb"data: (\{[\x20-\x7e]*\})")
+CHUNK = re.compile(rb"data: (\{[\x20-\x7f]*\})\nid: ([A-Za-z0-9_-]+)\.([1-9][0-9]*)")
+NOT_NUMBERED = re.compile(rb"data: (\{[\x20-\x7f]*\})")
 END = re.compile(
     rb"data: \[DONE\]\nid: ([A-Za-z0-9_-]+)\.([1-9][0-9]*)\n"
     rb": records=(0|[1-9][0-9]*) sha256=([0-9a-f]{64})"

@@ -14,7 +14,7 @@ from load.events import Event
 from tests.harness.contract import Validator
 
 FRAME = re.compile(
-    rb"(?P<retry>retry: 1000\n)?event: (?P<event>[a-z]+)\ndata: (?P<data>[\x20-\x7e]*)\n"
+    rb"(?P<retry>retry: 1000\n)?event: (?P<event>[a-z]+)\ndata: (?P<data>[\x20-\x7f]*)\n"
     rb"(?:id: (?P<cursor>[A-Za-z0-9_-]+\.(?:0|[1-9][0-9]*))\n)?"
 )
 TOTALS = (

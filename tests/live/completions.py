@@ -92,7 +92,7 @@ class Frame(NamedTuple):
         return json.loads(self.data)
 
 
-FRAME = re.compile(rb"data: ([\x20-\x7e]+)\n(?:id: (\S+)\n)?(?:: (records=[^\n]+)\n)?\n")
+FRAME = re.compile(rb"data: ([\x20-\x7f]+)\n(?:id: (\S+)\n)?(?:: (records=[^\n]+)\n)?\n")
 
 
 def frames_of(body: bytes) -> list[Frame]:

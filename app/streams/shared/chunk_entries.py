@@ -11,7 +11,7 @@ from app.streams.chunk import MOST_ENVELOPES, Chunk, Envelope
 
 __all__ = ["read_chunk", "write_chunk"]
 
-_LINE = re.compile(r"\{[\x20-\x7e]*\}")
+_LINE = re.compile(r"\{[\x20-\x7f]*\}")
 
 
 def write_chunk(chunk: Chunk, form: int | None, begins: bool) -> bytes:
