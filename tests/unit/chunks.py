@@ -40,7 +40,7 @@ SAMPLES = [
     enveloped(REASONING, "why é \U0001f600"),
     enveloped(CONTENT, '"\\\n\u2028'),
     enveloped(REASONING, ""),
-    raw("\x7f", content="\x7f"),
+    Chunk("\x7f", '{"id": "c", "content": "\x7f"}'),
     raw(finish="stop"),
 ]
 """One record of every kind."""
