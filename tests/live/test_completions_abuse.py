@@ -304,9 +304,9 @@ def test_authorization_of_eight_kilobytes_is_a_client_like_another(
 @pytest.mark.parametrize(
     ("written", "code"),
     [
-        ("resp_{}.1", "cursor_foreign"),
-        ("ui_{}.1", "cursor_foreign"),
-        ("chatcmpl-{}.1", "cursor_foreign"),
+        ("resp_{}.1", "cursor_malformed"),
+        ("ui_{}.1", "cursor_malformed"),
+        ("chatcmpl-{}.1", "cursor_malformed"),
         ("cwc_AAAAAAAAAAAAAAAAAAAAAA.1", "cursor_foreign"),
         ("{}.-1", "cursor_malformed"),
         ("{}.01", "cursor_malformed"),
