@@ -17,7 +17,7 @@ from app.platform import clock
 from app.settings import Settings
 from app.streams.chunk import Chunk
 from app.upstream.interface import Forwarded, Part
-from app.web import completions
+from app.web import completion_answers
 from app.web.current import worker_of
 from tests.unit.chunks import CONTENT, enveloped, raw
 from tests.unit.fakes import FakeUpstream, Gate
@@ -137,7 +137,7 @@ def test_cursor_of_another_dialect_is_malformed(make: Callable[..., FlaskClient]
         assert (response.status_code, response.json["error"]["code"]) == (400, "cursor_malformed")
 
 
-LONG = [content("a"), *[enveloped(CONTENT, "b")] * completions.MANY_RECORDS]
+LONG = [content("a"), *[enveloped(CONTENT, "b")] * completion_answers.MANY_RECORDS]
 
 
 def test_long_answers_are_joined_one_at_a_time_and_never_for_head(
@@ -146,23 +146,23 @@ def test_long_answers_are_joined_one_at_a_time_and_never_for_head(
     """A joined answer takes memory that nobody has counted yet."""
     client = make(said(*LONG))
     path = f"{PATH}/{client.post(PATH, json=ASKED).headers['X-Stream-Id']}"
-    join, joining, most = completions.completion, 0, 0
+    join, joining, most = completion_answers.completion, 0, 0
     entered = threading.Event()
 
     def noting(*arguments: Any) -> bytes:
         nonlocal joining, most
         joining += 1
         most = max(most, joining)
-        entered.wait(0.02)
+        entered.wait(0.02)  # so that the others come in between, if they may
         joined = join(*arguments)
         joining -= 1
         return joined
 
-    monkeypatch.setattr(completions, "completion", noting)
+    monkeypatch.setattr(completion_answers, "completion", noting)
     head = client.head(path)
     assert (head.status_code, head.data, most) == (200, b"", 0)
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(client.get, path) for _ in range(8)]
         texts = {json.loads(answer.result(20).data)["choices"][0]["message"]["content"] for answer in answers}
-    assert texts == {"a" + "b" * completions.MANY_RECORDS}
+    assert texts == {"a" + "b" * completion_answers.MANY_RECORDS}
     assert most == 1
