@@ -13,12 +13,22 @@ from locust.env import Environment
 
 from load.options import add_user_options
 from load.scenarios import prepare
+from load.users.openai import OpenAIUser, ResumingOpenAIUser, WholeOpenAIUser
 from load.users.reading import ChatUser, ResumingUser
 from load.users.slow import SlowUser
 from load.users.storm import StormUser
 from load.users.waiting import WaitUser
 
-__all__ = ["ChatUser", "ResumingUser", "SlowUser", "StormUser", "WaitUser"]
+__all__ = [
+    "ChatUser",
+    "OpenAIUser",
+    "ResumingOpenAIUser",
+    "ResumingUser",
+    "SlowUser",
+    "StormUser",
+    "WaitUser",
+    "WholeOpenAIUser",
+]
 
 OF_A_HUNDRED = 100
 

@@ -12,6 +12,7 @@ from locust.env import Environment
 
 from load.measurements import Measurements
 from load.users.asking import Asking
+from load.users.openai import OpenAIUser, ResumingOpenAIUser, WholeOpenAIUser
 from load.users.reading import ChatUser, ResumingUser
 from load.users.slow import SlowUser
 from load.users.storm import Storm, StormUser
@@ -46,10 +47,22 @@ def _slow(readers: int, options: argparse.Namespace) -> Counts:
     return {ChatUser: readers - slow, SlowUser: slow}
 
 
+def _openai(readers: int, _: argparse.Namespace) -> Counts:
+    resuming = -(-readers // 10) if readers > 1 else 0
+    return {OpenAIUser: readers - resuming, ResumingOpenAIUser: resuming, WholeOpenAIUser: -(-readers // 10)}
+
+
+def _both(readers: int, options: argparse.Namespace) -> Counts:
+    half = max(readers // 2, 1)
+    return {**_steady(readers - half, options), **_openai(half, options)}
+
+
 SCENARIOS: dict[str, Scenario] = {
     "steady": Scenario(
         "nine in ten read along, one in ten loses the connection; one more for every ten waits", _steady
     ),
+    "openai": Scenario("as steady, over OpenAI's chat completions", _openai),
+    "both": Scenario("half of the users of steady, and half of those of openai", _both),
     "storm": Scenario("all readers are cut at one moment, again and again, and come back within a second", _storm),
     "mixed": Scenario("as many wait for the whole answer as read along (--wait-share)", _mixed),
     "slow": Scenario("a tenth of the readers take less than their models write (--slow-share)", _slow),

@@ -17,6 +17,7 @@ from locust import User
 from locust.env import Environment
 
 from load.answer import Answer, Broken, Incomplete, Text
+from load.completion import Completion
 from load.measurements import Measurements
 
 SILENCE_SECONDS = 30.0  # three heartbeats of the service
@@ -113,19 +114,25 @@ class Streaming(Asking):
 
     abstract = True
     is_open = False
+    path = "/chat/streaming"
+    answer_type: type[Answer] | type[Completion] = Answer
+
+    def resume_path(self, stream_id: str | None) -> str:
+        """Name where a stream goes on."""
+        return f"/chat/streaming/{stream_id}"
 
     @contextmanager
-    def answered(self) -> Iterator[tuple[bytes, Answer]]:
+    def answered(self) -> Iterator[tuple[bytes, Answer | Completion]]:
         """Draw a request and book its answer, which is among the open streams from its first head to its end."""
         with self.booked():
             wanted, body = self.request()
             self.is_open = False
             try:
-                yield body, Answer(wanted=wanted, stamped=self.options.stamped)
+                yield body, self.answer_type(wanted=wanted, stamped=self.options.stamped)
             finally:
                 self.measurements.streams -= self.is_open
 
-    def pieces(self, answer: Answer, response: HTTPResponse) -> Iterator[tuple[bytes, float]]:
+    def pieces(self, answer: Answer | Completion, response: HTTPResponse) -> Iterator[tuple[bytes, float]]:
         """Give what comes over one connection and when; count the tokens that it brought. Raises: Incomplete."""
         if "X-Stream-Id" not in response.headers:
             raise Incomplete("the answer has no X-Stream-Id")
@@ -165,6 +172,7 @@ class Streaming(Asking):
 
 def _error_code(body: bytes) -> str:
     try:
-        return str(json.loads(body)["error_code"])
+        told = json.loads(body)
+        return str(told.get("error", told)["error_code"])
     except (ValueError, KeyError, TypeError):
         return "without an error code"

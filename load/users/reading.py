@@ -8,6 +8,7 @@ from http.client import HTTPResponse
 from locust import task
 
 from load.answer import Answer
+from load.completion import Completion
 from load.users.asking import JSON, Streaming
 
 MOST_DROPS = 3
@@ -24,7 +25,7 @@ class ChatUser(Streaming):
         """Ask, and read along."""
         with self.answered() as (body, answer):
             begun_at = time.monotonic()
-            with self.asked("POST", "/chat/streaming", body, JSON) as response:
+            with self.asked("POST", self.path, body, JSON) as response:
                 for data, received_at in self.pieces(answer, response):
                     is_first = answer.tokens == 0
                     answer.feed(data, received_at)
@@ -47,17 +48,17 @@ class ResumingUser(Streaming):
         """Ask, and read over several connections."""
         with self.answered() as (body, answer):
             drops = sorted(self.random.choices(range(self.options.tokens), k=self.random.randint(1, MOST_DROPS)))
-            with self.asked("POST", "/chat/streaming", body, JSON) as response:
+            with self.asked("POST", self.path, body, JSON) as response:
                 self.read_to_drop(answer, response, drops)
             while not answer.is_complete:
                 time.sleep(self.random.uniform(0, LONGEST_ABSENCE_SECONDS))
                 headers = {"Last-Event-ID": answer.last_event_id} if answer.last_event_id else {}
                 came_back_at = time.monotonic()
-                with self.asked("GET", f"/chat/streaming/{answer.stream_id}", headers=headers) as response:
+                with self.asked("GET", self.resume_path(answer.stream_id), headers=headers) as response:
                     self.read_to_drop(answer, response, drops, came_back_at)
 
     def read_to_drop(
-        self, answer: Answer, response: HTTPResponse, drops: list[int], came_back_at: float | None = None
+        self, answer: Answer | Completion, response: HTTPResponse, drops: list[int], came_back_at: float | None = None
     ) -> None:
         """Read one connection, to the end of the stream or to the next drop; of a resume note how soon it answers."""
         for data, received_at in self.pieces(answer, response):

@@ -34,6 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, liar: Liar) -> Iterator[dict[
     with ThreadPoolExecutor(2) as pool:
         yield {
             "real": pool.submit(run, directory / "real", *FEW, "4"),
+            "openai": pool.submit(run, directory / "openai", *FEW, "3", "--scenario", "openai"),
             "lying": pool.submit(run, directory / "lying", "--host", liar.base_url, *FEW, "3"),
         }
 
@@ -55,6 +56,15 @@ def test_real_service_under_a_small_load_passes_with_right_counts(runs: dict[str
     assert 3 <= result["figures"]["streams_at_once"]["value"] <= 5  # each is for a moment between two answers
     for measured in ("service_cpu_us_per_token", "service_rss_after_mib", "service_descriptors_after"):
         assert result["figures"][measured]["value"] > 0
+
+
+def test_real_service_under_a_small_load_of_openais_clients_passes(runs: dict[str, Future[Run]]) -> None:
+    ended = runs["openai"].result()
+    assert ended.exit_code == 0, ended.output
+    assert set(ended.result["answers"]) == {"chunks", "chunks (resumed)", "whole (wait)"}
+    for counts in ended.result["answers"].values():
+        assert 0 < counts["begun"] == counts["complete"]
+    assert ended.result["incomplete"] == []
 
 
 def test_report_holds_the_thresholds_and_locusts_own_figures(runs: dict[str, Future[Run]]) -> None:
