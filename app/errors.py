@@ -117,7 +117,7 @@ class InvalidJson(ClientError):
     error_code = "invalid_json"
     message = "The request is not valid JSON."
     why = "The body could not be read as JSON."
-    action = 'Send one JSON object in UTF-8, such as {"message": "Hello"}.'
+    action = "Send one JSON object in UTF-8."
 
 
 class InvalidRequest(ClientError):
@@ -152,7 +152,7 @@ class ModelNotAllowed(ClientError):
     error_code = "model_not_allowed"
     message = "This model is not available on this server."
     why = "This server does not offer the requested model."
-    action = "Choose a model that GET /models lists, or leave `model` out."
+    action = "Choose a model that GET /models lists."
 
 
 class HostNotAllowed(ClientError):

@@ -89,7 +89,8 @@ def test_example_error_of_openai_is_one_of_ours_and_says_all_of_it_in_its_messag
     assert set(error) <= {"message", "type", "param", "code", *OWN}
     assert own in ours
     if not is_reported:
-        assert error["message"] in [f"{one.message} {one.detail} {one.action}" for one in failures]
+        faults = "".join(f" {field}: {told[0]}" for field, told in error.get("fields", {}).items() if field[0] != "_")
+        assert error["message"] in [f"{one.message} {one.detail} {one.action}{faults}" for one in failures]
         assert error["code"] == error["error_code"]
 
 

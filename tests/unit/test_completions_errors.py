@@ -135,3 +135,10 @@ def test_end_that_a_stop_of_the_service_cancelled_is_the_failure_that_it_is_nati
 
     assert failure_of(end) == native_failure_of(end)
     assert should_retry(cancelled_failure(end))
+
+
+def test_message_names_the_wrong_fields_because_sdks_show_nothing_else() -> None:
+    failure = errors.InvalidRequest(fields={"n": ["Must be a number."], "_schema": ["Odd."]}).failure
+    message = error_body(failure, "c-1")["error"]["message"]
+    assert message.endswith(" n: Must be a number.")
+    assert "Odd" not in message

@@ -28,7 +28,7 @@ def error_body(failure: Failure, correlation_id: str) -> dict[str, Any]:
     error: dict[str, Any]
     if reported is None:
         error = {
-            "message": f"{failure.message} {failure.detail} {failure.action}",
+            "message": " ".join([failure.message, failure.detail, failure.action, *_faults_of(failure)]),
             "type": _type_of(failure),
             "param": _param_of(failure),
             "code": failure.error_code,
@@ -83,6 +83,11 @@ def _type_of(failure: Failure) -> str:
     if status == 429 or failure.error_code == errors.Overloaded.error_code:
         return "rate_limit_error"
     return "invalid_request_error" if status < 500 else "server_error"
+
+
+def _faults_of(failure: Failure) -> list[str]:
+    """Name the wrong fields, because SDKs show the message alone."""
+    return [f"{name}: {faults[0]}" for name, faults in (failure.fields or {}).items() if not name.startswith("_")]
 
 
 def _param_of(failure: Failure) -> str | None:
