@@ -14,7 +14,7 @@ BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "at_most": ("≤", operator.le),
     "at_least": ("≥", operator.ge),
 }
-NAMES = ("steady", "storm", "mixed", "slow")
+NAMES = ("steady", "openai", "both", "storm", "mixed", "slow")
 """The scenarios that a row can be for; load/scenarios.py says what they are."""
 
 TABLE = Path(__file__).with_name("thresholds.toml")

@@ -158,6 +158,19 @@ print(json.dumps(said))
 """
 USERS = [
     ([], {"ChatUser": 94, "ResumingUser": 11, "WaitUser": 11}, 10),
+    (["--scenario", "openai"], {"OpenAIUser": 94, "ResumingOpenAIUser": 11, "WholeOpenAIUser": 11}, 10),
+    (
+        ["--scenario", "both"],
+        {
+            "ChatUser": 47,
+            "ResumingUser": 6,
+            "WaitUser": 6,
+            "OpenAIUser": 46,
+            "ResumingOpenAIUser": 6,
+            "WholeOpenAIUser": 6,
+        },
+        10,
+    ),
     (["--scenario", "storm"], {"StormUser": 105}, 10),
     (["--scenario", "storm", "--seconds", "8"], {"StormUser": 105}, 4),  # two storms at least
     (["--scenario", "mixed"], {"ChatUser": 105, "WaitUser": 105}, 10),
