@@ -141,9 +141,10 @@ def test_many_large_bodies_at_once_are_refused_and_not_held(roomy: ChatWait, own
         assert grown() < 200
     refusals = [reply for reply in replies if reply.status != 200]
     assert len(refusals) > 6
-    for reply in refusals:
-        refused(reply, 503, "overloaded")
-        assert int(reply.headers["retry-after"]) >= 1
+    for reply in refusals:  # one that comes slowly, because no processor was free for its sender, makes room
+        status, code = (408, "request_timeout") if reply.status == 408 else (503, "overloaded")
+        refused(reply, status, code)
+        assert status == 408 or int(reply.headers["retry-after"]) >= 1
         assert "x-should-retry" not in reply.headers
     poll(lambda: post(roomy.base_url + ASK, data=body, headers=JSON, timeout=60).status == 200, seconds=20, what="room")
 

@@ -264,7 +264,9 @@ def test_body_of_33_mebibytes_is_passed_on_while_it_comes(
                 poll(lambda: service.connections_open > 0, seconds=10, what="it to reach the service")
                 wire.send(half)
                 assert wire.read_reply("POST").status == 200
-            assert len(service.requests[-1].body) == 33 * MEBIBYTE
+            assert (
+                len([one for one in service.requests if one.method == "POST"][-1].body) == 33 * MEBIBYTE
+            )  # no check of health
     assert "temporary file" not in proxy.output
 
 
