@@ -63,7 +63,7 @@ def running(store: str, upstream: ScriptedUpstream, valkey: Valkey, **told: Any)
 
 @pytest.fixture(scope="module", params=STORES)
 def pair(request: pytest.FixtureRequest, shared_upstream: ScriptedUpstream, valkey: Valkey) -> Iterator[Pair]:
-    with running(request.param, shared_upstream, valkey, TIMEOUT_SECONDS=5) as pair:
+    with running(request.param, shared_upstream, valkey, TIMEOUT_SECONDS=30) as pair:
         yield pair
 
 
