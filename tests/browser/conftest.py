@@ -176,21 +176,28 @@ def service(services: RunService, service_settings: dict[str, Any]) -> ChatWait:
 
 
 @pytest.fixture
-def proxy(service: ChatWait) -> Iterator[ChaosProxy]:
-    """Stand between the page and the service; plans and counts concern the streams, not the page's files."""
-    with ChaosProxy("127.0.0.1", service.port, marker=b"/chat/streaming") as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def run_service(shared_upstream: ScriptedUpstream) -> Iterator[RunService]:
-    """Give `run_service(**settings)`: a service of the test's own, which ends after the pages were closed."""
+def behind_pages() -> Iterator[contextlib.ExitStack]:
+    """Hold what must run until the pages are closed: what a page still loads at a test's end is no fault."""
     with contextlib.ExitStack() as stack:
-        yield lambda **more: stack.enter_context(ChatWait(**settings(shared_upstream, **more)))
+        yield stack
 
 
 @pytest.fixture
-def open_chat(request: pytest.FixtureRequest, chromium_path: str, run_service: RunService) -> Iterator[OpenChat]:
+def proxy(service: ChatWait, behind_pages: contextlib.ExitStack) -> ChaosProxy:
+    """Stand between the page and the service; plans and counts concern the streams, not the page's files."""
+    return behind_pages.enter_context(ChaosProxy("127.0.0.1", service.port, marker=b"/chat/streaming"))
+
+
+@pytest.fixture
+def run_service(shared_upstream: ScriptedUpstream, behind_pages: contextlib.ExitStack) -> RunService:
+    """Give `run_service(**settings)`: a service of the test's own, which ends after the pages were closed."""
+    return lambda **more: behind_pages.enter_context(ChatWait(**settings(shared_upstream, **more)))
+
+
+@pytest.fixture
+def open_chat(
+    request: pytest.FixtureRequest, chromium_path: str, behind_pages: contextlib.ExitStack
+) -> Iterator[OpenChat]:
     """Give `open_chat(base_url, context=None, **options)`: a ChatPage, not opened yet, of a new browser context.
 
     Its pages have the worker that shows them without the server only with `worker=True`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,9 @@ class Kept:
 
 
 @pytest.fixture
-def door(service: ChatWait) -> Any:
+def door(service: ChatWait, behind_pages: ExitStack) -> ChaosProxy:
     """Stand before the service, so that something else may answer at its address."""
-    with ChaosProxy("127.0.0.1", service.port) as proxy:
-        yield proxy
+    return behind_pages.enter_context(ChaosProxy("127.0.0.1", service.port))
 
 
 @pytest.fixture
