@@ -401,6 +401,11 @@ class ChatWait:
         """Count the internet sockets of the workers, listeners too; after a crowd it takes the tenth of a second."""
         return sum(len(psutil.Process(pid).net_connections(kind="inet")) for pid in self.worker_pids())
 
+    def clients(self) -> int:
+        """Count the connections of clients that the workers hold a descriptor of."""
+        held = (one for pid in self.worker_pids() for one in psutil.Process(pid).net_connections(kind="inet"))
+        return sum(one.laddr.port == self.port and one.status != psutil.CONN_LISTEN for one in held)
+
     def inside(self) -> dict[str, int]:
         """Count what lives in the worker, greenlets for one; only with `probe=True`. It stops the worker for 0.2 s."""
         counts: dict[str, int] = get(f"{self.base_url}{probing.PATH}", timeout=60.0).json

@@ -96,7 +96,7 @@ def test_client_that_takes_nothing_more_is_dropped_and_its_descriptor_comes_back
     with ChatWait(**settings(shared_upstream)) as chatwait, ExitStack() as stack:
         stream_id = post(f"{chatwait.base_url}/chat/wait", body, headers=key, timeout=60).json["stream_id"]
         name = log_name(stream_id)
-        before = _descriptors_at_rest(chatwait)
+        poll(lambda: chatwait.clients() == 0, seconds=10, what="the first connection to be closed")
         began = time.monotonic()
         if how == "stops reading":
             connection = stack.enter_context(open_stream(url_of(chatwait, stream_id), rcvbuf=4096))
@@ -106,7 +106,7 @@ def test_client_that_takes_nothing_more_is_dropped_and_its_descriptor_comes_back
             proxy.blackhole_all()
         assert connection.status == 200
         chatwait.wait_for_log("reader_attached", stream=name, mode="streaming")
-        assert chatwait.resources()["fds"] == before + 1
+        assert chatwait.clients() == 1
         others = 0
         while not chatwait.log_of("reader_left", stream=name, mode="streaming"):
             assert time.monotonic() - began < 90, "still there"
@@ -119,22 +119,9 @@ def test_client_that_takes_nothing_more_is_dropped_and_its_descriptor_comes_back
         left = chatwait.wait_for_log("reader_left", stream=name, mode="streaming")
         assert left["sequence"] < len(BIG)
         assert others > 10, "dropped before it was stalled for long"
-        poll(lambda: chatwait.resources()["fds"] <= before, seconds=10, what="the descriptor to come back")
+        poll(lambda: chatwait.clients() == 0, seconds=10, what="the descriptor to come back")
         again = read_answer(url_of(chatwait, stream_id), timeout=60)
         assert again.tokens == len(BIG)
-
-
-def _descriptors_at_rest(chatwait: ChatWait) -> int:
-    """Count them when the connection of the last request is closed on the service's side too."""
-    counts = [-1]
-
-    def same() -> bool:
-        time.sleep(0.5)  # two looks so far apart
-        counts.append(chatwait.resources()["fds"])
-        return counts[-1] == counts[-2]
-
-    poll(same, seconds=10, what="descriptors at rest")
-    return counts[-1]
 
 
 # A hundred of them

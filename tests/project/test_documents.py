@@ -127,7 +127,9 @@ def test_statuses_that_a_document_tells_with_an_error_are_the_codes(document: Pa
     def below(kind: type[errors.ChatError]) -> set[type[errors.ChatError]]:
         return {kind}.union(*(below(one) for one in kind.__subclasses__()))
 
-    statuses = {kind.error_code: str(kind.status) for kind in below(errors.ChatError)}
+    pairs = {(kind.error_code, str(kind.status)) for kind in below(errors.ChatError) if "error_code" in vars(kind)}
+    statuses = dict(pairs)
+    assert len(statuses) == len(pairs), "a code has two statuses"
     for status, code in re.findall(r"\b([45]\d\d) `([a-z_]+)`", prose(document)):
         assert statuses.get(code) == status, code
 

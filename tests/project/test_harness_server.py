@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.harness import server
 from tests.harness.leaks import PEOPLE
 from tests.harness.reader import get
 from tests.harness.server import ChatWait, StartFailed, failed_start
+from tests.live.steps import poll
 
 CONFIG = """
 import os
@@ -86,6 +88,14 @@ def test_service_runs_with_a_clean_environment_and_tells_its_resources(
     assert set(resources) == {"fds", "threads", "rss_bytes"}
     assert min(*resources.values(), sockets) > 0
     assert not any(is_alive(pid) for pid in pids)
+
+
+def test_service_counts_the_connections_of_its_clients(root: Path) -> None:
+    with ChatWait(root=root) as service:
+        poll(lambda: service.clients() == 0, seconds=10, what="the probe's connection to be gone")
+        with socket.create_connection(("127.0.0.1", service.port)):
+            poll(lambda: service.clients() == 1, seconds=10, what="the connection to be there")
+        poll(lambda: service.clients() == 0, seconds=10, what="the connection to be gone")
 
 
 def test_service_log_can_be_searched_and_awaited(root: Path) -> None:

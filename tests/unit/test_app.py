@@ -695,6 +695,25 @@ def test_preflight_of_a_listed_origin_answers_204_with_what_is_allowed(asked_oft
     assert "OPTIONS" in words(response.headers["Allow"])
 
 
+def test_preflight_of_openais_client_in_a_browser_allows_its_headers_and_no_others(asked_often: FlaskClient) -> None:
+    openais = ["authorization", "OpenAI-Organization", "x-stainless-retry-count", "X-Stainless-Runtime-Version"]
+    others = ["cookie", "x-stainless-", f"x-stainless-{'a' * 61}", "openai_beta", "x-forwarded-for"]
+    headers = {"Origin": LISTED, "Access-Control-Request-Headers": ",".join([*others, *openais])}
+
+    allowed = words(
+        asked_often.options("/v1/chat/completions", headers=headers).headers["Access-Control-Allow-Headers"]
+    )
+    assert allowed & {*openais, *others} == set(openais)
+
+
+def test_page_with_openais_client_may_read_what_that_client_reads(asked_often: FlaskClient) -> None:
+    response = asked_often.post("/v1/chat/completions", json={}, headers={"Origin": LISTED})
+
+    assert response.status_code == 400
+    shown = words(response.headers["Access-Control-Expose-Headers"])
+    assert {name.lower() for name in shown - EXPOSED} == {"x-request-id", "x-should-retry"}
+
+
 def test_preflight_of_a_stranger_answers_204_and_allows_nothing(asked_often: FlaskClient) -> None:
     response = asked_often.options("/chat", headers={"Origin": "https://evil.example"})
 
