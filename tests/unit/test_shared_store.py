@@ -208,7 +208,7 @@ def test_readers_go_on_while_valkey_is_away_and_the_log_is_completed_afterwards(
         log.append("d")
         log.finish(end_with())
         assert log.settle(PATIENCE_SECONDS)
-        assert seen == [False, True, False]
+        wait_until(lambda: seen == [False, True, False], "its reader is told, once each")
 
 
 def test_end_that_comes_while_valkey_is_away_is_shown_and_stored_afterwards(own_valkey: Valkey) -> None:
