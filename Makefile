@@ -23,6 +23,7 @@ LOCAL := .venv/local-$(KEY)
 COMPARE := .venv/compare
 REFERENCES := $(COMPARE)/references/references
 LITELLM := $(COMPARE)/litellm/litellm
+NODE_REFERENCE := $(COMPARE)/node/installed
 
 # The clients and the suites that `make test-clients` runs, each in an environment of its own.
 CLIENTS := .venv/clients
@@ -74,8 +75,9 @@ coverage: $(DEV) $(LOCAL) ## Run all tests, and list the lines and branches of a
 bench: $(DEV) ## Measure under load: 100 streams for a minute, compared with load/thresholds.toml (BENCH="--users 200")
 	@$(BIN)/python -m load $(BENCH)
 
-compare: $(BASE) $(REFERENCES) ## Measure the service beside FastAPI, Flask, LiteLLM and nginx in 17 minutes (QUICK=1: 4 minutes; Linux)
+compare: $(BASE) $(REFERENCES) ## Measure the service beside FastAPI, Flask, LiteLLM, Node and nginx in 20 minutes (QUICK=1: 5; Linux)
 	@$(MAKE) --silent --no-print-directory $(LITELLM) || echo "LiteLLM could not be installed. The comparison leaves it out." >&2
+	@$(MAKE) --silent --no-print-directory $(NODE_REFERENCE) || echo "Node could not be installed. The comparison leaves it out." >&2
 	@$(COMPARE)/references/bin/python -m load.compare $(if $(QUICK),--quick)
 
 golden: $(DEV) ## Write contracts/examples, and the texts that quote them, again from a running service
@@ -125,12 +127,14 @@ $(PYTHON_CLIENTS): $(CLIENTS)/%/installed: tests/clients/requirements-%.txt $(VE
 	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check --no-input install -r $<
 	@touch $@
 
-$(NODE_CLIENTS): tests/clients/package.json tests/clients/package-lock.json $(VENV)
+$(NODE_REFERENCE): $(addprefix load/references/node/,package.json package-lock.json service.mjs)
+$(NODE_CLIENTS): tests/clients/package.json tests/clients/package-lock.json
+$(NODE_REFERENCE) $(NODE_CLIENTS): $(VENV)
 	@echo "Installing the packages of npm into $(@D) (once) ..."
 	@command -v npm >/dev/null || { echo "npm is missing. On Debian and Ubuntu: apt-get install nodejs npm" >&2; exit 1; }
 	@rm -rf $(@D)
 	@mkdir -p $(@D)
-	@cp $(filter %.json,$^) $(@D)
+	@cp $(filter %.json %.mjs,$^) $(@D)
 	@cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
