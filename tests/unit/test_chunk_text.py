@@ -141,6 +141,7 @@ def test_one_huge_chunk_stays_as_it_is_and_others_stand_around_it() -> None:
         text = text_of(chunks)
         if is_packed:
             text.pack()
+        assert text.size > chunk_text.LARGEST_PACKED_BYTES, "packed, it would take a thousandth"
         assert read_all(text, 0, len(chunks), 1 << 30) == chunks
         assert read_all(text, 0, len(chunks), 0) == chunks
 
