@@ -16,7 +16,7 @@ from app.upstream.interface import Part
 from app.upstream.rate_limits import rate_limits_of
 from app.upstream.recorder import whole_answer
 
-__all__ = ["StreamedAnswer", "WholeAnswer"]
+__all__ = ["Arriving", "StreamedAnswer", "WholeAnswer"]
 
 
 Mapped = Callable[[object], errors.UpstreamError]
@@ -24,6 +24,12 @@ Mapped = Callable[[object], errors.UpstreamError]
 
 MOST_BODY_BYTES = 16 * 1_048_576
 """How large an answer may be that is not streamed."""
+
+MOST_ARRIVING_BYTES = 4 * MOST_BODY_BYTES
+"""How much all answers that are not streamed hold while they arrive, beside what is free."""
+
+FREE_BODY_BYTES = 65_536
+"""So much of each answer is not counted there. So a few large answers keep no small one away."""
 
 
 class Decoder(Protocol):
@@ -69,13 +75,31 @@ class StreamedAnswer:
         self._response.close()
 
 
+class Arriving:
+    """What the answers of one worker that are not streamed hold together while they arrive."""
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+
+    def hold(self, count: int) -> None:
+        """Raises: Overloaded."""
+        if self.held_bytes + count > MOST_ARRIVING_BYTES:
+            raise errors.Overloaded("The server has no memory left for so large an answer.", retry_after_seconds=5)
+        self.held_bytes += count
+
+    def release(self, count: int) -> None:
+        self.held_bytes -= count
+
+
 class WholeAnswer:
     """The JSON of one response that is not streamed. It is an `Answer` of one part, and of signs of life before it."""
 
-    def __init__(self, response: httpx2.Response, completion_id: str, mapped: Mapped) -> None:
+    def __init__(self, response: httpx2.Response, completion_id: str, mapped: Mapped, arriving: Arriving) -> None:
         self._response = response
         self._completion_id = completion_id
         self._mapped = mapped
+        self._arriving = arriving
+        self._counted = 0
         self._body = bytearray()  # The buffer grows in place: many pieces cost no copies.
         self.rate_limits = rate_limits_of(response.headers)
 
@@ -86,6 +110,10 @@ class WholeAnswer:
             nonlocal is_wanted
             if len(self._body) + len(received) > MOST_BODY_BYTES:
                 raise BrokenStream("it is larger than 16 MiB")
+            more = len(self._body) + len(received) - FREE_BODY_BYTES - self._counted
+            if more > 0:
+                self._arriving.hold(more)
+                self._counted += more
             self._body += received
             is_wanted = take([])
             return is_wanted
@@ -102,6 +130,8 @@ class WholeAnswer:
         return None
 
     def close(self) -> None:
+        self._arriving.release(self._counted)
+        self._counted = 0
         self._response.close()
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from app import errors
 from app.upstream import failures, models, sdk
-from app.upstream.answer import StreamedAnswer, WholeAnswer
+from app.upstream.answer import Arriving, StreamedAnswer, WholeAnswer
 from app.upstream.body import ERROR_BODY_BYTES
 from app.upstream.call import Call, current_call
 from app.upstream.decoder import ChunkDecoder
@@ -58,6 +58,7 @@ class OpenAIUpstream:
         self._to_openai = base_url in ("", OPENAI_URL)
         self._parameters: OrderedDict[str, Parameters] = OrderedDict()  # by model, the last used one at the end
         self._lock = threading.Lock()
+        self._arriving = Arriving()
         self._transport = transport or Transport(secure=not base_url.startswith("http:"))
         self._sdk = sdk.OpenAI(
             base_url=base_url or OPENAI_URL,
@@ -110,7 +111,7 @@ class OpenAIUpstream:
             return StreamedAnswer(response, ChunkDecoder())
         mapped = partial(failures.from_report_for_client, reader=self._reports)
         if not is_streamed:
-            return WholeAnswer(response, question.completion_id, mapped)
+            return WholeAnswer(response, question.completion_id, mapped, self._arriving)
         recorder = Recorder(question.completion_id, choices=question.choices, keeps_usage=question.keeps_usage)
         return StreamedAnswer(response, recorder, mapped)
 

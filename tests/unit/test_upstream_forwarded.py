@@ -574,6 +574,29 @@ def test_answer_of_exactly_the_bound_is_taken(
         assert "larger" in failure_of(answer).detail
 
 
+def test_large_answers_that_arrive_together_are_bounded_and_keep_no_small_one_away(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = json.dumps({**COMPLETION, "pad": "x" * 250_000}).encode()
+    monkeypatch.setattr(answers, "MOST_ARRIVING_BYTES", len(large) - answers.FREE_BODY_BYTES)
+    goes_on = [said(200, body=large, length=300_000), model.script.watch]
+
+    model.says(goes_on)
+    first: Any = model.ask(UNSTREAMED)
+    assert first.receive(lambda _: len(first._body) < len(large)), "it is here, but for its end"
+    model.says(goes_on)
+    second = model.ask(UNSTREAMED)
+    with pytest.raises(errors.Overloaded):
+        second.receive(lambda _: True)
+    model.says(said(200, body=WHOLE))
+    assert len(parts_of(model.ask(UNSTREAMED))) == 1, "a small one"
+
+    for answer in (first, first, second):
+        answer.close()
+    model.says(said(200, body=large))
+    assert len(parts_of(model.ask(UNSTREAMED))) == 1, "there is room again"
+
+
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
