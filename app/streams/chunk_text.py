@@ -59,11 +59,15 @@ class _Block:
     def is_full(self) -> bool:
         return len(self.data) >= BLOCK_BYTES or len(self.forms) >= BLOCK_RECORDS
 
+    def hold(self, held: bytes) -> None:
+        """Keep what the next record holds."""
+        self.places.append(len(self.forms))
+        self.data += held
+        self.ends.append(len(self.data))
+
     def add(self, form: int, held: bytes | None) -> None:
         if held is not None:
-            self.places.append(len(self.forms))
-            self.data += held
-            self.ends.append(len(self.data))
+            self.hold(held)
         self.forms.append(form)
 
     def held(self, index: int) -> str:
@@ -149,13 +153,18 @@ class ChunkText(Text):
     def add_chunks(self, chunks: Sequence[Chunk], data: bytes) -> None:
         """Add records. `data` is the UTF-8 of their texts together."""
         block, last = self._open, self._last
-        if len(chunks) == 1 and last is not None and chunks[0].envelope is last[0] and last[0].is_text:
+        if len(chunks) == 1 and last is not None and chunks[0].envelope is last[0]:
             assert block is not None  # as most chunks come, one at a time, in the same envelope
             self._data += data
             self._ends.append(len(self._data))
+            if last[0].is_text:
+                self._other_bytes += 1
+            else:
+                held = chunks[0].value.encode()
+                block.hold(held)
+                self._other_bytes += 1 + PLACE_BYTES + len(held)
             block.forms.append(last[1])
-            self._other_bytes += 1
-            if len(block.forms) >= BLOCK_RECORDS:
+            if block.is_full:
                 self._seal(block)
             return
         number = len(self._ends)
