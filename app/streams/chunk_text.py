@@ -160,9 +160,9 @@ class ChunkText(Text):
             if last[0].is_text:
                 self._other_bytes += 1
             else:
-                held = chunks[0].value.encode()
-                block.hold(held)
-                self._other_bytes += 1 + PLACE_BYTES + len(held)
+                value = chunks[0].value.encode()
+                block.hold(value)
+                self._other_bytes += 1 + PLACE_BYTES + len(value)
             block.forms.append(last[1])
             if block.is_full:
                 self._seal(block)

@@ -161,7 +161,7 @@ def test_copy_has_every_record_of_any_kind(pair: list[Worker]) -> None:
         late.append_chunks([chunk])
     for source, target in ((log, copy), (late, followed)):
         assert source.finish(end_with())
-        assert target.settle(PATIENCE_SECONDS)
+        assert source.settle(PATIENCE_SECONDS) and target.settle(PATIENCE_SECONDS)
         assert all_of(target) == SAMPLES == all_of(source)
         assert terminal_of(target).content == terminal_of(source).content
 
