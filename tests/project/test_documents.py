@@ -165,13 +165,13 @@ def test_sentence_about_speed_says_what_was_measured() -> None:
     measured = dict(
         re.findall(r"^\| CPU per token, 50 streams: of (\w+)'s \| ([\d.]+) × ", read("docs/speed.md"), re.MULTILINE)
     )
-    assert "At 50 streams, one worker uses a quarter of the CPU per token" in flowing("README.md")
-    assert "an eighth of LiteLLM's, and three times that of nginx" in flowing("README.md")
+    assert "At 50 streams, one worker uses a fifth of the CPU per token" in flowing("README.md")
+    assert "a fourteenth of LiteLLM's, and 1.8 times that of nginx" in flowing("README.md")
 
     assert {name: float(value) for name, value in measured.items()} == {
-        "FastAPI": pytest.approx(1 / 4, rel=0.1),
-        "LiteLLM": pytest.approx(1 / 8, rel=0.1),
-        "nginx": pytest.approx(3, rel=0.1),
+        "FastAPI": pytest.approx(1 / 5, rel=0.1),
+        "LiteLLM": pytest.approx(1 / 14, rel=0.1),
+        "nginx": pytest.approx(1.8, rel=0.1),
     }
 
 
